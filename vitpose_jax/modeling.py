@@ -1,0 +1,464 @@
+"""The network, from normalised crops to heatmaps; read it top to bottom.
+
+    crops (n, 256, 192, 3)
+      PatchEmbed      tokens (n, 192, dim), one for each patch of 16 x 16 pixels, positions added
+      Block x depth   tokens += Attention(LayerNorm(tokens)); tokens += Mlp(LayerNorm(tokens))
+      LayerNorm
+      decoder         heatmaps (n, 64, 48, K), one channel for each keypoint
+
+ViTPose++ differs in one place: the last `part_features` channels that a block's MLP puts out come from an
+expert of the crop's data set (`MoeMlp`); and it has one decoder for each data set.
+
+Arrays are channels last. The blocks are one `Block` whose parameters carry a leading axis of length depth,
+scanned over: that compiles, dispatches and runs fastest (benchmarks/README.md has the figures).
+`dtype` computes and `param_dtype` stores. Softmax, and the statistics and parameters of norms, are float32
+whatever the two say.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, Int
+
+from vitpose_jax import parameters
+from vitpose_jax.config import PATCH_PADDING, VitPoseConfig
+
+DatasetIndex: TypeAlias = int | Int[Array, ""] | Int[Array, " n"] | Int[np.ndarray, " n"]
+
+ACTIVATIONS = {
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+DECONV_FEATURES = 256
+HEAD_INIT = nnx.initializers.normal(0.001)
+
+
+class PatchEmbed(nnx.Module):
+    """Cuts crops into patches, projects each to a token and adds its position.
+
+    The convolution pads two pixels on every side, so every patch is seen two pixels up and to the left of its
+    place. Row 0 of `pos_embed` belonged to a class token; it is added to every patch.
+    """
+
+    def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(config.initializer_range)
+        self.proj = nnx.Conv(
+            config.num_channels,
+            config.hidden_size,
+            config.patch_size,
+            strides=config.patch_size,
+            padding=[(PATCH_PADDING, PATCH_PADDING)] * 2,
+            kernel_init=init,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.pos_embed = nnx.Param(init(rngs.params(), (1 + config.num_patches, config.hidden_size), param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, crops: Float[Array, "n height width channels"]) -> Float[Array, "n tokens dim"]:
+        tokens = jax.lax.collapse(self.proj(crops), 1, 3)
+        pos_embed = self.pos_embed[...].astype(self.dtype)
+        return tokens + pos_embed[1:] + pos_embed[:1]
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention with queries, keys and values in one projection."""
+
+    def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        dim = config.hidden_size
+        kwargs = {
+            "kernel_init": nnx.initializers.truncated_normal(config.initializer_range),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=config.qkv_bias, **kwargs)
+        self.proj = nnx.Linear(dim, dim, **kwargs)
+        self.num_heads = config.num_heads
+
+    def __call__(
+        self, tokens: Float[Array, "n tokens dim"]
+    ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"]]:
+        n, length, dim = tokens.shape
+        head_dim = dim // self.num_heads
+        qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, head_dim)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * head_dim**-0.5).astype(tokens.dtype)
+        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, dim)
+        return self.proj(mixed), weights
+
+
+class Mlp(nnx.Module):
+    """Two layers with the activation between them."""
+
+    def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        kwargs = {
+            "kernel_init": nnx.initializers.truncated_normal(config.initializer_range),
+            "dtype": dtype,
+            "param_dtype": param_dtype,
+            "rngs": rngs,
+        }
+        # With experts, the last part_features channels of the output are theirs.
+        self.fc1 = nnx.Linear(config.hidden_size, config.mlp_features, **kwargs)
+        self.fc2 = nnx.Linear(config.mlp_features, config.hidden_size - config.part_features, **kwargs)
+        self.act = ACTIVATIONS[config.hidden_act]
+
+    def __call__(
+        self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex
+    ) -> Float[Array, "n tokens dim"]:
+        return self.fc2(self.act(self.fc1(tokens)))
+
+
+class MoeMlp(Mlp):
+    """An `Mlp` whose last `part_features` output channels come from the expert of the crop's data set.
+
+    The experts are second layers that read the hidden layer all data sets share. Each crop is multiplied with
+    its own expert alone.
+    """
+
+    def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(config, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        init = nnx.initializers.truncated_normal(config.initializer_range)
+        shape = (config.num_experts, config.mlp_features, config.part_features)
+        self.experts_kernel = nnx.Param(init(rngs.params(), shape, param_dtype))
+        self.experts_bias = nnx.Param(jnp.zeros((config.num_experts, config.part_features), param_dtype))
+        self.dtype = dtype
+
+    def __call__(
+        self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex
+    ) -> Float[Array, "n tokens dim"]:
+        hidden = self.act(self.fc1(tokens))
+        kernel = self.experts_kernel[...][dataset_index].astype(self.dtype)
+        bias = self.experts_bias[...][dataset_index].astype(self.dtype)
+        part = hidden @ kernel + (bias if bias.ndim == 1 else bias[:, None])
+        return jnp.concatenate([self.fc2(hidden), part], axis=-1)
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block."""
+
+    def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        self.norm1 = _layer_norm(config, dtype=dtype, rngs=rngs)
+        self.attention = Attention(config, **kwargs)
+        self.norm2 = _layer_norm(config, dtype=dtype, rngs=rngs)
+        self.mlp = (MoeMlp if config.experts else Mlp)(config, **kwargs)
+
+    def __call__(
+        self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex = 0
+    ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"]]:
+        attended, weights = self.attention(self.norm1(tokens))
+        tokens = tokens + attended
+        return tokens + self.mlp(self.norm2(tokens), dataset_index), weights
+
+
+def _layer_norm(config: VitPoseConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    # The fast variance, E[x^2] - E[x]^2, loses three digits where the mean is large.
+    return nnx.LayerNorm(
+        config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
+    )
+
+
+class BackboneOutput(NamedTuple):
+    """What a `Backbone` computes; the parts not asked for are None.
+
+    Attributes:
+        tokens: (n, tokens, dim), what the decoder reads: the last of `out_indices`, normalised.
+        hidden_states: (1 + depth, n, tokens, dim), the embedding and every block's output, not normalised.
+        attentions: (depth, n, heads, tokens, tokens), every block's attention weights.
+        feature_maps: for each block asked for, its output, normalised, as (n, rows, columns, dim).
+    """
+
+    tokens: Float[Array, "n tokens dim"]
+    hidden_states: Float[Array, "states n tokens dim"] | None = None
+    attentions: Float[Array, "depth n heads tokens tokens"] | None = None
+    feature_maps: tuple[Float[Array, "n rows columns dim"], ...] | None = None
+
+
+class Backbone(nnx.Module):
+    """A plain vision transformer with, for ViTPose++, an expert for each data set in every block."""
+
+    def __init__(
+        self,
+        config: VitPoseConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype}
+        self.patch_embed = PatchEmbed(config, **kwargs, rngs=rngs)
+        self.blocks = nnx.vmap(lambda rngs: Block(config, **kwargs, rngs=rngs))(rngs.split(config.num_layers))
+        self.norm = _layer_norm(config, dtype=dtype, rngs=rngs)
+        self.config = config
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+
+    def __call__(
+        self,
+        crops: Float[Array, "n height width channels"],
+        dataset_index: DatasetIndex = 0,
+        *,
+        output_hidden_states: bool = False,
+        output_attentions: bool = False,
+        feature_blocks: Sequence[int] | None = None,
+    ) -> BackboneOutput:
+        """Run the transformer.
+
+        Args:
+            crops: normalised, of the size the configuration names.
+            dataset_index: the expert, one number for all crops or an array with one for each; a plain
+                backbone ignores it. Numbers outside the range of the experts are clamped.
+            output_hidden_states: also return the embedding and every block's output.
+            output_attentions: also return every block's attention weights.
+            feature_blocks: also return the normalised outputs of these blocks: 1 to depth, or 0 for the
+                embedding. () asks for the configuration's `out_indices`.
+
+        Raises:
+            ValueError: where the crops are not of the configured size, or a block number is out of range.
+        """
+        config = self.config
+        expected = (*config.image_size, config.num_channels)
+        if crops.shape[1:] != expected:
+            raise ValueError(f"crops: expected (n, {', '.join(map(str, expected))}), got {crops.shape}")
+        wanted = (
+            config.out_indices if feature_blocks is not None and not feature_blocks else tuple(feature_blocks or ())
+        )
+        if not all(0 <= index <= config.num_layers for index in wanted):
+            raise ValueError(f"feature_blocks: expected numbers from 0 to {config.num_layers}, got {wanted}")
+
+        def step(tokens, block):
+            tokens, weights = block(tokens, dataset_index)
+            return tokens, (tokens if keep_states else None, weights if output_attentions else None)
+
+        # The decoder reads the last of out_indices: later blocks run only where their output is asked for.
+        last = config.out_indices[-1]
+        keep_states = output_hidden_states or any(index != last for index in wanted)
+        depth = config.num_layers if keep_states or output_attentions else last
+        blocks = self.blocks if depth == config.num_layers else jax.tree.map(lambda leaf: leaf[:depth], self.blocks)
+        embedded = self.patch_embed(crops.astype(self.dtype))
+        tokens, (states, attentions) = jax.lax.scan(step, embedded, blocks)
+        if keep_states:
+            states = jnp.concatenate([embedded[None], states])
+            tokens = states[last]
+
+        def feature_map(index: int):
+            tokens = self.norm(states[index]) if keep_states else output
+            return tokens.reshape(len(crops), *config.grid_size, config.hidden_size)
+
+        output = self.norm(tokens)
+        return BackboneOutput(
+            tokens=output,
+            hidden_states=states if output_hidden_states else None,
+            attentions=attentions,
+            feature_maps=tuple(map(feature_map, wanted)) if feature_blocks is not None else None,
+        )
+
+
+class Deconv(nnx.Module):
+    """A transposed convolution, 4x4, stride 2, padding 1, without bias: it doubles height and width.
+
+    Of the 4x4 kernel, an output pixel meets the four taps of its own parity. So this is a 2x2 convolution
+    into the four parities at once, whose results are then interleaved: no product with an inserted zero.
+    `kernel` is stored mirrored, as a convolution over the dilated input would use it.
+    """
+
+    def __init__(self, features_in: int, features: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(HEAD_INIT(rngs.params(), (4, 4, features_in, features), param_dtype))
+        self.dtype = dtype
+
+    def __call__(self, x: Float[Array, "n height width features_in"]) -> Float[Array, "n 2*height 2*width features"]:
+        n, height, width, features_in = x.shape
+        # Rows 0 and 2 of the kernel make even output rows from input rows i - 1 and i, rows 1 and 3 odd ones
+        # from i and i + 1; columns likewise.
+        kernel = self.kernel[...].astype(self.dtype).reshape(2, 2, 2, 2, features_in, -1)
+        kernel = kernel.transpose(0, 2, 4, 1, 3, 5)  # (tap row, tap column, in, row parity, column parity, out)
+        windows = jax.lax.conv_general_dilated(
+            x,
+            kernel.reshape(2, 2, features_in, -1),
+            window_strides=(1, 1),
+            padding=((1, 1), (1, 1)),
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        ).reshape(n, height + 1, width + 1, 2, 2, -1)
+        rows = jnp.stack([windows[:, :-1, :, 0], windows[:, 1:, :, 1]], axis=2)
+        pixels = jnp.stack([rows[:, :, :, :-1, 0], rows[:, :, :, 1:, 1]], axis=4)
+        return pixels.reshape(n, 2 * height, 2 * width, -1)
+
+
+class ClassicDecoder(nnx.Module):
+    """Twice: transposed convolution, BatchNorm, ReLU; then a 1x1 convolution to K channels."""
+
+    def __init__(
+        self, config: VitPoseConfig, num_keypoints: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        norm = {
+            "use_running_average": True,
+            "momentum": 0.9,
+            "epsilon": 1e-5,
+            "use_fast_variance": False,
+            "dtype": dtype,
+            "rngs": rngs,
+        }
+        self.deconv1 = Deconv(config.hidden_size, DECONV_FEATURES, **kwargs)
+        self.norm1 = nnx.BatchNorm(DECONV_FEATURES, **norm)
+        self.deconv2 = Deconv(DECONV_FEATURES, DECONV_FEATURES, **kwargs)
+        self.norm2 = nnx.BatchNorm(DECONV_FEATURES, **norm)
+        self.conv = nnx.Conv(DECONV_FEATURES, num_keypoints, (1, 1), kernel_init=HEAD_INIT, **kwargs)
+
+    def __call__(self, features: Float[Array, "n rows columns dim"]) -> Float[Array, "n height width K"]:
+        x = jax.nn.relu(self.norm1(self.deconv1(features)))
+        x = jax.nn.relu(self.norm2(self.deconv2(x)))
+        return self.conv(x)
+
+
+class SimpleDecoder(nnx.Module):
+    """ReLU, bilinear enlargement by `scale_factor`, then a 3x3 convolution to K channels."""
+
+    def __init__(
+        self, config: VitPoseConfig, num_keypoints: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
+    ):
+        self.conv = nnx.Conv(
+            config.hidden_size,
+            num_keypoints,
+            (3, 3),
+            kernel_init=HEAD_INIT,
+            dtype=dtype,
+            param_dtype=param_dtype,
+            rngs=rngs,
+        )
+        self.heatmap_size = config.heatmap_size
+
+    def __call__(self, features: Float[Array, "n rows columns dim"]) -> Float[Array, "n height width K"]:
+        n, _, _, dim = features.shape
+        return self.conv(jax.image.resize(jax.nn.relu(features), (n, *self.heatmap_size, dim), "bilinear"))
+
+
+class VitPose(nnx.Module):
+    """ViTPose and ViTPose++: a `Backbone` and one decoder for each skeleton of the configuration.
+
+    Args:
+        config: the architecture.
+        dtype: in which to compute: float32, bfloat16 or float16.
+        param_dtype: in which to store the parameters.
+        rngs: for the initial parameters.
+
+    Attributes:
+        config: as given.
+        backbone: the `Backbone`.
+        heads: the decoders, by the name of their data set.
+    """
+
+    def __init__(
+        self,
+        config: VitPoseConfig,
+        *,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        rngs: nnx.Rngs,
+    ):
+        kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
+        decoder = ClassicDecoder if config.decoder == "classic" else SimpleDecoder
+        self.backbone = Backbone(config, **kwargs)
+        self.heads = nnx.Dict(
+            {skeleton.name: decoder(config, skeleton.num_keypoints, **kwargs) for skeleton in config.skeletons}
+        )
+        self.config = config
+
+    def __call__(
+        self,
+        crops: Float[Array, "n height width channels"],
+        dataset_index: str | int | Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."] | None = None,
+    ) -> Float[Array, "n rows columns K"]:
+        """Heatmaps of crops.
+
+        Args:
+            crops: normalised, (n, 256, 192, 3) for the usual image size.
+            dataset_index: which expert and head to use: one name or number for all crops, or a sequence or
+                integer array with one for each; None for the first head (COCO in published checkpoints).
+
+        Returns:
+            (n, 64, 48, K) heatmaps. With one data set for each crop, K is the largest of the heads': the
+            channels a crop's head does not have are 0. Under `jax.jit`, where an array of numbers cannot be
+            checked, crops of a data set without a head get NaN.
+
+        Raises:
+            ValueError: for a data set the model does not know or has no head for, and for crops of another size.
+        """
+        if dataset_index is None or isinstance(dataset_index, str | int):
+            index = self.config.dataset_index(dataset_index)
+            return self._decode(self.config.skeleton(index).name, self.backbone(crops, index).tokens)
+        if not isinstance(dataset_index, jax.core.Tracer):
+            numbers = [self.config.dataset_index(_plain(item)) for item in np.ravel(np.asarray(dataset_index))]
+            for number in sorted(set(numbers)):
+                self.config.skeleton(number)
+            dataset_index = jnp.asarray(numbers, jnp.int32).reshape(np.shape(dataset_index))
+        if dataset_index.shape not in ((), (len(crops),)):
+            raise ValueError(f"dataset_index: expected one, or {len(crops)} in a row, got shape {dataset_index.shape}")
+        tokens = self.backbone(crops, dataset_index).tokens
+        channels = max(skeleton.num_keypoints for skeleton in self.config.skeletons)
+        result = jnp.full((len(crops), *self.config.heatmap_size, channels), jnp.nan, tokens.dtype)
+        for skeleton in self.config.skeletons:
+            heatmaps = self._decode(skeleton.name, tokens)
+            heatmaps = jnp.pad(heatmaps, ((0, 0), (0, 0), (0, 0), (0, channels - skeleton.num_keypoints)))
+            mine = jnp.broadcast_to(dataset_index == self.config.dataset_index(skeleton.name), len(crops))
+            result = jnp.where(mine[:, None, None, None], heatmaps, result)
+        return result
+
+    def specialize(self, dataset: str | int | None = None) -> "VitPose":
+        """A plain ViTPose for one data set, with equal heatmaps: its expert is folded into the second layer.
+
+        Args:
+            dataset: name or number; None for the first head.
+
+        Raises:
+            ValueError: for a data set the model does not know or has no head for.
+        """
+        index, skeleton = self.config.dataset_index(dataset), self.config.skeleton(dataset)
+        config = self.config.replace(experts=(), part_features=0, skeletons=(skeleton,))
+        tensors = parameters.flatten(self)
+        kept = {name: leaf for name, leaf in tensors.items() if not name.startswith("heads.") and "experts" not in name}
+        kept |= {name: leaf for name, leaf in tensors.items() if name.startswith(f"heads.{skeleton.name}.")}
+        if self.config.experts:
+            for kind in ("kernel", "bias"):
+                shared, experts = (tensors[f"backbone.blocks.mlp.{name}{kind}"] for name in ("fc2.", "experts_"))
+                kept[f"backbone.blocks.mlp.fc2.{kind}"] = jnp.concatenate([shared, experts[:, index]], axis=-1)
+        return self._rebuild(config, kept)
+
+    def resize(self, image_size: tuple[int, int]) -> "VitPose":
+        """The same model for crops of another height and width: its position embeddings are interpolated."""
+        config = self.config.replace(image_size=image_size)
+        tensors = parameters.flatten(self)
+        name = "backbone.patch_embed.pos_embed"
+        positions = np.asarray(tensors[name].astype(jnp.float32))
+        tensors[name] = parameters.resize_positions(positions, self.config.grid_size, config.grid_size)
+        return self._rebuild(config, tensors)
+
+    def _rebuild(self, config: VitPoseConfig, tensors: dict[str, Array]) -> "VitPose":
+        kwargs = {"dtype": self.backbone.dtype, "param_dtype": self.backbone.param_dtype}
+        return parameters.fill(abstract_vitpose(config, **kwargs), tensors)
+
+    def _decode(self, name: str, tokens: Float[Array, "n tokens dim"]) -> Float[Array, "n rows columns K"]:
+        return self.heads[name](tokens.reshape(len(tokens), *self.config.grid_size, self.config.hidden_size))
+
+
+def abstract_vitpose(
+    config: VitPoseConfig, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+) -> VitPose:
+    """A `VitPose` with shapes in the place of arrays, to be filled by `parameters.fill`."""
+    return parameters.abstract(lambda: VitPose(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+
+
+def _plain(item: np.generic) -> str | int:
+    value = item.item()
+    if not isinstance(value, str | int):
+        raise TypeError(f"dataset_index: expected names or whole numbers, got {value!r}")
+    return value
