@@ -1,0 +1,32 @@
+"""What all tests share: exact matrix products, the folder of sample data, warnings as errors."""
+
+import os
+import pathlib
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+jax.config.update("jax_default_matmul_precision", "highest")
+hypothesis.settings.register_profile("default", deadline=None, max_examples=30, derandomize=True)
+hypothesis.settings.load_profile("default")
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def data() -> pathlib.Path:
+    """The sample data: $VITPOSE_DATA, or ../shared/data beside the project; tests that need it are skipped without."""
+    folder = pathlib.Path(os.environ.get("VITPOSE_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / "coco_val" / "images").is_dir():
+        pytest.skip("no sample data: set VITPOSE_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def photographs(data) -> list[np.ndarray]:
+    """Twelve photographs of the sample data, RGB."""
+    paths = sorted((data / "coco_val" / "images").iterdir())[:12]
+    return [np.asarray(Image.open(path).convert("RGB")) for path in paths]

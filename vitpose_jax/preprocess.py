@@ -1,0 +1,265 @@
+"""From an image and boxes to normalised crops; pure array functions, all of them jit-able.
+
+Coordinates, here and everywhere: (x, y); the centre of a pixel is at whole numbers; boxes are (x, y, w, h) in
+pixels of the image, unless a name says xyxy.
+
+A box is widened to the aspect of the crop and padded by 1.25: that gives a `center` and a `scale` (width and
+height, both in pixels). Two affine maps lead from there to the crop:
+
+* `udp=True`: unbiased data processing (Huang et al. 2020, arXiv:1911.07524): pixel 0 of the crop lies at one
+  edge of the region, the last pixel at the other: steps of scale / (size - 1). ViTPose on COCO and MPII.
+* `udp=False`: the older rule, steps of scale / size. The original's other four data sets.
+
+And two rules for what lies outside the image, named after the functions they equal:
+
+* `border="scipy"`: scipy.ndimage.affine_transform(order=1, mode="constant"), which the transformers processor
+  uses: a sample is 0 as soon as its centre leaves the outermost pixel centres; results rounded half up.
+* `border="opencv"`: cv2.warpAffine(INTER_LINEAR, BORDER_CONSTANT), which the original uses: pixels outside are
+  0 and take part in the interpolation; results rounded half to even.
+"""
+
+import math
+from typing import Literal, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Num, UInt8
+
+from vitpose_jax.config import IMAGENET_MEAN, IMAGENET_STD
+
+Border: TypeAlias = Literal["scipy", "opencv"]
+BORDERS = ("scipy", "opencv")
+BOX_PADDING = 1.25
+
+
+def check_boxes(boxes: object, *, name: str = "boxes") -> Float[np.ndarray, "n 4"]:
+    """Boxes as float32 (n, 4), x y w h, once they are known to be boxes. Not jit-able.
+
+    Raises:
+        ValueError: where the shape is not (n, 4), or a box is not finite or has no area, naming it.
+        TypeError: where they are not numbers.
+    """
+    try:
+        array = np.asarray(boxes, np.float32)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name}: expected n rows of four numbers x y w h, got {boxes!r}") from error
+    if array.size == 0 and array.ndim <= 2:
+        array = array.reshape(0, 4)
+    if array.ndim != 2 or array.shape[1] != 4:
+        raise ValueError(f"{name}: expected shape (n, 4), x y w h, got {array.shape}")
+    for index in np.flatnonzero(~np.isfinite(array).all(axis=1)):
+        raise ValueError(f"{name}: box {index} is not finite: {array[index].tolist()}")
+    for index in np.flatnonzero((array[:, 2:] <= 0).any(axis=1)):
+        raise ValueError(f"{name}: box {index} has no area; expected w > 0 and h > 0, got {array[index].tolist()}")
+    return array
+
+
+def check_border(border: str) -> None:
+    """See that a border is known.
+
+    Raises:
+        ValueError: for an unknown one, listing those that are.
+    """
+    if border not in BORDERS:
+        raise ValueError(f"border: expected one of {', '.join(BORDERS)}, got {border!r}")
+
+
+def boxes_to_center_scale(
+    boxes: Num[Array | np.ndarray, "n 4"], size: tuple[int, int] = (256, 192), *, padding: float = BOX_PADDING
+) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
+    """Centre and padded size of the regions to crop.
+
+    The shorter side of a box grows until its aspect is that of the crop, then both sides grow by `padding`.
+    Equal to `box_to_center_and_scale` of transformers and `_xywh2cs` of the original, except that their
+    scales are in units of 200 pixels.
+
+    Args:
+        boxes: x y w h in pixels of the image.
+        size: height and width of the crop.
+        padding: factor on both sides.
+
+    Returns:
+        center (n, 2) and scale (n, 2), float32, in pixels of the image.
+    """
+    boxes = jnp.asarray(boxes, jnp.float32)
+    corner, extent = boxes[:, :2], boxes[:, 2:]
+    aspect = size[1] / size[0]
+    width = jnp.maximum(extent[:, 0], extent[:, 1] * aspect)
+    height = jnp.maximum(extent[:, 1], extent[:, 0] / aspect)
+    return corner + extent * 0.5, jnp.stack([width, height], axis=-1) * padding
+
+
+def crop_to_image(
+    points: Float[Array, "n *points 2"],
+    center: Float[Array, "n 2"],
+    scale: Float[Array, "n 2"],
+    size: tuple[int, int],
+    *,
+    udp: bool = True,
+    rotation: Float[Array, "#n"] | Float[Array, ""] | float = 0.0,
+) -> Float[Array, "n *points 2"]:
+    """Points of a crop, or of its heatmaps, in pixels of the image.
+
+    Args:
+        points: (x, y) in pixels of a crop (or heatmap) of the given size.
+        center, scale: of each crop's region, in pixels of the image.
+        size: height and width of the crop or heatmap.
+        udp: the affine map; see the top of this file.
+        rotation: degrees by which the region is turned about its centre, one for all or one each.
+
+    Returns:
+        (x, y) in pixels of the image. The inverse of `get_warp_matrix` (UDP) and `get_affine_transform` of
+        the original; the sense of the rotation is that of `get_warp_matrix` for both.
+    """
+    height, width = size
+    step = scale / (jnp.asarray([width, height], jnp.float32) - (1.0 if udp else 0.0))
+    per_crop = (len(center), *(1,) * (points.ndim - 2), 2)
+    offset = points * step.reshape(per_crop) - scale.reshape(per_crop) / 2
+    angle = jnp.deg2rad(jnp.broadcast_to(jnp.asarray(rotation, jnp.float32), len(center))).reshape(per_crop[:-1])
+    x = offset[..., 0] * jnp.cos(angle) + offset[..., 1] * jnp.sin(angle)
+    y = offset[..., 1] * jnp.cos(angle) - offset[..., 0] * jnp.sin(angle)
+    return jnp.stack([x, y], axis=-1) + center.reshape(per_crop)
+
+
+def warp(
+    pixels: UInt8[Array, "p 3"],
+    shapes: Int[Array, "n 3"],
+    points: Float[Array, "n height width 2"],
+    *,
+    border: Border = "scipy",
+) -> Float[Array, "n height width 3"]:
+    """Sample images bilinearly, to whole grey levels as the uint8 functions of SciPy and OpenCV do.
+
+    The images lie one behind another in one row of pixels, so that any number of images of any size makes one
+    compiled program.
+
+    Args:
+        pixels: RGB of all images, row by row.
+        shapes: for each crop: where its image begins in `pixels`, its height, its width.
+        points: for each pixel of each crop: (x, y) in its image.
+        border: what lies outside; see the top of this file.
+
+    Returns:
+        Grey levels 0 to 255 as float32.
+    """
+    start, height, width = (shapes[:, column, None, None] for column in range(3))
+    x, y = points[..., 0], points[..., 1]
+    # The integer part saturates far outside, where float32 still fits an int32.
+    x, y = jnp.clip(x, -2.0, width + 1.0), jnp.clip(y, -2.0, height + 1.0)
+    left, top = jnp.floor(x), jnp.floor(y)
+    x_weight, y_weight = (x - left)[..., None], (y - top)[..., None]
+    left, top = left.astype(jnp.int32), top.astype(jnp.int32)
+
+    def tap(row, column):
+        index = start + jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
+        grey = pixels.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
+        if border == "opencv":
+            grey = jnp.where(((row >= 0) & (row < height) & (column >= 0) & (column < width))[..., None], grey, 0.0)
+        return grey
+
+    upper = tap(top, left) * (1 - x_weight) + tap(top, left + 1) * x_weight
+    lower = tap(top + 1, left) * (1 - x_weight) + tap(top + 1, left + 1) * x_weight
+    grey = upper * (1 - y_weight) + lower * y_weight
+    if border == "opencv":
+        return jnp.round(grey)
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    return jnp.where(inside[..., None], jnp.floor(grey + 0.5), 0.0)
+
+
+def normalize(
+    grey: Float[Array, "... channels"],
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Float[Array, "... channels"]:
+    """Grey levels 0..255 to what the network reads: scaled to 0..1, less the mean, over the deviation."""
+    return (grey / 255.0 - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def crop_regions(
+    pixels: UInt8[Array, "p 3"],
+    shapes: Int[Array, "n 3"],
+    center: Float[Array, "n 2"],
+    scale: Float[Array, "n 2"],
+    size: tuple[int, int] = (256, 192),
+    *,
+    udp: bool = True,
+    rotation: Float[Array, "#n"] | Float[Array, ""] | float = 0.0,
+    border: Border = "scipy",
+) -> Float[Array, "n height width 3"]:
+    """Cut regions out of images packed as `warp` wants them.
+
+    Returns:
+        Grey levels 0 to 255 as float32, whole numbers, not yet normalised.
+
+    Raises:
+        ValueError: for an unknown border.
+    """
+    check_border(border)
+    height, width = size
+    columns, rows = jnp.meshgrid(jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32))
+    grid = jnp.broadcast_to(jnp.stack([columns, rows], axis=-1), (len(center), height, width, 2))
+    points = crop_to_image(grid, center, scale, size, udp=udp, rotation=rotation)
+    return warp(pixels, shapes, points, border=border)
+
+
+def crop_boxes(
+    image: UInt8[Array | np.ndarray, "image_height image_width 3"],
+    boxes: Num[Array | np.ndarray, "n 4"],
+    size: tuple[int, int] = (256, 192),
+    *,
+    padding: float = BOX_PADDING,
+    udp: bool = True,
+    rotation: Float[Array | np.ndarray, " n"] | float = 0.0,
+    border: Border = "scipy",
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+) -> Float[Array, "n height width 3"]:
+    """Normalised crops of boxes; with the defaults, what `VitPoseImageProcessorPil` of transformers returns.
+
+    Args:
+        image: RGB.
+        boxes: x y w h in pixels of the image; they may leave it.
+        size: height and width of a crop.
+        padding: factor on both sides of a box, after it got the crop's aspect.
+        udp: the affine map; see the top of this file.
+        rotation: degrees by which each region is turned about its centre.
+        border: what lies outside the image; see the top of this file.
+        mean, std: for each channel, of pixels scaled to 0..1.
+
+    Returns:
+        (n, height, width, 3), float32.
+
+    Raises:
+        ValueError: for an unknown border; for boxes without area or not finite, unless traced by `jax.jit`.
+    """
+    if not isinstance(boxes, jax.core.Tracer):
+        boxes = check_boxes(boxes)
+    image_height, image_width, _ = image.shape
+    center, scale = boxes_to_center_scale(boxes, size, padding=padding)
+    pixels = jnp.reshape(jnp.asarray(image), (image_height * image_width, 3))
+    shapes = jnp.broadcast_to(jnp.asarray([0, image_height, image_width], jnp.int32), (len(boxes), 3))
+    angles = jnp.asarray(rotation, jnp.float32)
+    grey = crop_regions(pixels, shapes, center, scale, size, udp=udp, rotation=angles, border=border)
+    return normalize(grey, mean, std)
+
+
+def pack_images(
+    images: list[UInt8[np.ndarray, "_height _width 3"]], length: int | None = None
+) -> tuple[UInt8[np.ndarray, "p 3"], Int[np.ndarray, "images 3"]]:
+    """Lay images one behind another in one row of pixels, as `warp` reads them. Not jit-able.
+
+    Args:
+        images: RGB, of any sizes.
+        length: pixels in the row, at least the sum of the images'; the rest is 0. None for just the sum.
+
+    Returns:
+        The pixels, and for each image where it begins, its height and its width.
+    """
+    counts = [math.prod(image.shape[:2]) for image in images]
+    starts = np.cumsum([0, *counts])
+    pixels = np.zeros((max(starts[-1], 1) if length is None else length, 3), np.uint8)
+    for image, start, count in zip(images, starts, counts, strict=False):
+        pixels[start : start + count] = image.reshape(-1, 3)
+    shapes = [(start, *image.shape[:2]) for start, image in zip(starts, images, strict=False)]
+    return pixels, np.asarray(shapes, np.int32).reshape(-1, 3)
