@@ -54,7 +54,7 @@ class VitPoseConfig:
     hidden_size: int = 768
     num_layers: int = 12
     num_heads: int = 12
-    mlp_ratio: float = 4
+    mlp_ratio: int | float = 4
     hidden_act: str = "gelu"
     qkv_bias: bool = True
     layer_norm_eps: float = 1e-6

@@ -277,20 +277,21 @@ class Deconv(nnx.Module):
 
     def __call__(self, x: Float[Array, "n height width features_in"]) -> Float[Array, "n 2*height 2*width features"]:
         n, height, width, features_in = x.shape
+        features = self.kernel.shape[-1]
         # Rows 0 and 2 of the kernel make even output rows from input rows i - 1 and i, rows 1 and 3 odd ones
         # from i and i + 1; columns likewise.
-        kernel = self.kernel[...].astype(self.dtype).reshape(2, 2, 2, 2, features_in, -1)
+        kernel = self.kernel[...].astype(self.dtype).reshape(2, 2, 2, 2, features_in, features)
         kernel = kernel.transpose(0, 2, 4, 1, 3, 5)  # (tap row, tap column, in, row parity, column parity, out)
         windows = jax.lax.conv_general_dilated(
             x,
-            kernel.reshape(2, 2, features_in, -1),
+            kernel.reshape(2, 2, features_in, 4 * features),
             window_strides=(1, 1),
             padding=((1, 1), (1, 1)),
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        ).reshape(n, height + 1, width + 1, 2, 2, -1)
+        ).reshape(n, height + 1, width + 1, 2, 2, features)
         rows = jnp.stack([windows[:, :-1, :, 0], windows[:, 1:, :, 1]], axis=2)
         pixels = jnp.stack([rows[:, :, :, :-1, 0], rows[:, :, :, 1:, 1]], axis=4)
-        return pixels.reshape(n, 2 * height, 2 * width, -1)
+        return pixels.reshape(n, 2 * height, 2 * width, features)
 
 
 class ClassicDecoder(nnx.Module):

@@ -63,8 +63,8 @@ def differences(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, n
 
 
 def resize_positions(
-    pos_embed: Float[np.ndarray, "1+old dim"], old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Float[np.ndarray, "1+new dim"]:
+    pos_embed: Float[np.ndarray, "positions dim"], old_grid: tuple[int, int], new_grid: tuple[int, int]
+) -> Float[np.ndarray, "new_positions dim"]:
     """Position embeddings for another grid of patches, by bicubic interpolation.
 
     Args:

@@ -21,7 +21,7 @@ class Skeleton:
     Attributes:
         name: the data set, in lower case: "coco", "aic", ...
         keypoints: names of the K keypoints, in the order of the head's channels.
-        flip_pairs: pairs (left, right) that change places in a mirrored image.
+        flip_pairs: pairs of keypoints, left and right, that change places in a mirrored image.
         edges: pairs of keypoints joined by a line when drawn.
         sigmas: the K per-keypoint deviations of OKS, or () where nobody measured them.
 

@@ -1,0 +1,221 @@
+"""The estimator: one compiled path, bounded programs and memory, lists of images, mixed data sets, bad input."""
+
+import io
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from test_modeling import PLUS, TINY, random_model
+from tolerances import KEYPOINTS
+
+from vitpose_jax import PoseEstimator, VitPoseConfig
+from vitpose_jax.estimator import PIXEL_BUCKETS, batch_sizes, predict
+from vitpose_jax.postprocess import DECODINGS, decode_heatmaps, flip_back
+from vitpose_jax.preprocess import crop_boxes
+from vitpose_jax.skeletons import COCO, Skeleton
+
+
+@pytest.fixture(scope="module")
+def model():
+    return random_model(VitPoseConfig(**TINY))
+
+
+@pytest.fixture(scope="module")
+def estimator(model):
+    return PoseEstimator(model, max_batch=8)
+
+
+@pytest.fixture(scope="module")
+def plus():
+    return PoseEstimator(random_model(VitPoseConfig(**TINY, **PLUS)), max_batch=8)
+
+
+def random_image(seed: int, height: int = 120, width: int = 160) -> np.ndarray:
+    """Smooth, so that one grey level of rounding moves no peak."""
+    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
+    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def random_boxes(seed: int, count: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.concatenate([rng.uniform(0, 80, (count, 2)), rng.uniform(20, 80, (count, 2))], axis=1).astype(np.float32)
+
+
+# Where results of two programs are compared: a hair of difference in a heatmap without clear peaks may move a
+# refined point far.
+ARGMAX = {"decode": "argmax"}
+
+
+def assert_same(ours, expected):
+    assert len(ours) == len(expected)
+    np.testing.assert_allclose(ours.scores, expected.scores, atol=1e-4)
+    np.testing.assert_allclose(ours.keypoints, expected.keypoints, atol=KEYPOINTS)
+
+
+@pytest.mark.parametrize("decode", DECODINGS)
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_equals_the_stages_one_by_one(model, estimator, decode, flip_test):
+    image, boxes = random_image(0), random_boxes(0, 4)
+    udp = DECODINGS[decode].udp
+    crops = crop_boxes(image, boxes, (64, 48), udp=udp)
+    heatmaps = model(crops)
+    if flip_test:
+        mirrored = flip_back(model(crops[:, :, ::-1]), COCO.flip_indices, shift=not udp)
+        heatmaps = (heatmaps + mirrored) / 2
+    keypoints, scores = decode_heatmaps(heatmaps, boxes, decode=decode)
+    poses = estimator(image, boxes, decode=decode, flip_test=flip_test)
+    assert poses.keypoints.shape == (4, 17, 2)
+    assert poses.keypoints.dtype == np.float32
+    np.testing.assert_array_equal(poses.boxes, boxes)
+    assert poses.skeleton == COCO
+    # Rounding to grey levels differs by a hair between compiled and not: the scores show it, a peak may jump.
+    np.testing.assert_allclose(poses.scores, scores, atol=2e-3)
+    assert (np.abs(poses.keypoints - keypoints).max(-1) < KEYPOINTS * 10).mean() > 0.9
+
+
+def test_lists_of_images_with_any_number_of_boxes(estimator):
+    images = [random_image(1), random_image(2, 90, 70), random_image(3), random_image(4, 50, 200)]
+    boxes = [random_boxes(1, 11), [], random_boxes(3, 1), None]
+    together = estimator(images, boxes, **ARGMAX)
+    assert [len(poses) for poses in together] == [11, 0, 1, 1]
+    assert together[1].keypoints.shape == (0, 17, 2)
+    np.testing.assert_array_equal(together[3].boxes, [[0, 0, 200, 50]])
+    for image, row, poses in zip(images, boxes, together, strict=True):
+        assert_same(poses, estimator(image, row, **ARGMAX))
+    assert estimator([], [], **ARGMAX) == []
+
+
+def test_whatever_is_an_image(estimator, tmp_path):
+    image, boxes = random_image(5), random_boxes(5, 2)
+    expected = estimator(image, boxes, **ARGMAX)
+    path = tmp_path / "image.png"
+    Image.fromarray(image).save(path)
+    for same in (path, str(path), Image.fromarray(image), jnp.asarray(image)):
+        assert_same(estimator(same, boxes, **ARGMAX), expected)
+
+
+def test_exif_orientation_is_honoured(estimator):
+    image, boxes = random_image(6), random_boxes(6, 2)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turned a quarter clockwise when shown
+    buffer = io.BytesIO()
+    Image.fromarray(np.rot90(image)).save(buffer, "PNG", exif=exif)
+    assert_same(estimator(Image.open(buffer), boxes, **ARGMAX), estimator(image, boxes, **ARGMAX))
+
+
+def test_people_and_animals_in_one_image(plus):
+    image, boxes = random_image(7), random_boxes(7, 5)
+    names = ["coco", "ap10k", "wholebody", "coco", "ap10k"]
+    mixed = plus(image, boxes, dataset=names, **ARGMAX)
+    assert mixed.keypoints.shape == (5, 133, 2)
+    assert [person.skeleton.name for person in mixed] == names
+    for row, name in enumerate(names):
+        alone = plus(image, boxes[row : row + 1], dataset=name, **ARGMAX)
+        assert_same(mixed[row], alone)
+    assert np.isnan(mixed.keypoints[0, 17:]).all()
+    by_number = plus(image, boxes, dataset=np.array([0, 3, 5, 0, 3]).tolist(), **ARGMAX)
+    assert_same(by_number, mixed)
+    each = plus([image, image], [boxes[:1], boxes[1:3]], dataset=["aic", ["ap10k", "coco"]], **ARGMAX)
+    assert each[0].skeleton.name == "aic"
+    assert [person.skeleton.name for person in each[1]] == ["ap10k", "coco"]
+
+
+def test_long_lists_are_split(estimator):
+    image, boxes = random_image(8), random_boxes(8, 29)
+    everyone = estimator(image, boxes, **ARGMAX)
+    for row in (0, 8, 28):
+        assert_same(everyone[row], estimator(image, boxes[row : row + 1], **ARGMAX))
+
+
+def test_many_sizes_compile_few_programs(model):
+    """100 images of different sizes with 0 to 40 boxes each."""
+    estimator = PoseEstimator(model)
+    rng = np.random.default_rng(0)
+    for seed in range(100):
+        height, width = rng.integers(40, 700, 2)
+        count = int(rng.integers(0, 41))
+        image = np.full((height, width, 3), seed, np.uint8)
+        assert len(estimator(image, random_boxes(seed, count))) == count
+    # Batches of 1, 2, 4, 8, 16, 32 (40 is 32 + 8); rows of 512 x 512 and of 1024 x 1024 pixels.
+    assert estimator.num_compiled <= 6 * 2
+
+
+def test_warmup_leaves_nothing_to_compile(model):
+    estimator = PoseEstimator(model, max_batch=4)
+    estimator.warmup(image_size=(200, 300))
+    compiled = estimator.num_compiled
+    assert compiled == 3
+    for count in range(9):
+        estimator(random_image(9, 200, 300), random_boxes(9, count))
+    assert estimator.num_compiled == compiled
+
+
+@pytest.mark.parametrize("max_batch", [1, 4, 64])
+def test_batches_hold_everyone_with_little_padding(max_batch):
+    for count in range(200):
+        sizes = batch_sizes(count, max_batch)
+        assert sum(sizes) >= count
+        assert all(size & (size - 1) == 0 and size <= max_batch for size in sizes)
+        assert sizes == sorted(sizes, reverse=True)
+        assert sum(sizes) - count <= 0.25 * (sizes[-1] if sizes else 0)
+
+
+def test_bfloat16_computes_and_answers_in_float32(model):
+    low = PoseEstimator(random_model(model.config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16))
+    poses = low(random_image(10), random_boxes(10, 2))
+    assert poses.keypoints.dtype == poses.scores.dtype == np.float32
+    assert np.isfinite(poses.keypoints).all()
+
+
+@pytest.mark.parametrize("dataset_index", [0, 5])
+@pytest.mark.parametrize("flip_test", [False, True])
+def test_the_whole_path_lowers_for_every_platform(dataset_index, flip_test):
+    """Nothing in it is for one platform alone; no device is needed to know."""
+    graphdef, state = nnx.split(random_model(VitPoseConfig(**TINY, **PLUS)))
+    leaves, structure = jax.tree.flatten(state)
+
+    def run(leaves, pixels, shapes, boxes):
+        model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
+        return predict(model, pixels, shapes, boxes, dataset_index=dataset_index, flip_test=flip_test)
+
+    arguments = (
+        [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],
+        jax.ShapeDtypeStruct((PIXEL_BUCKETS[0], 3), jnp.uint8),
+        jax.ShapeDtypeStruct((4, 3), jnp.int32),
+        jax.ShapeDtypeStruct((4, 4), jnp.float32),
+    )
+    exported = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(*arguments)
+    assert exported.platforms == ("cpu", "cuda", "tpu")
+    assert [out.shape for out in exported.out_avals] == [
+        (4, (17, 133)[dataset_index == 5], 2),
+        (4, (17, 133)[dataset_index == 5]),
+    ]
+
+
+def test_bad_input_is_named(estimator, plus):
+    image, boxes = random_image(11), random_boxes(11, 2)
+    with pytest.raises(ValueError, match=r"boxes\[0\]: box 1 has no area"):
+        estimator(image, [[0, 0, 5, 5], [0, 0, 0, 5]])
+    with pytest.raises(ValueError, match=r"boxes\[1\]: box 0 is not finite"):
+        estimator([image, image], [boxes, [[0, 0, np.nan, 5]]])
+    with pytest.raises(ValueError, match="expected one entry for each of 2 images, got 1"):
+        estimator([image, image], [boxes])
+    with pytest.raises(ValueError, match="expected one for each of 2 boxes, got 3"):
+        plus(image, boxes, dataset=["coco", "coco", "ap10k"])
+    with pytest.raises(ValueError, match="no data set 'ap10k' in this model"):
+        estimator(image, boxes, dataset="ap10k")
+    with pytest.raises(ValueError, match="max_batch: expected a power of two, got 12"):
+        PoseEstimator(random_model(VitPoseConfig(**TINY)), max_batch=12)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.jpg"):
+        estimator("nowhere.jpg", boxes)
+
+
+def test_a_flip_test_needs_flip_pairs():
+    skeleton = Skeleton(name="custom", keypoints=("a", "b"))
+    estimator = PoseEstimator(random_model(VitPoseConfig(**TINY, skeletons=(skeleton,))))
+    with pytest.raises(ValueError, match="'custom' has no flip pairs"):
+        estimator(random_image(12), random_boxes(12, 1), flip_test=True)

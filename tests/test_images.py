@@ -1,0 +1,236 @@
+import concurrent.futures
+import io
+import pathlib
+import struct
+import warnings
+import zlib
+
+import hypothesis
+import hypothesis.strategies as st
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from vitpose_jax.images import load_image
+
+RGB = np.random.default_rng(0).integers(0, 256, (12, 9, 3)).astype(np.uint8)
+GREY = RGB[:, :, 0]
+GREY3 = np.repeat(GREY[:, :, None], 3, axis=2)
+
+
+def encode(image: Image.Image, format: str, **options) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Writes an image's bytes to a file and returns its path."""
+
+    def write(contents: bytes, name: str = "image.png") -> pathlib.Path:
+        (tmp_path / name).write_bytes(contents)
+        return tmp_path / name
+
+    return write
+
+
+# What is read
+
+
+@pytest.mark.parametrize("kind", [str, pathlib.Path, Image.open, lambda path: np.asarray(Image.open(path))])
+def test_sources(file, kind):
+    path = file(encode(Image.fromarray(RGB), "PNG"))
+    loaded = load_image(kind(path))
+    np.testing.assert_array_equal(loaded, RGB)
+    assert isinstance(loaded, np.ndarray)
+
+
+def test_arrays():
+    np.testing.assert_array_equal(load_image(jnp.asarray(RGB)), RGB)
+    np.testing.assert_array_equal(load_image(GREY), GREY3)
+    np.testing.assert_array_equal(load_image(np.concatenate([RGB, RGB[:, :, :1]], axis=2)), RGB)
+    np.testing.assert_array_equal(load_image(RGB[::-1, ::2]), RGB[::-1, ::2])
+
+
+@pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA"])
+def test_formats(file, format):
+    options = {"lossless": True} if format == "WEBP" else {}
+    image = Image.fromarray(GREY if format == "GIF" else RGB)
+    loaded = load_image(file(encode(image, format, **options), f"image.{format.lower()}"))
+    np.testing.assert_array_equal(loaded, GREY3 if format == "GIF" else RGB)
+
+
+def test_the_name_of_a_file_does_not_decide(file):
+    np.testing.assert_array_equal(load_image(file(encode(Image.fromarray(RGB), "PNG"), "image.jpg")), RGB)
+
+
+FILE_MODES = ["L", "LA", "RGBA", "P", "1", "CMYK", "I", "I;16", "I;16B"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "from_file"),
+    [(mode, True) for mode in FILE_MODES] + [(mode, False) for mode in (*FILE_MODES, "PA", "YCbCr", "HSV")],
+)
+def test_modes(file, mode, from_file):
+    image = Image.fromarray(RGB)
+    if mode.startswith("I"):
+        wide = GREY.astype(np.uint16) * 256 + 255 - GREY
+        image = Image.fromarray(wide.astype({"I": np.int32, "I;16": "<u2", "I;16B": ">u2"}[mode]))
+        expected = GREY3
+    elif mode == "PA":
+        image = image.convert("P").convert("PA")
+        expected = np.asarray(image.convert("RGBA"))[:, :, :3]
+    else:
+        image = image.convert(mode)
+        if mode in ("LA", "RGBA"):
+            image.putalpha(7)
+        expected = np.asarray(image.convert("RGB"))
+    assert image.mode == mode
+    if from_file:
+        image = file(encode(image, "TIFF"))
+    np.testing.assert_array_equal(load_image(image), expected)
+
+
+def test_sixteen_bits_are_scaled_not_clipped(file):
+    values = np.array([[0, 255, 256, 32768, 65535]], np.uint16)
+    for format in ("PNG", "TIFF"):
+        loaded = load_image(file(encode(Image.fromarray(values), format)))
+        assert loaded[0, :, 0].tolist() == [0, 0, 1, 128, 255]
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_transparent_colours_are_kept(file, mode):
+    image = Image.fromarray(RGB).convert(mode)
+    transparency = {"P": bytes([0, 128] * 3), "L": 0, "RGB": (0, 0, 0)}[mode]
+    loaded = load_image(file(encode(image, "PNG", transparency=transparency)))
+    np.testing.assert_array_equal(loaded, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("opened", [False, True])
+def test_exif_orientation(file, orientation, opened):
+    upright = RGB
+    stored = {
+        1: upright,
+        2: upright[:, ::-1],
+        3: upright[::-1, ::-1],
+        4: upright[::-1],
+        5: upright.transpose(1, 0, 2),
+        6: np.rot90(upright),
+        7: upright[::-1, ::-1].transpose(1, 0, 2),
+        8: np.rot90(upright, -1),
+    }[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = file(encode(Image.fromarray(np.ascontiguousarray(stored)), "PNG", exif=exif))
+    np.testing.assert_array_equal(load_image(Image.open(path) if opened else path), upright)
+
+
+def test_first_frame_of_an_animation(file):
+    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+    path = file(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
+    np.testing.assert_array_equal(load_image(path), GREY3)
+
+
+def test_photographs_in_threads(data):
+    paths = sorted((data / "coco_val" / "images").iterdir())[:8]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        loaded = list(pool.map(load_image, paths))
+    for path, image in zip(paths, loaded, strict=True):
+        np.testing.assert_array_equal(image, np.asarray(Image.open(path).convert("RGB")))
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (np.zeros((4, 4, 3), np.float32), TypeError, "expected an array of uint8, 0 to 255, got float32"),
+        (np.zeros((4, 4), bool), TypeError, "expected an array of uint8, 0 to 255, got bool"),
+        (jnp.zeros((4, 4, 3), jnp.bfloat16), TypeError, "got bfloat16"),
+        (np.zeros((3, 4, 5), np.uint8), ValueError, r"got \(3, 4, 5\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), ValueError, r"got \(1, 4, 4, 3\)"),
+        (np.zeros(4, np.uint8), ValueError, r"expected shape \(height, width, 3\).*got \(4,\)"),
+        (np.zeros((0, 4, 3), np.uint8), ValueError, r"got \(0, 4, 3\)"),
+        (Image.new("RGB", (0, 4)), ValueError, "image: expected at least one pixel, got 0 x 4"),
+        (Image.new("F", (4, 4)), ValueError, "image: .*floats of an unknown range"),
+        (None, TypeError, "expected a path, a PIL image or a uint8 array, got NoneType"),
+        (b"image.png", TypeError, "got bytes"),
+        ([[1, 2]], TypeError, "got list"),
+    ],
+)
+def test_wrong_images(image, error, message):
+    with pytest.raises(error, match=message):
+        load_image(image)
+
+
+def test_missing_file_and_folder(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"absent\.png: no such file"):
+        load_image(tmp_path / "absent.png")
+    with pytest.raises(ValueError, match="expected an image file, got a folder"):
+        load_image(str(tmp_path))
+
+
+@pytest.mark.parametrize("contents", [b"", b"not an image at all", b"%PDF-1.4 " + bytes(100), b"\x89PNG\r\n\x1a\n"])
+def test_not_an_image(file, contents):
+    with pytest.raises(ValueError, match=r"image\.png: expected an image") as caught:
+        load_image(file(contents))
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "TIFF", "BMP", "WEBP"])
+def test_truncated(file, format):
+    contents = encode(Image.fromarray(RGB).resize((200, 300)), format)
+    path = file(contents[: len(contents) // 2], "half.img")
+    with pytest.raises(ValueError, match=r"half\.img: ") as caught:
+        load_image(path)
+    assert caught.value.__suppress_context__
+    # Opened by the user, it is named by what Pillow knows.
+    if format not in ("WEBP", "TIFF"):
+        with Image.open(path) as opened, pytest.raises(ValueError, match=r"half\.img: truncated"):
+            load_image(opened)
+
+
+@hypothesis.given(
+    format=st.sampled_from(["JPEG", "PNG", "TIFF", "BMP", "WEBP", "GIF", "PPM"]),
+    keep=st.floats(0, 1),
+    damage=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+)
+@hypothesis.settings(max_examples=200)
+def test_damaged_files_load_or_say_so(tmp_path_factory, format, keep, damage):
+    contents = bytearray(encode(Image.fromarray(RGB), format))
+    for place, value in damage:
+        contents[int(place * len(contents))] = value
+    path = tmp_path_factory.mktemp("damaged") / "image"
+    path.write_bytes(contents[: round(keep * len(contents))])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow's about broken metadata
+        try:
+            problem = None
+            assert load_image(path).shape[2] == 3
+        except ValueError as error:
+            problem = str(error)
+    assert problem is None or str(path) in problem
+
+
+def test_decompression_bomb(file, monkeypatch):
+    path = file(encode(Image.fromarray(RGB), "PNG"))
+    pixels = GREY.size
+    # Between once and twice the limit Pillow only warns; here that is no warning (they are errors in tests).
+    for limit in (pixels, pixels // 2 + 1, None):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        np.testing.assert_array_equal(load_image(path), RGB)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", pixels // 2 - 1)
+    with pytest.raises(ValueError, match=r"image\.png: expected at most 106 pixels, got 9 x 12"):
+        load_image(path)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded(file):
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    contents = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    contents += struct.pack(">I", 1000) + b"IDAT"
+    with pytest.raises(ValueError, match=r"expected at most \d+ pixels, got 30000 x 30000"):
+        load_image(file(contents))

@@ -1,0 +1,274 @@
+import builtins
+import json
+
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vitpose_jax.poses import Poses
+from vitpose_jax.skeletons import AIC, AP10K, COCO, COCO25, MPII, SKELETONS, WHOLEBODY
+
+
+def sample(n: int, *skeletons, seed: int = 0) -> Poses:
+    """Random poses whose rows take the skeletons in turn."""
+    rng = np.random.default_rng(seed)
+    k = max(skeleton.num_keypoints for skeleton in skeletons)
+    index = np.arange(n) % len(skeletons)
+    return Poses.create(
+        rng.uniform(-20, 640, (n, k, 2)), rng.uniform(0, 1.1, (n, k)), rng.uniform(1, 300, (n, 4)), skeletons, index
+    )
+
+
+def xyc(flat: list[float]) -> np.ndarray:
+    return np.array(flat).reshape(-1, 3)
+
+
+# Building and selecting
+
+
+def test_create_checks_and_copies():
+    keypoints, scores = np.zeros((2, 17, 2)), np.ones((2, 17))
+    poses = Poses.create(keypoints, scores, [[0, 0, 10, 20]] * 2, COCO)
+    keypoints += 1
+    assert not poses.keypoints.any()
+    assert poses.keypoints.dtype == poses.scores.dtype == poses.boxes.dtype == np.float32
+    assert poses.skeleton is COCO
+    assert poses.skeleton_index.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"keypoints": np.zeros((2, 16, 2))}, r"keypoints: expected shape \(2, 17, 2\), got \(2, 16, 2\)"),
+        ({"scores": np.zeros((3, 17))}, r"scores: expected shape \(2, 17\), got \(3, 17\)"),
+        ({"boxes": [1, 2]}, r"boxes: expected shape \(2, 4\), got \(2,\)"),
+        ({"skeleton_index": [0]}, r"skeleton_index: expected shape \(2,\), got \(1,\)"),
+        ({"skeleton_index": [0, 1]}, r"skeleton_index: expected 0 to 0, got \[0, 1\]"),
+        ({"skeletons": ()}, "skeletons: expected one or more"),
+    ],
+)
+def test_create_names_what_is_wrong(changes, message):
+    fields = {
+        "keypoints": np.zeros((2, 17, 2)),
+        "scores": np.zeros((2, 17)),
+        "boxes": np.zeros((2, 4)),
+        "skeletons": COCO,
+    }
+    with pytest.raises(ValueError, match=message):
+        Poses.create(**fields | changes)
+
+
+def test_mixed_skeletons_blank_the_slots_a_row_does_not_have():
+    poses = sample(4, COCO, WHOLEBODY)
+    assert poses.keypoints.shape == (4, 133, 2)
+    assert np.isnan(poses.keypoints[::2, 17:]).all()
+    assert not poses.scores[::2, 17:].any()
+    assert np.isfinite(poses.keypoints[1::2]).all()
+    assert np.isfinite(poses.keypoints[:, :17]).all()
+    with pytest.raises(ValueError, match="rows of one skeleton, got 2 among coco, wholebody"):
+        _ = poses.skeleton
+
+
+def test_selecting_drops_skeletons_and_slots():
+    poses = sample(5, COCO, WHOLEBODY, AIC)
+    people = poses[poses.skeleton_index == 0]
+    assert (len(people), people.skeletons, people.keypoints.shape) == (2, (COCO,), (2, 17, 2))
+    np.testing.assert_array_equal(people.boxes, poses.boxes[[0, 3]])
+    rest = poses[1:3]
+    assert rest.skeletons == (WHOLEBODY, AIC)
+    assert rest.skeleton_index.tolist() == [0, 1]
+    assert rest.keypoints.shape[1] == 133
+    assert poses[[2]].skeleton is AIC
+    assert poses[2].keypoints.shape == (1, 14, 2)
+
+
+def test_rows_by_number_slice_mask_and_list():
+    poses = sample(4, COCO)
+    for rows in (slice(1, None, 2), np.array([False, True, False, True]), [1, 3], np.array([1, -1])):
+        np.testing.assert_array_equal(poses[rows].keypoints, poses.keypoints[[1, 3]])
+    np.testing.assert_array_equal(poses[-1].keypoints, poses.keypoints[3:])
+    assert len(poses[[]]) == len(poses[:0]) == 0
+    for wrong in (4, -5, [0, 4], np.ones(3, bool), None):
+        with pytest.raises(IndexError):
+            poses[wrong]
+
+
+def test_iteration_gives_each_row_with_its_own_skeleton():
+    poses = sample(5, COCO, AP10K, MPII)
+    rows = list(poses)
+    assert [len(row) for row in rows] == [1] * 5
+    assert [row.skeleton.name for row in rows] == ["coco", "ap10k", "mpii", "coco", "ap10k"]
+    assert [row.keypoints.shape[1] for row in rows] == [17, 17, 16, 17, 17]
+    np.testing.assert_array_equal(np.concatenate([row.boxes for row in rows]), poses.boxes)
+
+
+def test_is_a_pytree():
+    poses = sample(3, COCO, WHOLEBODY)
+    assert len(jax.tree.leaves(poses)) == 4
+    moved = jax.jit(lambda poses: poses)(poses)
+    assert isinstance(moved.keypoints, jax.Array)
+    assert moved.skeletons == poses.skeletons
+    assert json.dumps(moved.to_dict()) == json.dumps(poses.to_dict())
+    assert moved[jnp.array([False, True, False])].skeleton is WHOLEBODY
+    assert [len(row) for row in moved] == [1, 1, 1]
+
+
+# Formats
+
+
+def test_to_dict():
+    poses = Poses.create(np.full((1, 17, 2), [1.25, np.nan]), np.full((1, 17), 0.5), [[1, 2, 3, 4]], COCO)
+    (pose,) = poses.to_dict()["poses"]
+    assert pose["skeleton"] == "coco"
+    assert pose["box"] == [1, 2, 3, 4]
+    assert pose["keypoints"][0] == {"name": "nose", "x": 1.25, "y": None, "score": 0.5}
+    assert [keypoint["name"] for keypoint in pose["keypoints"]] == list(COCO.keypoints)
+
+
+def test_to_dict_lists_only_the_keypoints_a_row_has():
+    people = sample(4, COCO, WHOLEBODY).to_dict()["poses"]
+    assert [len(person["keypoints"]) for person in people] == [17, 133, 17, 133]
+
+
+def test_to_coco():
+    poses = sample(2, COCO)
+    first, second = poses.to_coco(139, box_scores=[0.5, 1], category_id=7)
+    assert (first["image_id"], first["category_id"]) == (139, 7)
+    np.testing.assert_allclose(xyc(first["keypoints"])[:, :2], poses.keypoints[0], atol=1e-5)
+    np.testing.assert_allclose(xyc(first["keypoints"])[:, 2], poses.scores[0], atol=1e-5)
+    np.testing.assert_allclose(second["bbox"], poses.boxes[1], atol=1e-5)
+    assert first["score"] == pytest.approx(0.5 * poses.scores[0].mean())
+    assert second["score"] == pytest.approx(poses.scores[1].mean())
+
+
+def test_to_coco_scores_each_row_by_its_own_keypoints():
+    poses = sample(2, COCO, WHOLEBODY)
+    first, second = poses.to_coco(1)
+    assert first["score"] == pytest.approx(poses.scores[0, :17].mean())
+    assert (len(first["keypoints"]), len(second["keypoints"])) == (51, 399)
+
+
+@pytest.mark.parametrize("box_scores", [[1], [[1, 1]], [1, np.nan]])
+def test_to_coco_refuses_other_box_scores(box_scores):
+    with pytest.raises(ValueError, match="box_scores: expected 2 finite numbers"):
+        sample(2, COCO).to_coco(1, box_scores)
+
+
+def test_openpose_of_coco():
+    poses = sample(2, COCO)
+    result = poses.to_openpose(image_size=(480, 640))
+    assert (result["version"], result["canvas_height"], result["canvas_width"]) == (1.3, 480, 640)
+    assert "canvas_width" not in poses.to_openpose()
+    person = result["people"][1]
+    assert person["person_id"] == [-1]
+    assert person["face_keypoints_2d"] == person["hand_left_keypoints_2d"] == person["pose_keypoints_3d"] == []
+    body = xyc(person["pose_keypoints_2d"])
+    # Nose, neck, right arm, left arm, right leg, left leg, eyes, ears; the neck stands in the second place.
+    order = [0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
+    np.testing.assert_allclose(np.delete(body, 1, 0)[:, :2], poses.keypoints[1, order], atol=1e-5)
+    np.testing.assert_allclose(np.delete(body, 1, 0)[:, 2], poses.scores[1, order].clip(max=1), atol=1e-5)
+    np.testing.assert_allclose(body[1, :2], poses.keypoints[1, 5:7].mean(axis=0), atol=1e-4)
+    assert body[1, 2] == pytest.approx(min(1, *poses.scores[1, 5:7]), abs=1e-5)
+
+
+def test_openpose_of_points_not_found():
+    poses = sample(1, COCO)
+    keypoints, scores = poses.keypoints.copy(), poses.scores.copy()
+    keypoints[0, 0], scores[0, 5], scores[0, 15] = np.nan, -0.1, 1.5
+    body = xyc(Poses.create(keypoints, scores, poses.boxes, COCO).to_openpose()["people"][0]["pose_keypoints_2d"])
+    assert not body[[0, 1, 5]].any()  # the nose, the left shoulder and so the neck
+    assert body[13, 2] == 1
+
+
+@pytest.mark.parametrize("skeleton", [COCO25, WHOLEBODY])
+def test_openpose_body_25_of_skeletons_with_feet(skeleton):
+    poses = sample(1, skeleton)
+    body = xyc(poses.to_openpose()["people"][0]["pose_keypoints_2d"])
+    names = "nose ? right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist ? right_hip right_knee"
+    names += " right_ankle left_hip left_knee left_ankle right_eye left_eye right_ear left_ear left_big_toe"
+    names += " left_small_toe left_heel right_big_toe right_small_toe right_heel"
+    assert len(body) == 25
+    for point, name in zip(body, names.split(), strict=True):
+        if name != "?":
+            np.testing.assert_allclose(point[:2], poses.keypoints[0, skeleton.keypoints.index(name)], atol=1e-5)
+    hips = [skeleton.keypoints.index(f"{side}_hip") for side in ("left", "right")]
+    np.testing.assert_allclose(body[8, :2], poses.keypoints[0, hips].mean(axis=0), atol=1e-4)
+
+
+def test_openpose_face_and_hands_of_wholebody():
+    poses = sample(1, WHOLEBODY)
+    (person,) = poses.to_openpose()["people"]
+    face, left, right = (xyc(person[f"{part}_keypoints_2d"])[:, :2] for part in ("face", "hand_left", "hand_right"))
+    # 68 points and the pupils, right and left.
+    np.testing.assert_allclose(face, poses.keypoints[0, [*range(23, 91), 2, 1]], atol=1e-5)
+    np.testing.assert_allclose(left, poses.keypoints[0, 91:112], atol=1e-5)
+    np.testing.assert_allclose(right, poses.keypoints[0, 112:], atol=1e-5)
+
+
+def test_openpose_refuses_other_skeletons():
+    for skeleton in (AIC, AP10K):
+        with pytest.raises(ValueError, match=f"'{skeleton.name}' lacks keypoints of COCO; supported are coco, coco25"):
+            sample(1, skeleton).to_openpose()
+
+
+def test_to_supervision():
+    supervision = pytest.importorskip("supervision")
+    poses = sample(2, COCO, WHOLEBODY)
+    key_points = poses.to_supervision()
+    assert isinstance(key_points, supervision.KeyPoints)
+    assert len(key_points) == 2
+    np.testing.assert_array_equal(key_points.xy[1], poses.keypoints[1])
+    np.testing.assert_array_equal(key_points.keypoint_confidence, poses.scores)
+    np.testing.assert_array_equal(key_points.visible, np.isfinite(poses.keypoints[..., 0]))
+    assert not key_points.xy[0, 17:].any()
+
+
+def test_supervision_draws_them():
+    supervision = pytest.importorskip("supervision")
+    poses = sample(3, COCO)
+    edges = [(a + 1, b + 1) for a, b in COCO.edges]
+    scene = supervision.EdgeAnnotator(edges=edges).annotate(np.zeros((480, 640, 3), np.uint8), poses.to_supervision())
+    assert scene.any()
+    empty = supervision.EdgeAnnotator(edges=edges).annotate(np.zeros((8, 8, 3), np.uint8), poses[:0].to_supervision())
+    assert not empty.any()
+
+
+def test_without_supervision_the_error_says_what_to_install(monkeypatch):
+    imported = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name == "supervision":
+            raise ImportError(name)
+        return imported(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(ImportError, match=r'pip install "vitpose-jax\[supervision\]"'):
+        sample(1, COCO).to_supervision()
+
+
+@pytest.mark.parametrize("skeletons", [(skeleton,) for skeleton in SKELETONS.values()] + [(COCO, AP10K, WHOLEBODY)])
+def test_no_people(skeletons):
+    poses = sample(0, *skeletons)
+    assert len(poses) == 0
+    assert list(poses) == []
+    assert poses.keypoints.shape == (0, max(skeleton.num_keypoints for skeleton in skeletons), 2)
+    assert poses.to_dict() == {"poses": []}
+    assert poses.to_coco(1) == poses.to_coco(1, box_scores=[]) == []
+    assert poses.to_openpose() == {"version": 1.3, "people": []}
+    assert len(poses[:]) == 0
+
+
+ANY_FLOAT = st.floats(width=32, allow_nan=True, allow_infinity=True)
+
+
+@hypothesis.given(st.lists(ANY_FLOAT, min_size=55, max_size=55))
+def test_exports_are_json_whatever_the_numbers(numbers):
+    numbers = np.array(numbers, np.float32)
+    poses = Poses.create(numbers[None, :34].reshape(1, 17, 2), numbers[None, 34:51], numbers[None, 51:], COCO)
+    for export in (poses.to_dict(), poses.to_coco(1), poses.to_openpose((480, 640))):
+        assert json.loads(json.dumps(export, allow_nan=False)) == export
+    confidences = xyc(poses.to_openpose()["people"][0]["pose_keypoints_2d"])[:, 2]
+    assert ((confidences >= 0) & (confidences <= 1)).all()

@@ -1,0 +1,232 @@
+"""The command line: parses, calls, prints. Everything that imports jax is imported inside the commands."""
+
+import enum
+import pathlib
+import sys
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vitpose_jax import __version__
+
+if TYPE_CHECKING:
+    from vitpose_jax.poses import Poses
+
+app = typer.Typer(
+    help="ViTPose and ViTPose++ in JAX: keypoints of people and animals in images.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# Images are handed to the estimator in lists of this many, so that they share batches.
+IMAGES_AT_ONCE = 16
+
+
+class Format(enum.StrEnum):
+    """What `predict` writes."""
+
+    json = "json"
+    coco = "coco"
+    openpose = "openpose"
+
+
+class Decode(enum.StrEnum):
+    """How heatmaps become points."""
+
+    udp = "udp"
+    transformers = "transformers"
+    quarter = "quarter"
+    argmax = "argmax"
+
+
+class DType(enum.StrEnum):
+    """In which the network computes."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Layout(enum.StrEnum):
+    """What `convert` writes."""
+
+    native = "native"
+    huggingface = "huggingface"
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+
+
+@app.command()
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Images: files, folders or glob patterns.", metavar="IMAGE...")],
+    model: Annotated[str, typer.Option(help="A Hub id, a folder or a checkpoint file.", metavar="SOURCE")],
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")] = pathlib.Path(
+        "poses"
+    ),
+    boxes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A JSON file (COCO results or annotations, or a table of boxes), or one box x,y,w,h; repeatable. "
+            "Without it the whole image is one box.",
+            metavar="FILE|x,y,w,h",
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="One JSON or OpenPose file an image, or one COCO file.")] = Format.json,
+    draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its poses drawn on it.")] = False,
+    threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,
+    dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
+    category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
+    min_score: Annotated[float, typer.Option(help="Use only boxes of at least this score.")] = 0.0,
+    flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored image.")] = False,
+    decode: Annotated[Decode, typer.Option(help="How heatmaps become points.")] = Decode.udp,
+    dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do images whose results are there.")] = False,
+) -> None:
+    """Find the keypoints of the people or animals in boxes."""
+    from vitpose_jax.detections import DetectionFile, given_boxes, parse_box
+    from vitpose_jax.files import find_images
+    from vitpose_jax.images import load_image
+    from vitpose_jax.outputs import Results
+
+    paths = find_images(images)
+    detections, given = None, None
+    if boxes and len(boxes) == 1 and pathlib.Path(boxes[0]).is_file():
+        detections = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
+    elif boxes:
+        given = [parse_box(box) for box in boxes]
+    else:
+        _say("no --boxes: the whole image is taken as one box")
+    results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
+    todo = [path for path in paths if not results.done(path)]
+    if len(todo) < len(paths):
+        _say(f"{len(paths) - len(todo)} of {len(paths)} images are done already; --overwrite does them again")
+    if not todo:
+        return
+
+    import jax.numpy as jnp
+
+    from vitpose_jax.estimator import PoseEstimator
+
+    estimator = PoseEstimator.from_pretrained(model, dtype=jnp.dtype(dtype.value), revision=revision)
+    options: dict[str, Any] = {"dataset": dataset, "flip_test": flip_test, "decode": decode.value}
+    failed = 0
+    try:
+        for chunk in _chunks(_progress(todo), IMAGES_AT_ONCE):
+            items = []
+            for path in chunk:
+                try:
+                    image = load_image(path)
+                    items.append((path, image, detections[path] if detections else given_boxes(path, image, given)))
+                except (ValueError, OSError) as error:
+                    _say(f"error: {error}")
+                    failed += 1
+            everyone = estimator([item[1] for item in items], [item[2].boxes for item in items], **options)
+            for (path, image, found), poses in zip(items, everyone, strict=True):
+                results.add(path, image, found, poses)
+                if len(paths) == 1:
+                    _print_poses(poses)
+    finally:
+        results.finish()
+    print(f"{len(todo) - failed} of {len(paths)} images done: {output}")
+    if failed:
+        _say(f"error: {failed} images failed")
+        raise typer.Exit(1)
+
+
+@app.command()
+def convert(
+    source: Annotated[str, typer.Argument(help="A Hub id, a folder or a checkpoint file.")],
+    dest: Annotated[pathlib.Path, typer.Argument(help="The folder to write.")],
+    to: Annotated[Layout, typer.Option(help="The layout to write.")] = Layout.native,
+    split: Annotated[bool, typer.Option("--split", help="One plain model for each data set of a ViTPose++.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Convert a checkpoint between PyTorch (the Hub's or the original layout) and the native format."""
+    from vitpose_jax.convert import convert as run
+
+    for folder in run(source, dest, to=to.value, split=split, revision=revision, overwrite=overwrite):
+        print(folder)
+
+
+@app.command()
+def info(
+    source: Annotated[str, typer.Argument(help="A Hub id, a folder or a checkpoint file.")],
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+) -> None:
+    """Say what a checkpoint holds, without loading its weights."""
+    from vitpose_jax.pretrained import describe
+
+    for name, value in describe(source, revision=revision).items():
+        print(f"{name:16} {value}")
+
+
+@app.command()
+def init(
+    preset: Annotated[str, typer.Argument(help="small, base, large, huge, base-simple, plus-base, ...")],
+    dest: Annotated[pathlib.Path, typer.Argument(help="The folder to write.")],
+    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+) -> None:
+    """Write a model with random weights, to try things out or to start training from."""
+    from flax import nnx
+
+    from vitpose_jax import checkpoint
+    from vitpose_jax.config import VitPoseConfig
+    from vitpose_jax.modeling import VitPose
+
+    config = VitPoseConfig.preset(preset)
+    checkpoint.save(VitPose(config, rngs=nnx.Rngs(seed)), dest, overwrite=overwrite)
+    print(dest)
+
+
+def main() -> None:
+    """Run the command line: one line on standard error and a non-zero exit for a user's mistake."""
+    try:
+        app(prog_name="vitpose-jax")
+    except (ValueError, OSError) as error:
+        _say(f"error: {error}")
+        raise SystemExit(1) from None
+
+
+def _say(message: str) -> None:
+    print(f"vitpose-jax: {message}", file=sys.stderr)
+
+
+def _progress(paths: list[pathlib.Path]) -> Iterator[pathlib.Path]:
+    from tqdm import tqdm
+
+    return iter(tqdm(paths, unit="image", disable=len(paths) == 1 or not sys.stderr.isatty()))
+
+
+def _chunks(items: Iterator[pathlib.Path], size: int) -> Iterator[list[pathlib.Path]]:
+    chunk = []
+    for item in items:
+        chunk.append(item)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk
+
+
+def _print_poses(poses: "Poses") -> None:
+    for number, person in enumerate(poses):
+        x, y, width, height = person.boxes[0]
+        print(f"person {number}, box {x:g},{y:g},{width:g},{height:g}")
+        for name, (column, row), score in zip(
+            person.skeleton.keypoints, person.keypoints[0], person.scores[0], strict=True
+        ):
+            print(f"  {name:20} {column:9.2f} {row:9.2f}   score {score:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+"""Finding images by name, folder or pattern, and writing files whole or not at all."""
+
+import glob
+import os
+import pathlib
+from collections.abc import Iterable
+
+IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+
+
+def find_images(names: Iterable[str]) -> list[pathlib.Path]:
+    """Files for names of files, folders (their images, sorted, not those of sub-folders) and glob patterns.
+
+    Raises:
+        ValueError: where a name leads to no image, or two images have the same name without its ending, so that
+            their results would overwrite each other.
+    """
+    paths: dict[pathlib.Path, None] = {}
+    for name in names:
+        path = pathlib.Path(name)
+        if path.is_dir():
+            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
+        elif path.exists() or not glob.has_magic(name):
+            found = [path]
+        else:
+            found = [file for file in map(pathlib.Path, sorted(glob.glob(name, recursive=True))) if file.is_file()]
+        if not found:
+            raise ValueError(f"{name}: no images there")
+        paths |= dict.fromkeys(found)
+    by_stem: dict[str, pathlib.Path] = {}
+    for path in paths:
+        if by_stem.setdefault(path.stem, path) != path:
+            raise ValueError(f"{path} and {by_stem[path.stem]}: results of both would be named {path.stem!r}")
+    return list(paths)
+
+
+def write_whole(path: pathlib.Path, content: bytes) -> None:
+    """Write a file so that nobody ever sees half of it: under another name in the same folder, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

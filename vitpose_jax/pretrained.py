@@ -1,0 +1,145 @@
+"""`from_pretrained`: from a Hub id, a folder or a file, native or PyTorch, to a `VitPose`."""
+
+import collections
+import dataclasses
+import math
+import re
+from pathlib import Path
+
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from vitpose_jax import parameters
+from vitpose_jax.config import VitPoseConfig
+from vitpose_jax.convert.assembly import ignored
+from vitpose_jax.convert.hub_files import locate
+from vitpose_jax.convert.sources import build_model, open_source, stored_dtype
+from vitpose_jax.convert.torch_files import find_weights, weight_paths
+from vitpose_jax.modeling import VitPose, abstract_vitpose
+from vitpose_jax.skeletons import Skeleton, get_skeleton
+
+
+def from_pretrained(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    image_size: tuple[int, int] | None = None,
+    skeleton: str | Skeleton | None = None,
+    config: VitPoseConfig | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> VitPose:
+    """Load a model.
+
+    Args:
+        source: a folder (native or of the Hub), a .safetensors, .pth, .pt or .bin file, or a Hub id "user/name".
+        revision: branch, tag or commit on the Hub.
+        dtype: in which the model computes: float32, bfloat16 or float16.
+        param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
+        image_size: height and width of a crop in pixels; the position embeddings are interpolated where the
+            checkpoint has another.
+        skeleton: what the channels of the head are, name or `Skeleton`; for a checkpoint with one head that does
+            not say so itself, such as an original file.
+        config: of an original file, where its shapes leave questions open.
+        cache_dir: where huggingface_hub caches; None for its own default.
+        token: for private repositories; None for the one that huggingface_hub knows.
+        local_files_only: do not ask the network.
+
+    Returns:
+        The model; every parameter of it comes from the checkpoint.
+
+    Raises:
+        ValueError: where the source is not found, is damaged or no ViTPose, or where tensors are missing,
+            unexpected or mis-shaped: all of those are listed at once.
+    """
+    path = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    layout, config, tensors = open_source(path, config=config, image_size=image_size)
+    param_dtype = dtype if param_dtype is None else param_dtype
+    model = build_model(layout, config, tensors, dtype=dtype, param_dtype=param_dtype, source=str(path))
+    if skeleton is not None:
+        model = _with_skeleton(model, get_skeleton(skeleton) if isinstance(skeleton, str) else skeleton)
+    if image_size is not None and tuple(image_size) != config.image_size:
+        model = model.resize(image_size)
+    return model
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Description:
+    """What a checkpoint holds.
+
+    Attributes:
+        path: the folder or file on this machine.
+        layout: "native", "huggingface" or "original".
+        config: of the model; its `skeletons` are the heads, its `experts` the data sets with an expert.
+        parameters: number of trainable parameters.
+        dtype: in which the weights are stored.
+        size: bytes of the files with the weights.
+        ignored: reason: how many tensors the model does not need for that reason.
+    """
+
+    path: Path
+    layout: str
+    config: VitPoseConfig
+    parameters: int
+    dtype: str
+    size: int
+    ignored: dict[str, int]
+
+
+def describe(
+    source: str | Path,
+    *,
+    revision: str | None = None,
+    config: VitPoseConfig | None = None,
+    image_size: tuple[int, int] | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | None = None,
+    local_files_only: bool = False,
+) -> Description:
+    """Look at a checkpoint without reading its weights; names and shapes of all tensors are checked.
+
+    Args:
+        source, revision, config, image_size, cache_dir, token, local_files_only: as of `from_pretrained`.
+
+    Raises:
+        ValueError: as `from_pretrained`.
+    """
+    path = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    layout, config, tensors = open_source(path, config=config, image_size=image_size)
+    weights = nnx.state(abstract_vitpose(config), nnx.Param)
+    unused = {} if layout == "native" else ignored(layout, config, tensors)
+    files = weight_paths(find_weights(path) if path.is_dir() else path)
+    return Description(
+        path=path,
+        layout=layout,
+        config=config,
+        parameters=sum(math.prod(variable.get_value().shape) for _, variable in nnx.to_flat_state(weights)),
+        dtype=stored_dtype(layout, tensors).name,
+        size=sum(file.stat().st_size for file in files),
+        ignored=dict(collections.Counter(unused.values())),
+    )
+
+
+def _with_skeleton(model: VitPose, skeleton: Skeleton) -> VitPose:
+    config = model.config
+    if len(config.skeletons) != 1:
+        names = ", ".join(known.name for known in config.skeletons)
+        raise ValueError(f"skeleton: expected a checkpoint with one head, got one with {names}")
+    (old,) = config.skeletons
+    if old.num_keypoints != skeleton.num_keypoints:
+        raise ValueError(
+            f"skeleton: expected {old.num_keypoints} keypoints, as the head has, "
+            f"got {skeleton.name!r} with {skeleton.num_keypoints}"
+        )
+    experts = tuple(skeleton.name if name == old.name else name for name in config.experts)
+    config = config.replace(skeletons=(skeleton,), experts=experts)
+    kwargs = {"dtype": model.backbone.dtype, "param_dtype": model.backbone.param_dtype}
+    tensors = {
+        re.sub(rf"^heads\.{re.escape(old.name)}\.", f"heads.{skeleton.name}.", name): leaf
+        for name, leaf in parameters.flatten(model).items()
+    }
+    return parameters.fill(abstract_vitpose(config, **kwargs), tensors)
