@@ -147,13 +147,18 @@ def convert(
     dest: Annotated[pathlib.Path, typer.Argument(help="The folder to write.")],
     to: Annotated[Layout, typer.Option(help="The layout to write.")] = Layout.native,
     split: Annotated[bool, typer.Option("--split", help="One plain model for each data set of a ViTPose++.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="A plain model for this data set alone.")] = None,
+    image_size: Annotated[
+        tuple[int, int] | None, typer.Option(help="Height and width of an original file's crops.")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
     """Convert a checkpoint between PyTorch (the Hub's or the original layout) and the native format."""
     from vitpose_jax.convert import convert as run
 
-    for folder in run(source, dest, to=to.value, split=split, revision=revision, overwrite=overwrite):
+    options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "revision": revision}
+    for folder in run(source, dest, to=to.value, overwrite=overwrite, **options):
         print(folder)
 
 
@@ -165,8 +170,21 @@ def info(
     """Say what a checkpoint holds, without loading its weights."""
     from vitpose_jax.pretrained import describe
 
-    for name, value in describe(source, revision=revision).items():
-        print(f"{name:16} {value}")
+    found = describe(source, revision=revision)
+    config = found.config
+    rows = {
+        "path": found.path,
+        "layout": found.layout,
+        "parameters": f"{found.parameters / 1e6:.2f} M, stored as {found.dtype}, {found.size / 1e6:.1f} MB",
+        "crops": f"{config.image_size[0]} x {config.image_size[1]} (height x width)",
+        "backbone": f"{config.num_layers} blocks, {config.hidden_size} wide, {config.num_heads} heads",
+        "experts": ", ".join(config.experts) or "none",
+        "decoder": config.decoder,
+        "heads": ", ".join(f"{skeleton.name} ({skeleton.num_keypoints})" for skeleton in config.skeletons),
+    }
+    rows |= {f"ignored: {count}": reason for reason, count in found.ignored.items()}
+    for name, value in rows.items():
+        print(f"{name:12} {value}")
 
 
 @app.command()
@@ -188,10 +206,10 @@ def init(
     print(dest)
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line: one line on standard error and a non-zero exit for a user's mistake."""
     try:
-        app(prog_name="vitpose-jax")
+        app(arguments, prog_name="vitpose-jax")
     except (ValueError, OSError) as error:
         _say(f"error: {error}")
         raise SystemExit(1) from None

@@ -5,7 +5,7 @@ mean and variance count as parameters here: a model cannot be rebuilt without th
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,12 +27,13 @@ def abstract(create: Callable[[], Model]) -> Model:
     return nnx.eval_shape(create)
 
 
-def fill(module: Model, tensors: Mapping[str, np.ndarray | Array], *, source: str = "the tensors") -> Model:
+def fill(module: Model, tensors: Mapping[str, Any], *, source: str = "the tensors") -> Model:
     """Put tensors into an abstract module; all of them, and into every place.
 
     Args:
         module: from `abstract`; its dtypes are what the tensors are cast to.
-        tensors: by flat name. Read one at a time, so that a lazy mapping never holds more than one.
+        tensors: by flat name; arrays, or anything with a `shape` that becomes one when asked (`__array__`), which
+            happens to one at a time.
         source: where they come from, for the error.
 
     Returns:
@@ -51,7 +52,7 @@ def fill(module: Model, tensors: Mapping[str, np.ndarray | Array], *, source: st
     return nnx.merge(graphdef, state)
 
 
-def differences(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, np.ndarray | Array]) -> Iterable[str]:
+def differences(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any]) -> Iterable[str]:
     """One line for every tensor that is missing, unexpected or of another shape than expected."""
     for name in sorted(set(expected) | set(tensors)):
         if name not in tensors:
