@@ -1,0 +1,80 @@
+"""What the README shows, runs: its commands and its Python, word for word; the Hub is a cache made here."""
+
+import pathlib
+import re
+import shlex
+import shutil
+
+import huggingface_hub
+import pytest
+from PIL import Image
+from torch_reference import save, tiny_model
+
+from vitpose_jax import cli
+
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch) -> pathlib.Path:
+    """A folder with the project's docs to run in, and a cache of the Hub with tiny models under the real names."""
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+    for name, model in {
+        "vitpose-base-simple": tiny_model(),
+        "vitpose-plus-base": tiny_model(decoder="classic", num_experts=6, part_features=6),
+    }.items():
+        repository = tmp_path / "cache" / f"models--usyd-community--{name}"
+        save(model, repository / "snapshots" / COMMIT)
+        (repository / "refs").mkdir()
+        (repository / "refs" / "main").write_text(COMMIT)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    # Port 9 of this machine refuses at once.
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
+    return tmp_path
+
+
+def test_the_python_runs(checkout, capsys):
+    first, *others = blocks("python")
+    exec(first, {})
+    assert capsys.readouterr().out.count("\n") == 17
+    with Image.open(checkout / "drawn.png") as drawn:
+        assert drawn.size == (512, 512)
+    assert others
+    for block in others:
+        namespace: dict = {}
+        exec(block, namespace)
+        assert namespace["xy"].shape == (2, 17, 2)
+
+
+def test_the_first_command_runs(checkout, capsys):
+    command = next(line for line in blocks("bash")[0].splitlines() if "predict" in line)
+    install, *parts = command.split(" && ")
+    assert install == "python -m pip install ."
+    for part in parts:
+        program, *arguments = shlex.split(part)
+        assert program == "vitpose-jax"
+        with pytest.raises(SystemExit) as exit_:
+            cli.main(arguments)
+        assert not exit_.value.code
+    assert "left_shoulder" in capsys.readouterr().out
+    assert sorted(path.name for path in (checkout / "poses").iterdir()) == ["astronaut.json", "astronaut.png"]
+
+
+def test_the_commands_exist():
+    names = {command.name or command.callback.__name__ for command in cli.app.registered_commands}
+    shown = set(re.findall(r"^vitpose-jax (\w+)", README, re.MULTILINE))
+    assert shown == names
+
+
+def test_the_links_lead_somewhere():
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if "://" not in link]
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
