@@ -102,7 +102,7 @@ def test_intermediates_on_request():
     backbone = random_model(config).backbone
     crops = random_crops(config)
     plain = backbone(crops)
-    assert plain[1:] == (None, None, None)
+    assert plain[1:] == (None, None, ())
     full = backbone(crops, output_hidden_states=True, output_attentions=True, feature_blocks=(0, 1, 2))
     assert full.hidden_states.shape == (3, 3, 12, 24)
     assert full.attentions.shape == (2, 3, 3, 12, 12)
@@ -119,7 +119,9 @@ def test_the_decoder_reads_the_last_of_out_indices():
     model = random_model(config)
     crops = random_crops(config)
     states = model.backbone(crops, output_hidden_states=True).hidden_states
-    np.testing.assert_allclose(model.backbone(crops).tokens, model.backbone.norm(states[1]), atol=BLOCK)
+    expected = model.backbone.norm(states[1])
+    np.testing.assert_allclose(model.backbone(crops).tokens, expected, atol=BLOCK)
+    np.testing.assert_allclose(model.backbone(crops, output_attentions=True).tokens, expected, atol=BLOCK)
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])

@@ -168,7 +168,7 @@ def _layer_norm(config: VitPoseConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> n
 
 
 class BackboneOutput(NamedTuple):
-    """What a `Backbone` computes; the parts not asked for are None.
+    """What a `Backbone` computes; the parts not asked for are None or empty.
 
     Attributes:
         tokens: (n, tokens, dim), what the decoder reads: the last of `out_indices`, normalised.
@@ -180,7 +180,7 @@ class BackboneOutput(NamedTuple):
     tokens: Float[Array, "n tokens dim"]
     hidden_states: Float[Array, "states n tokens dim"] | None = None
     attentions: Float[Array, "depth n heads tokens tokens"] | None = None
-    feature_maps: tuple[Float[Array, "n rows columns dim"], ...] | None = None
+    feature_maps: tuple[Float[Array, "n rows columns dim"], ...] = ()
 
 
 class Backbone(nnx.Module):
@@ -209,7 +209,7 @@ class Backbone(nnx.Module):
         *,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
-        feature_blocks: Sequence[int] | None = None,
+        feature_blocks: Sequence[int] = (),
     ) -> BackboneOutput:
         """Run the transformer.
 
@@ -220,7 +220,7 @@ class Backbone(nnx.Module):
             output_hidden_states: also return the embedding and every block's output.
             output_attentions: also return every block's attention weights.
             feature_blocks: also return the normalised outputs of these blocks: 1 to depth, or 0 for the
-                embedding. () asks for the configuration's `out_indices`.
+                embedding; the reference returns those of `config.out_indices`.
 
         Raises:
             ValueError: where the crops are not of the configured size, or a block number is out of range.
@@ -229,37 +229,29 @@ class Backbone(nnx.Module):
         expected = (*config.image_size, config.num_channels)
         if crops.shape[1:] != expected:
             raise ValueError(f"crops: expected (n, {', '.join(map(str, expected))}), got {crops.shape}")
-        wanted = (
-            config.out_indices if feature_blocks is not None and not feature_blocks else tuple(feature_blocks or ())
-        )
-        if not all(0 <= index <= config.num_layers for index in wanted):
-            raise ValueError(f"feature_blocks: expected numbers from 0 to {config.num_layers}, got {wanted}")
+        if not all(0 <= index <= config.num_layers for index in feature_blocks):
+            raise ValueError(f"feature_blocks: expected numbers from 0 to {config.num_layers}, got {feature_blocks}")
 
         def step(tokens, block):
             tokens, weights = block(tokens, dataset_index)
-            return tokens, (tokens if keep_states else None, weights if output_attentions else None)
+            return tokens, (tokens if inside else None, weights if output_attentions else None)
 
-        # The decoder reads the last of out_indices: later blocks run only where their output is asked for.
+        # The decoder reads the last of out_indices: blocks after it run only for those who look inside.
+        inside = output_hidden_states or output_attentions or bool(feature_blocks)
         last = config.out_indices[-1]
-        keep_states = output_hidden_states or any(index != last for index in wanted)
-        depth = config.num_layers if keep_states or output_attentions else last
+        depth = config.num_layers if inside else last
         blocks = self.blocks if depth == config.num_layers else jax.tree.map(lambda leaf: leaf[:depth], self.blocks)
         embedded = self.patch_embed(crops.astype(self.dtype))
         tokens, (states, attentions) = jax.lax.scan(step, embedded, blocks)
-        if keep_states:
-            states = jnp.concatenate([embedded[None], states])
-            tokens = states[last]
-
-        def feature_map(index: int):
-            tokens = self.norm(states[index]) if keep_states else output
-            return tokens.reshape(len(crops), *config.grid_size, config.hidden_size)
-
-        output = self.norm(tokens)
+        if not inside:
+            return BackboneOutput(tokens=self.norm(tokens))
+        states = jnp.concatenate([embedded[None], states])
+        shape = (len(crops), *config.grid_size, config.hidden_size)
         return BackboneOutput(
-            tokens=output,
+            tokens=self.norm(states[last]),
             hidden_states=states if output_hidden_states else None,
             attentions=attentions,
-            feature_maps=tuple(map(feature_map, wanted)) if feature_blocks is not None else None,
+            feature_maps=tuple(self.norm(states[index]).reshape(shape) for index in feature_blocks),
         )
 
 
