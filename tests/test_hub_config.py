@@ -5,10 +5,10 @@ import inspect
 import pytest
 import transformers
 from torch_reference import HUB_LABELS
-from vitpose_jax.convert import hub_config
-from vitpose_jax.convert.hub_config import from_hub, to_hub
 
 from vitpose_jax.config import VitPoseConfig
+from vitpose_jax.convert import hub_config
+from vitpose_jax.convert.hub_config import from_hub, to_hub
 from vitpose_jax.skeletons import AP10K, COCO, DATASETS, MPII, Skeleton
 
 # As published for usyd-community/vitpose-plus-base, without the keys that say nothing about the network.

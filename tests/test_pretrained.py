@@ -87,6 +87,8 @@ def test_without_network_and_cache_it_fails_at_once(tmp_path, no_network):
         from_pretrained("some/one", cache_dir=tmp_path)
     with pytest.raises(ValueError, match=r"'some/one' at revision 'v2' .* not in the cache, and the network was not"):
         from_pretrained("some/one", revision="v2", cache_dir=tmp_path, local_files_only=True)
+    with pytest.raises(ValueError, match=rf"'some/one' at revision '{COMMIT}' cannot be fetched from the Hub"):
+        from_pretrained("some/one", revision=COMMIT, cache_dir=tmp_path)
     assert time.monotonic() - start < 5
 
 
@@ -155,11 +157,9 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, zipped):
     path = tmp_path / "vitpose.pth"
     content = {"state_dict": {"backbone.pos_embed": torch.zeros(1, 13, 24)}, "more": Code(trap)}
     torch.save(content, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(
-        ValueError, match=r"vitpose.pth: refused, because reading it would run code \(\w+\.mkdir\)"
-    ) as e:
+    with pytest.raises(ValueError, match=r": refused, because reading it would run code \(\w+.mkdir\)") as caught:
         from_pretrained(path)
-    assert "\n" not in str(e.value)
+    assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(Code(trap)))
     with pytest.raises(ValueError, match=r"vitpose.pth: not a PyTorch checkpoint of tensors alone, or damaged"):
         from_pretrained(path)
@@ -228,7 +228,7 @@ def test_a_file_that_lost_its_configuration(tmp_path, hub_folder):
         ('{"weight_map": {"a": "gone.safetensors"}}', "the shard gone.safetensors is missing"),
         (
             '{"weight_map": {"a": "part.safetensors"}}',
-            "a is not in part.safetensors; .* in part.safetensors is not listed",
+            "a is not in part.safetensors; .* is not listed",
         ),
     ],
 )

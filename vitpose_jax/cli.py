@@ -148,17 +148,16 @@ def convert(
     to: Annotated[Layout, typer.Option(help="The layout to write.")] = Layout.native,
     split: Annotated[bool, typer.Option("--split", help="One plain model for each data set of a ViTPose++.")] = False,
     dataset: Annotated[str | None, typer.Option(help="A plain model for this data set alone.")] = None,
-    image_size: Annotated[
-        tuple[int, int] | None, typer.Option(help="Height and width of an original file's crops.")
-    ] = None,
+    image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width of a crop, in pixels.")] = None,
+    skeleton: Annotated[str | None, typer.Option(help="What the head's channels are: coco, crowdpose, ...")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
     """Convert a checkpoint between PyTorch (the Hub's or the original layout) and the native format."""
     from vitpose_jax.convert import convert as run
 
-    options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "revision": revision}
-    for folder in run(source, dest, to=to.value, overwrite=overwrite, **options):
+    options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "skeleton": skeleton}
+    for folder in run(source, dest, to=to.value, overwrite=overwrite, revision=revision, **options):
         print(folder)
 
 

@@ -3,21 +3,19 @@
 import collections
 import dataclasses
 import math
-import re
 from pathlib import Path
 
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from vitpose_jax import parameters
 from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.convert.assembly import ignored
 from vitpose_jax.convert.hub_files import locate
-from vitpose_jax.convert.sources import build_model, open_source, stored_dtype
+from vitpose_jax.convert.sources import adapt, build_model, open_source, stored_dtype
 from vitpose_jax.convert.torch_files import find_weights, weight_paths
 from vitpose_jax.modeling import VitPose, abstract_vitpose
-from vitpose_jax.skeletons import Skeleton, get_skeleton
+from vitpose_jax.skeletons import Skeleton
 
 
 def from_pretrained(
@@ -60,11 +58,7 @@ def from_pretrained(
     layout, config, tensors = open_source(path, config=config, image_size=image_size)
     param_dtype = dtype if param_dtype is None else param_dtype
     model = build_model(layout, config, tensors, dtype=dtype, param_dtype=param_dtype, source=str(path))
-    if skeleton is not None:
-        model = _with_skeleton(model, get_skeleton(skeleton) if isinstance(skeleton, str) else skeleton)
-    if image_size is not None and tuple(image_size) != config.image_size:
-        model = model.resize(image_size)
-    return model
+    return adapt(model, skeleton=skeleton, image_size=image_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -122,24 +116,3 @@ def describe(
         size=sum(file.stat().st_size for file in files),
         ignored=dict(collections.Counter(unused.values())),
     )
-
-
-def _with_skeleton(model: VitPose, skeleton: Skeleton) -> VitPose:
-    config = model.config
-    if len(config.skeletons) != 1:
-        names = ", ".join(known.name for known in config.skeletons)
-        raise ValueError(f"skeleton: expected a checkpoint with one head, got one with {names}")
-    (old,) = config.skeletons
-    if old.num_keypoints != skeleton.num_keypoints:
-        raise ValueError(
-            f"skeleton: expected {old.num_keypoints} keypoints, as the head has, "
-            f"got {skeleton.name!r} with {skeleton.num_keypoints}"
-        )
-    experts = tuple(skeleton.name if name == old.name else name for name in config.experts)
-    config = config.replace(skeletons=(skeleton,), experts=experts)
-    kwargs = {"dtype": model.backbone.dtype, "param_dtype": model.backbone.param_dtype}
-    tensors = {
-        re.sub(rf"^heads\.{re.escape(old.name)}\.", f"heads.{skeleton.name}.", name): leaf
-        for name, leaf in parameters.flatten(model).items()
-    }
-    return parameters.fill(abstract_vitpose(config, **kwargs), tensors)
