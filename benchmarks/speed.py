@@ -79,7 +79,9 @@ def peers(folder: str, dtype: str, names: list[str]) -> dict[str, dict[str, Call
     processor = processor_class()
     found = {}
     for name in names:
-        model = transformers.VitPoseForPoseEstimation.from_pretrained(folder, attn_implementation={"backbone_config": "sdpa"})
+        model = transformers.VitPoseForPoseEstimation.from_pretrained(
+            folder, attn_implementation={"backbone_config": "sdpa"}
+        )
         model = model.to(device, torch_dtype).eval()
         index = (
             {"dataset_index": torch.tensor([0], device=device)} if model.config.backbone_config.num_experts > 1 else {}

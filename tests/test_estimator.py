@@ -1,6 +1,10 @@
 """The estimator: one compiled path, bounded programs and memory, lists of images, mixed data sets, bad input."""
 
 import io
+import os
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.export
@@ -13,7 +17,10 @@ from test_modeling import PLUS, TINY, random_model
 from tolerances import KEYPOINTS
 
 from vitpose_jax import PoseEstimator, VitPoseConfig
-from vitpose_jax.estimator import PIXEL_BUCKETS, batch_sizes, predict
+from vitpose_jax import estimator as estimator_module
+from vitpose_jax.batching import PIXEL_BUCKETS, batch_sizes
+from vitpose_jax.estimator import MAX_UNDER_WAY, ItemError
+from vitpose_jax.pipeline import predict
 from vitpose_jax.postprocess import DECODINGS, decode_heatmaps, flip_back
 from vitpose_jax.preprocess import crop_boxes
 from vitpose_jax.skeletons import COCO, Skeleton
@@ -45,15 +52,20 @@ def random_boxes(seed: int, count: int) -> np.ndarray:
     return np.concatenate([rng.uniform(0, 80, (count, 2)), rng.uniform(20, 80, (count, 2))], axis=1).astype(np.float32)
 
 
-# Where results of two programs are compared: a hair of difference in a heatmap without clear peaks may move a
-# refined point far.
+# Where results of two programs are compared. A pixel that lies between two grey levels may be rounded to either, and
+# in a heatmap without clear peaks a hair moves a refined point far: so points are compared before refinement, and
+# one in fifty may jump.
 ARGMAX = {"decode": "argmax"}
 
 
 def assert_same(ours, expected):
     assert len(ours) == len(expected)
-    np.testing.assert_allclose(ours.scores, expected.scores, atol=1e-4)
-    np.testing.assert_allclose(ours.keypoints, expected.keypoints, atol=KEYPOINTS)
+    np.testing.assert_array_equal(ours.boxes, expected.boxes)
+    np.testing.assert_allclose(ours.scores, expected.scores, atol=2e-2)
+    missing = np.isnan(expected.keypoints)
+    np.testing.assert_array_equal(np.isnan(ours.keypoints), missing)
+    if len(ours):
+        assert (np.abs(ours.keypoints - expected.keypoints)[~missing] < KEYPOINTS).mean() > 0.98
 
 
 @pytest.mark.parametrize("decode", DECODINGS)
@@ -219,3 +231,112 @@ def test_a_flip_test_needs_flip_pairs():
     estimator = PoseEstimator(random_model(VitPoseConfig(**TINY, skeletons=(skeleton,))))
     with pytest.raises(ValueError, match="'custom' has no flip pairs"):
         estimator(random_image(12), random_boxes(12, 1), flip_test=True)
+
+
+def test_a_stream_equals_single_calls(plus):
+    images = [random_image(seed, 60 + 7 * seed, 90) for seed in range(9)]
+    boxes = [random_boxes(seed, seed % 4) for seed in range(9)]
+    boxes[5] = None
+    entries = list(zip(images, boxes, strict=True))
+    entries[3] = (*entries[3], ["ap10k", "coco", "aic"])
+    for prefetch in (1, 3, 64):
+        results = list(plus.stream(iter(entries), prefetch=prefetch, **ARGMAX))
+        for (image, row, *dataset), poses in zip(entries, results, strict=True):
+            assert_same(poses, plus(image, row, dataset=dataset[0] if dataset else None, **ARGMAX))
+
+
+def test_a_stream_reads_no_further_ahead_than_told(estimator):
+    read = 0
+
+    def entries():
+        nonlocal read
+        for seed in range(40):
+            read += 1
+            yield random_image(seed % 5), random_boxes(seed, 1)
+
+    most = 0
+    for done, _ in enumerate(estimator.stream(entries(), prefetch=4)):
+        most = max(most, read - done)
+    # Read ahead, in a group, and under way.
+    assert most <= 4 + 4 * (1 + MAX_UNDER_WAY)
+    stream = estimator.stream(entries(), prefetch=4)
+    next(stream)
+    stream.close()  # leaves no thread behind, and no error
+
+
+def test_an_error_in_a_stream_names_its_item_and_spares_the_others(estimator, tmp_path):
+    good = (random_image(0), random_boxes(0, 2))
+    entries = [good, (tmp_path / "nowhere.jpg", None), good, (random_image(1), [[0, 0, -1, 5]]), good]
+    results = list(estimator.stream(entries, errors="return"))
+    assert [isinstance(result, ItemError) for result in results] == [False, True, False, True, False]
+    assert "item 1: " in str(results[1])
+    assert "nowhere.jpg" in str(results[1])
+    assert "item 3: boxes: box 0 has no area" in str(results[3])
+    assert isinstance(results[1].__cause__, FileNotFoundError)
+    seen = []
+    with pytest.raises(ItemError, match="item 1"):
+        seen.extend(estimator.stream(entries))
+    assert len(seen) == 1
+    with pytest.raises(ValueError, match="prefetch: expected at least 1, got 0"):
+        next(estimator.stream(entries, prefetch=0))
+
+
+def test_ten_thousand_boxes_in_one_call(model, monkeypatch):
+    """Never more than a few batches are on the device."""
+    estimator = PoseEstimator(model)
+    started = collected = most = 0
+    run, collect = estimator._run, estimator_module._Job.collect
+
+    def counted_run(*arguments, **options):
+        nonlocal started, most
+        started += 1
+        most = max(most, started - collected)
+        return run(*arguments, **options)
+
+    def counted_collect(job):
+        nonlocal collected
+        collect(job)
+        collected += 1
+
+    monkeypatch.setattr(estimator, "_run", counted_run)
+    monkeypatch.setattr(estimator_module._Job, "collect", counted_collect)
+    boxes = random_boxes(0, 10_000)
+    poses = estimator(random_image(0), boxes, **ARGMAX)
+    assert len(poses) == 10_000
+    assert started == collected == 10_000 // 64 + 1
+    assert most <= MAX_UNDER_WAY + 1
+    np.testing.assert_array_equal(poses.boxes, boxes)
+    assert_same(poses[9_999], estimator(random_image(0), boxes[9_999:], **ARGMAX))
+
+
+def test_a_batch_shared_out_among_eight_devices():
+    """Forced host devices, in a process of its own: their number is fixed when JAX starts."""
+    code = """
+import jax, numpy as np
+from test_estimator import ARGMAX, PLUS, TINY, VitPoseConfig, assert_same, random_boxes, random_image, random_model
+from vitpose_jax import PoseEstimator
+
+model = random_model(VitPoseConfig(**TINY, **PLUS))
+one, eight = PoseEstimator(model), PoseEstimator(model, devices=jax.devices())
+assert len(jax.devices()) == 8
+for count, dataset in ((0, None), (1, None), (21, "ap10k"), (70, None)):
+    image, boxes = random_image(count), random_boxes(count, count)
+    assert_same(eight(image, boxes, dataset=dataset, **ARGMAX), one(image, boxes, dataset=dataset, **ARGMAX))
+keypoints, _ = eight._run(
+    eight._leaves,
+    jax.device_put(np.zeros((4**9, 3), np.uint8), eight._everywhere),
+    jax.device_put(np.tile(np.array([0, 9, 9], np.int32), (16, 1)), eight._shared),
+    jax.device_put(np.ones((16, 4), np.float32), eight._shared),
+    dataset_index=0, flip_test=False, decode="udp",
+)
+assert len(keypoints.sharding.device_set) == 8 and keypoints.addressable_shards[0].data.shape == (2, 17, 2)
+"""
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=8"}
+    folder = pathlib.Path(__file__).parent
+    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_devices_are_a_power_of_two(model):
+    with pytest.raises(ValueError, match="devices: expected a power of two up to max_batch 2, got 3 of them"):
+        PoseEstimator(model, max_batch=2, devices=jax.devices() * 3)

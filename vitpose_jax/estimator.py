@@ -1,37 +1,29 @@
 """PoseEstimator: images and boxes in, poses out, through one compiled program.
 
-`predict` is the whole path, from pixels and boxes to keypoints, as a pure function. `PoseEstimator` feeds it:
-it packs images and boxes into arrays of a few fixed sizes, so that the number of compiled programs is bounded,
-and keeps the device busy while the host packs.
+The program is pipeline.py; this file feeds it. Host threads read images, batching.py lays them out in a few fixed
+sizes, and the device computes one batch while the next is packed and sent.
 """
 
 import collections
+import concurrent.futures
 import functools
 import os
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, TypeAlias, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 from PIL import Image
 
+from vitpose_jax.batching import Batch, Item, batch_sizes, batches, groups, pixel_bucket
 from vitpose_jax.images import load_image
 from vitpose_jax.modeling import VitPose
+from vitpose_jax.pipeline import predict
 from vitpose_jax.poses import Poses
-from vitpose_jax.postprocess import Decode, decode_regions, flip_back, get_decoding
-from vitpose_jax.preprocess import (
-    BOX_PADDING,
-    Border,
-    boxes_to_center_scale,
-    check_border,
-    check_boxes,
-    crop_regions,
-    normalize,
-    pack_images,
-)
+from vitpose_jax.postprocess import Decode, get_decoding
+from vitpose_jax.preprocess import BOX_PADDING, Border, check_border, check_boxes, pack_images
 from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.skeletons import Skeleton
 
@@ -39,64 +31,40 @@ ImageLike: TypeAlias = str | os.PathLike | Image.Image | Array | np.ndarray
 Dataset: TypeAlias = str | int | None
 Boxes: TypeAlias = Any  # anything `check_boxes` takes: an (n, 4) array or n rows of four numbers
 
-# Images share a row of pixels whose length is one of these: from 512 x 512 pixels on, in steps of four.
-PIXEL_BUCKETS = tuple(4**power for power in range(9, 16))
-# Several images share a row only up to this length.
-SHARED_PIXELS = 4**12
-# A batch is padded to the next power of two only where at most this share of it is padding.
-MAX_PADDING = 0.25
 # Batches started and not yet collected.
 MAX_UNDER_WAY = 2
+# Images read ahead.
+PREFETCH = 16
 
 
-def predict(
-    model: VitPose,
-    pixels: UInt8[Array, "p 3"],
-    shapes: Int[Array, "n 3"],
-    boxes: Float[Array, "n 4"],
-    *,
-    dataset_index: int = 0,
-    flip_test: bool = False,
-    decode: Decode = "udp",
-    border: Border = "scipy",
-    padding: float = BOX_PADDING,
-) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
-    """The whole path from images and boxes to keypoints, for one data set; a pure function, jit-able.
+class ItemError(ValueError):
+    """An item of a stream that could not be done.
 
-    Args:
-        model: any `VitPose`.
-        pixels: RGB of all images, one behind another, from `pack_images`.
-        shapes: for each box: where its image begins in `pixels`, its height, its width.
-        boxes: x y w h in pixels of each box's image.
-        dataset_index: which expert and head.
-        flip_test: also run the mirrored crops and average the heatmaps.
-        decode: see postprocess.py; it also decides between the UDP crop and the older one.
-        border: see preprocess.py.
-        padding: of the boxes.
-
-    Returns:
-        keypoints (n, K, 2), (x, y) in pixels of each box's image, and scores (n, K), both float32.
+    Attributes:
+        number: which item, counted from 0. The error itself is the `__cause__`.
     """
-    config, decoding = model.config, get_decoding(decode)
-    center, scale = boxes_to_center_scale(boxes, config.image_size, padding=padding)
-    grey = crop_regions(pixels, shapes, center, scale, config.image_size, udp=decoding.udp, border=border)
-    crops = normalize(grey, config.image_mean, config.image_std)
-    if flip_test:
-        heatmaps = model(jnp.concatenate([crops, crops[:, :, ::-1]]), dataset_index).astype(jnp.float32)
-        upright, mirrored = jnp.split(heatmaps, 2)
-        flip_indices = config.skeleton(dataset_index).flip_indices
-        heatmaps = (upright + flip_back(mirrored, flip_indices, shift=not decoding.udp)) / 2
-    else:
-        heatmaps = model(crops, dataset_index)
-    return decode_regions(heatmaps, center, scale, decode=decode)
+
+    def __init__(self, number: int, message: str):
+        super().__init__(f"item {number}: {message}")
+        self.number = number
 
 
 class _Job(NamedTuple):
-    """A batch under way: which rows of which images it computes, and its results on the device."""
+    """A batch under way: where its results go, and the results on the device."""
 
-    rows: Int[np.ndarray, "n 2"]
-    keypoints: Float[Array, "padded K 2"]
-    scores: Float[Array, "padded K"]
+    items: list[Item]
+    batch: Batch
+    keypoints: Float[Array, "size K 2"]
+    scores: Float[Array, "size K"]
+
+    def collect(self) -> None:
+        """Wait for the results and put them into the items' poses."""
+        points, values = np.asarray(self.keypoints), np.asarray(self.scores)
+        for (place, box), point, value in zip(self.batch.rows, points, values, strict=False):
+            item = self.items[place]
+            item.poses.keypoints[box, : len(value)] = point
+            item.poses.scores[box, : len(value)] = value
+            item.missing -= 1
 
 
 class PoseEstimator:
@@ -111,14 +79,27 @@ class PoseEstimator:
         max_batch: most boxes in one batch, a power of two; longer lists are split, so that memory is bounded.
         border: what lies outside the image, "scipy" as transformers or "opencv" as the original.
         padding: factor on the sides of the boxes.
+        devices: share every batch out among these; a power of two of them, at most `max_batch`. None for JAX's
+            default device.
 
     Raises:
-        ValueError: for a max_batch that is no power of two, or an unknown border.
+        ValueError: for a max_batch or a number of devices that is no power of two, or an unknown border.
     """
 
-    def __init__(self, model: VitPose, *, max_batch: int = 64, border: Border = "scipy", padding: float = BOX_PADDING):
+    def __init__(
+        self,
+        model: VitPose,
+        *,
+        max_batch: int = 64,
+        border: Border = "scipy",
+        padding: float = BOX_PADDING,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         if max_batch < 1 or max_batch & (max_batch - 1):
             raise ValueError(f"max_batch: expected a power of two, got {max_batch}")
+        count = 1 if devices is None else len(devices)
+        if not 1 <= count <= max_batch or count & (count - 1):
+            raise ValueError(f"devices: expected a power of two up to max_batch {max_batch}, got {count} of them")
         check_border(border)
         self.model = model
         self.config = model.config
@@ -126,7 +107,14 @@ class PoseEstimator:
         # The module is taken apart once: a call with bare arrays takes 0.12 ms, with the module 0.19 ms, and
         # through nnx.jit 0.97 ms (benchmarks/blocks.py).
         graphdef, state = nnx.split(model)
-        self._leaves, structure = jax.tree.flatten(state)
+        leaves, structure = jax.tree.flatten(state)
+        # Parameters and pixels are on every device, boxes and results are shared out.
+        self._min_batch, self._everywhere, self._shared = count, None, None
+        if devices is not None:
+            mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
+            self._everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            self._shared = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+        self._leaves = jax.device_put(leaves, self._everywhere)
 
         @functools.partial(jax.jit, static_argnames=("dataset_index", "flip_test", "decode"))
         def run(leaves, pixels, shapes, boxes, *, dataset_index, flip_test, decode):
@@ -152,16 +140,18 @@ class PoseEstimator:
         max_batch: int = 64,
         border: Border = "scipy",
         padding: float = BOX_PADDING,
+        devices: Sequence[jax.Device] | None = None,
         **kwargs: Any,
     ) -> "PoseEstimator":
         """An estimator with a pretrained model.
 
         Args:
             source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`.
-            max_batch, border, padding: as for the class.
+            max_batch, border, padding, devices: as for the class.
             kwargs: for `vitpose_jax.from_pretrained`: dtype, revision, image_size, skeleton, ...
         """
-        return cls(from_pretrained(source, **kwargs), max_batch=max_batch, border=border, padding=padding)
+        model = from_pretrained(source, **kwargs)
+        return cls(model, max_batch=max_batch, border=border, padding=padding, devices=devices)
 
     @overload
     def __call__(self, images: ImageLike, boxes: Boxes = ..., **kwargs: Any) -> Poses: ...
@@ -206,16 +196,67 @@ class PoseEstimator:
         for name, given in (("boxes", boxes), ("dataset", datasets)):
             if len(given) != len(images):
                 raise ValueError(f"{name}: expected one entry for each of {len(images)} images, got {len(given)}")
-        checked = [None if b is None else check_boxes(b, name=f"boxes[{i}]") for i, b in enumerate(boxes)]
-        loaded = [load_image(image) for image in images]
-        checked = [
-            np.asarray([[0, 0, image.shape[1], image.shape[0]]], np.float32) if b is None else b
-            for b, image in zip(checked, loaded, strict=True)
+        # Whatever can be wrong is looked for before the first image is read.
+        requests = [
+            self._request(row, choice, flip_test, name=f"boxes[{i}]")
+            for i, (row, choice) in enumerate(zip(boxes, datasets, strict=True))
         ]
-        indices = [self._dataset_indices(d, len(b)) for d, b in zip(datasets, checked, strict=True)]
-        for index in {int(index) for row in indices for index in row}:
-            _check_flip(self.config.skeleton(index), flip_test)
-        return self._estimate(loaded, checked, indices, flip_test=flip_test, decode=decode)
+        with concurrent.futures.ThreadPoolExecutor(_threads(len(images))) as pool:
+            items = _ahead(pool, lambda pair: self._item(*pair), zip(images, requests, strict=True), PREFETCH)
+            return list(self._flow(items, flip_test=flip_test, decode=decode, max_images=len(images)))
+
+    def stream(
+        self,
+        items: Iterable[tuple],
+        *,
+        dataset: Dataset = None,
+        flip_test: bool = False,
+        decode: Decode = "udp",
+        prefetch: int = PREFETCH,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Poses | ItemError]:
+        """Poses of any number of images, one after another, in their order.
+
+        Threads read images while the device computes and results are handed out. Memory is bounded: at most
+        `prefetch` images are read ahead and as many wait for their results.
+
+        Args:
+            items: (image, boxes) or (image, boxes, dataset), each as for a call.
+            dataset: of items that do not name one.
+            flip_test, decode: as for a call.
+            prefetch: images read ahead. They share batches; with 1, each goes to the device by itself.
+            errors: "raise" an item's error when its turn comes, after all results before it; or "return" it in
+                the place of its poses and go on.
+
+        Yields:
+            `Poses`, or `ItemError` with errors="return".
+
+        Raises:
+            ItemError: naming the item, with errors="raise".
+            ValueError: for an unknown decoding, or a prefetch below 1.
+        """
+        get_decoding(decode)
+        if prefetch < 1:
+            raise ValueError(f"prefetch: expected at least 1, got {prefetch}")
+
+        def prepare(numbered: tuple[int, tuple]) -> Item | ItemError:
+            number, (image, boxes, *choice) = numbered
+            try:
+                return self._item(image, self._request(boxes, choice[0] if choice else dataset, flip_test))
+            except (ValueError, TypeError, OSError) as error:
+                failure = ItemError(number, str(error))
+                failure.__cause__ = error
+                return failure
+
+        pool = concurrent.futures.ThreadPoolExecutor(_threads(prefetch))
+        try:
+            ready = _ahead(pool, prepare, enumerate(items), prefetch)
+            for result in self._flow(ready, flip_test=flip_test, decode=decode, max_images=prefetch):
+                if isinstance(result, ItemError) and errors == "raise":
+                    raise result
+                yield result
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def warmup(
         self,
@@ -232,7 +273,9 @@ class PoseEstimator:
         """
         image = np.zeros((*image_size, 3), np.uint8)
         most = self.max_batch if num_boxes is None else min(num_boxes, self.max_batch)
-        for size in sorted({size for n in range(1, most + 1) for size in batch_sizes(n, self.max_batch)}):
+        for size in sorted(
+            {size for n in range(1, most + 1) for size in batch_sizes(n, self.max_batch, self._min_batch)}
+        ):
             self(
                 image, np.tile(np.asarray([0, 0, 1, 1]), (size, 1)), dataset=dataset, flip_test=flip_test, decode=decode
             )
@@ -250,104 +293,94 @@ class PoseEstimator:
         values = [item.item() if isinstance(item, np.generic) else item for item in dataset]
         return np.asarray([self.config.dataset_index(value) for value in values], np.int32)
 
-    def _estimate(self, images, boxes, indices, *, flip_test: bool, decode: Decode) -> list[Poses]:
-        results = [self._empty_poses(*row) for row in zip(boxes, indices, strict=True)]
+    def _request(
+        self, boxes: Boxes | None, dataset: Dataset | Sequence[Dataset], flip_test: bool, name: str = "boxes"
+    ) -> tuple[Float[np.ndarray, "n 4"] | None, Int[np.ndarray, " m"]]:
+        """Checked boxes, or None, and the data set of each."""
+        boxes = None if boxes is None else check_boxes(boxes, name=name)
+        indices = self._dataset_indices(dataset, 1 if boxes is None else len(boxes))
+        for index in np.unique(indices):
+            _check_flip(self.config.skeleton(int(index)), flip_test)
+        return boxes, indices
 
-        def collect(job: _Job) -> None:
-            points, values = np.asarray(job.keypoints), np.asarray(job.scores)
-            for (image, box), point, value in zip(job.rows, points, values, strict=False):
-                results[image].keypoints[box, : len(value)] = point
-                results[image].scores[box, : len(value)] = value
-
-        # The host packs and sends the next batch while the device computes; no more than that, to bound memory.
-        under_way: collections.deque[_Job] = collections.deque()
-        for group in _groups(images, boxes, self.max_batch):
-            for job in self._dispatch(group, images, boxes, indices, flip_test=flip_test, decode=decode):
-                under_way.append(job)
-                if len(under_way) > MAX_UNDER_WAY:
-                    collect(under_way.popleft())
-        for job in under_way:
-            collect(job)
-        return results
-
-    def _empty_poses(self, boxes: Float[np.ndarray, "n 4"], indices: Int[np.ndarray, " n"]) -> Poses:
-        """Poses to be filled in: no coordinates, score 0."""
+    def _item(self, image: ImageLike, request: tuple) -> Item:
+        """Read an image; its poses are to be filled in: no coordinates, score 0."""
+        boxes, indices = request
+        pixels = load_image(image)
+        if boxes is None:
+            boxes = np.asarray([[0, 0, pixels.shape[1], pixels.shape[0]]], np.float32)
         held, skeleton_index = np.unique(indices, return_inverse=True)
         skeletons = tuple(self.config.skeleton(int(index)) for index in held) or (self.config.skeleton(),)
         shape = (len(boxes), max(skeleton.num_keypoints for skeleton in skeletons))
-        return Poses(
+        poses = Poses(
             keypoints=np.full((*shape, 2), np.nan, np.float32),
             scores=np.zeros(shape, np.float32),
             boxes=boxes,
             skeleton_index=skeleton_index.astype(np.int32),
             skeletons=skeletons,
         )
+        return Item(image=pixels, boxes=boxes, indices=indices, poses=poses, missing=len(boxes))
 
-    def _dispatch(self, group: list[int], images, boxes, indices, *, flip_test: bool, decode: Decode) -> Iterator[_Job]:
-        """Start the batches of some images; those of one data set follow one another."""
-        total = sum(images[i].shape[0] * images[i].shape[1] for i in group)
-        pixels, image_shapes = pack_images([images[i] for i in group], _next_bucket(total))
-        pixels = jax.device_put(pixels)
-        rows = np.concatenate([[(place, i, box) for box in range(len(boxes[i]))] for place, i in enumerate(group)])
-        row_indices = np.concatenate([indices[i] for i in group])
-        for index in sorted(set(row_indices)):
-            mine = rows[row_indices == index]
-            begin = 0
-            for size in batch_sizes(len(mine), self.max_batch):
-                batch = mine[begin : begin + size]
-                begin += size
-                # Padding repeats the last box.
-                padded = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
-                keypoints, scores = self._run(
-                    self._leaves,
-                    pixels,
-                    image_shapes[padded[:, 0]],
-                    np.stack([boxes[i][box] for _, i, box in padded]),
-                    dataset_index=int(index),
-                    flip_test=flip_test,
-                    decode=decode,
-                )
-                yield _Job(batch[:, 1:], keypoints, scores)
+    def _flow(
+        self, items: Iterable[Item | ItemError], *, flip_test: bool, decode: Decode, max_images: int
+    ) -> Iterator[Poses | ItemError]:
+        """Results in the order of the items. While the device computes, the host packs and sends the next batch."""
+        jobs: collections.deque[_Job] = collections.deque()
+        waiting: collections.deque[Item | ItemError] = collections.deque()
+
+        def finished() -> Iterator[Poses | ItemError]:
+            while waiting and not (isinstance(waiting[0], Item) and waiting[0].missing):
+                item = waiting.popleft()
+                yield item.poses if isinstance(item, Item) else item
+
+        for group in groups(items, max_boxes=self.max_batch, max_images=max_images):
+            waiting.extend(group)
+            for job in self._dispatch(
+                [item for item in group if isinstance(item, Item) and item.missing], flip_test=flip_test, decode=decode
+            ):
+                jobs.append(job)
+                if len(jobs) > MAX_UNDER_WAY:
+                    jobs.popleft().collect()
+            yield from finished()
+        while jobs:
+            jobs.popleft().collect()
+            yield from finished()
+        yield from finished()
+
+    def _dispatch(self, items: list[Item], *, flip_test: bool, decode: Decode) -> Iterator[_Job]:
+        """Send a group's images to the device and start its batches, one each time the next is asked for."""
+        if not items:
+            return
+        pixels, shapes = pack_images([x.image for x in items], pixel_bucket(sum(x.pixels for x in items)))
+        pixels = jax.device_put(pixels, self._everywhere)
+        for batch in batches(items, max_batch=self.max_batch, min_batch=self._min_batch):
+            rows = batch.padded
+            boxes = np.stack([items[place].boxes[box] for place, box in rows])
+            keypoints, scores = self._run(
+                self._leaves,
+                pixels,
+                jax.device_put(shapes[rows[:, 0]], self._shared),
+                jax.device_put(boxes, self._shared),
+                dataset_index=batch.dataset_index,
+                flip_test=flip_test,
+                decode=decode,
+            )
+            yield _Job(items, batch, keypoints, scores)
 
 
-def batch_sizes(count: int, max_batch: int) -> list[int]:
-    """Powers of two, in falling order, that together hold `count` boxes with little padding.
-
-    The last may have empty places, at most a quarter of it; `max_batch` is a power of two.
-    """
-    sizes = []
-    while count > 0:
-        size = min(max_batch, 1 << (count - 1).bit_length())
-        if size - count > MAX_PADDING * size:
-            size //= 2
-        sizes.append(size)
-        count -= size
-    return sizes
+def _threads(most: int) -> int:
+    return max(1, min(most, os.cpu_count() or 1))
 
 
-def _next_bucket(pixels: int) -> int:
-    for bucket in PIXEL_BUCKETS:
-        if pixels <= bucket:
-            return bucket
-    raise ValueError(f"image: expected at most {PIXEL_BUCKETS[-1]} pixels, got {pixels}")
-
-
-def _groups(images, boxes, max_batch: int) -> Iterator[list[int]]:
-    """Numbers of the images that share a row of pixels and their batches; images without boxes are left out."""
-    group: list[int] = []
-    pixels = count = 0
-    for i, (image, row) in enumerate(zip(images, boxes, strict=True)):
-        if len(row) == 0:
-            continue
-        size = image.shape[0] * image.shape[1]
-        if group and (pixels + size > SHARED_PIXELS or count >= max_batch):
-            yield group
-            group, pixels, count = [], 0, 0
-        group.append(i)
-        pixels += size
-        count += len(row)
-    if group:
-        yield group
+def _ahead(pool: concurrent.futures.Executor, function, entries: Iterable, ahead: int) -> Iterator:
+    """Results of a function for each entry, in order, with at most so many computed ahead."""
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    for entry in entries:
+        pending.append(pool.submit(function, entry))
+        if len(pending) >= ahead:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
 
 
 def _check_flip(skeleton: Skeleton, flip_test: bool) -> None:
