@@ -3,7 +3,7 @@
 import enum
 import pathlib
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -20,9 +20,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-
-# Images are handed to the estimator in lists of this many, so that they share batches.
-IMAGES_AT_ONCE = 16
 
 
 class Format(enum.StrEnum):
@@ -91,19 +88,19 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do images whose results are there.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in boxes."""
-    from vitpose_jax.detections import DetectionFile, given_boxes, parse_box
+    from vitpose_jax.detections import DetectionFile, Detections, image_id_of, parse_box
     from vitpose_jax.files import find_images
-    from vitpose_jax.images import load_image
     from vitpose_jax.outputs import Results
 
     paths = find_images(images)
-    detections, given = None, None
     if boxes and len(boxes) == 1 and pathlib.Path(boxes[0]).is_file():
-        detections = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
-    elif boxes:
-        given = [parse_box(box) for box in boxes]
+        file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
+        detections = {path: file[path] for path in paths}
     else:
-        _say("no --boxes: the whole image is taken as one box")
+        given = [parse_box(box) for box in boxes] if boxes else None
+        detections = {path: Detections(image_id_of(path), given) for path in paths}
+        if not boxes:
+            _say("no --boxes: the whole image is taken as one box")
     results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
     todo = [path for path in paths if not results.done(path)]
     if len(todo) < len(paths):
@@ -113,26 +110,27 @@ def predict(
 
     import jax.numpy as jnp
 
-    from vitpose_jax.estimator import PoseEstimator
+    from vitpose_jax.estimator import ItemError, PoseEstimator
 
     estimator = PoseEstimator.from_pretrained(model, dtype=jnp.dtype(dtype.value), revision=revision)
-    options: dict[str, Any] = {"dataset": dataset, "flip_test": flip_test, "decode": decode.value}
+    estimator.config.skeleton(dataset)  # raises once, not for every image
+    stream = estimator.stream(
+        ((path, detections[path].boxes) for path in todo),
+        dataset=dataset,
+        flip_test=flip_test,
+        decode=decode.value,
+        errors="return",
+    )
     failed = 0
     try:
-        for chunk in _chunks(_progress(todo), IMAGES_AT_ONCE):
-            items = []
-            for path in chunk:
-                try:
-                    image = load_image(path)
-                    items.append((path, image, detections[path] if detections else given_boxes(path, image, given)))
-                except (ValueError, OSError) as error:
-                    _say(f"error: {error}")
-                    failed += 1
-            everyone = estimator([item[1] for item in items], [item[2].boxes for item in items], **options)
-            for (path, image, found), poses in zip(items, everyone, strict=True):
-                results.add(path, image, found, poses)
-                if len(paths) == 1:
-                    _print_poses(poses)
+        for path, poses in zip(todo, _progress(stream, len(todo)), strict=True):
+            if isinstance(poses, ItemError):
+                _say(f"error: {path}: {poses.__cause__}")
+                failed += 1
+                continue
+            results.add(path, detections[path], poses)
+            if len(paths) == 1:
+                _print_poses(poses)
     finally:
         results.finish()
     print(f"{len(todo) - failed} of {len(paths)} images done: {output}")
@@ -218,21 +216,10 @@ def _say(message: str) -> None:
     print(f"vitpose-jax: {message}", file=sys.stderr)
 
 
-def _progress(paths: list[pathlib.Path]) -> Iterator[pathlib.Path]:
+def _progress(results: Iterable, total: int) -> Iterable:
     from tqdm import tqdm
 
-    return iter(tqdm(paths, unit="image", disable=len(paths) == 1 or not sys.stderr.isatty()))
-
-
-def _chunks(items: Iterator[pathlib.Path], size: int) -> Iterator[list[pathlib.Path]]:
-    chunk = []
-    for item in items:
-        chunk.append(item)
-        if len(chunk) == size:
-            yield chunk
-            chunk = []
-    if chunk:
-        yield chunk
+    return tqdm(results, total=total, unit="image", disable=total == 1 or not sys.stderr.isatty())
 
 
 def _print_poses(poses: "Poses") -> None:

@@ -11,24 +11,19 @@ import json
 import pathlib
 from typing import Any, NamedTuple
 
-import numpy as np
-from jaxtyping import Float, UInt8
-
-from vitpose_jax.preprocess import check_boxes
-
 
 class Detections(NamedTuple):
     """The boxes of one image.
 
     Attributes:
         image_id: the number or name under which results of the image are written.
-        boxes: x y w h in pixels.
-        scores: of the detector; 1 where the file has none.
+        boxes: rows of x y w h in pixels, not checked; None for the whole image.
+        scores: of the detector, one a box; None where there are none.
     """
 
     image_id: int | str
-    boxes: Float[np.ndarray, "n 4"]
-    scores: Float[np.ndarray, " n"]
+    boxes: list[list[float]] | None
+    scores: list[float] | None = None
 
 
 def image_id_of(path: pathlib.Path) -> int | str:
@@ -45,7 +40,7 @@ class DetectionFile:
         min_score: drop boxes below it.
 
     Raises:
-        ValueError: where the file is not JSON, not in one of the layouts, or holds a bad box, naming it.
+        ValueError: where the file is not JSON or not in one of the layouts.
         OSError: where it cannot be read.
     """
 
@@ -73,30 +68,13 @@ class DetectionFile:
                 self._entries.setdefault(str(entry["image_id"]), []).append((entry["bbox"], score))
 
     def __getitem__(self, image: pathlib.Path) -> Detections:
-        """The boxes of an image; none where the file names none.
-
-        Raises:
-            ValueError: for a bad box, naming the file and the box.
-        """
+        """The boxes of an image; none where the file names none."""
         image_id = self._ids.get(image.name, image_id_of(image))
         for key in (str(image_id), image.name, image.stem):
             if key in self._entries:
                 boxes, scores = zip(*self._entries[key], strict=True)
-                checked = check_boxes(list(boxes), name=f"{self._path}: boxes of {image.name}")
-                return Detections(image_id, checked, np.asarray(scores, np.float32))
-        return Detections(image_id, np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
-
-
-def given_boxes(
-    path: pathlib.Path, image: UInt8[np.ndarray, "height width 3"], boxes: list[list[float]] | None
-) -> Detections:
-    """The same boxes for any image; None for the whole of it.
-
-    Raises:
-        ValueError: for a bad box.
-    """
-    rows = [[0.0, 0.0, image.shape[1], image.shape[0]]] if boxes is None else boxes
-    return Detections(image_id_of(path), check_boxes(rows), np.ones(len(rows), np.float32))
+                return Detections(image_id, list(boxes), list(scores))
+        return Detections(image_id, [], [])
 
 
 def parse_box(text: str) -> list[float]:

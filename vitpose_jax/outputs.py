@@ -4,9 +4,6 @@ import io
 import json
 import pathlib
 
-import numpy as np
-from jaxtyping import UInt8
-
 from vitpose_jax.detections import Detections
 from vitpose_jax.draw import draw as draw_poses
 from vitpose_jax.files import write_whole
@@ -46,11 +43,11 @@ class Results:
             return False
         return path.name in self._coco if self._format == "coco" else self._document(path).is_file()
 
-    def add(self, path: pathlib.Path, image: UInt8[np.ndarray, "h w 3"], found: Detections, poses: Poses) -> None:
+    def add(self, path: pathlib.Path, found: Detections, poses: Poses) -> None:
         """Write the results of an image; those of a COCO file are kept for `finish`."""
         if self._draw:
             drawing = io.BytesIO()
-            draw_poses(image, poses, threshold=self._threshold).save(drawing, "PNG")
+            draw_poses(path, poses, threshold=self._threshold).save(drawing, "PNG")
             write_whole(self._drawing(path), drawing.getvalue())
         if self._format == "coco":
             # COCO's tools pass over the name; a later run knows by it what is done.
