@@ -145,6 +145,16 @@ def stage_variants(stage: str, ours: PoseEstimator, others: dict, people: int, f
         }
     crops = jnp.asarray(rng.normal(size=(people, *size, 3)), model.backbone.dtype)
     forward = jax.jit(lambda model, crops: model(crops, 0))
+    if stage == "moe":
+        # One expert for all against the same expert folded into a plain model, and against all of them mixed.
+        plain, mixed = model.specialize(), jnp.arange(people, dtype=jnp.int32) % model.config.num_experts
+        features = jax.jit(lambda model, crops, index: model.backbone(crops, index).tokens)
+        one = jax.jit(lambda model, crops: model.backbone(crops, 0).tokens)
+        return {
+            "vitpose-jax": lambda: one(model, crops),
+            "plain": lambda: one(plain, crops),
+            "mixed experts": lambda: features(model, crops, mixed),
+        }
     if stage == "forward":
         theirs = {name: (peer["forward"], peer["to_torch"](crops)) for name, peer in others.items()}
         return {"vitpose-jax": lambda: forward(model, crops)} | {
@@ -175,7 +185,8 @@ def measure(options: argparse.Namespace) -> list[dict]:
                 ours = PoseEstimator.from_pretrained(folder, dtype=jnp.dtype(dtype))
                 for people in options.people:
                     for flip in options.flip:
-                        for stage in options.stages if not flip else ["path"]:
+                        stages = ["path"] if flip else [*options.stages, *(["moe"] if config.experts else [])]
+                        for stage in stages:
                             variants = stage_variants(stage, ours, others, people, flip)
                             if stage == "forward":
                                 variants |= ceilings(dtype)
@@ -243,7 +254,7 @@ def main() -> None:
     parser.add_argument("--people", nargs="+", type=int, default=PEOPLE)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES)
     parser.add_argument("--flip", nargs="+", type=lambda text: text == "yes", default=FLIP, metavar="yes|no")
-    parser.add_argument("--stages", nargs="+", default=STAGES)
+    parser.add_argument("--stages", nargs="*", default=STAGES)
     parser.add_argument("--peers", nargs="*", default=PEERS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", help="name of the files in results/; none are written without it")

@@ -1,9 +1,11 @@
 """From images and boxes to keypoints against transformers, with heatmaps that have real peaks.
 
-The two crop alike up to rounding: where a grey level lies half-way between two whole numbers, SciPy's double
-and our single precision may round it to different sides. It happens to less than one pixel in a thousand and
-moves a heatmap by some 1e-4. So the highest pixel is the same only where it leads; keypoints are compared
-where it leads every other pixel by `LEAD`, which is nearly everywhere in a fitted model.
+The crops of the two are equal up to rounding: where a sample lies half-way between two grey levels, single
+precision may round it the other way than SciPy's double. That is one value in five thousand (with samples at
+exact places it would still be one in seven thousand: the reference rounds its affine matrix to single
+precision). One grey level more or less moves a heatmap by some 1e-4 nearby. So scores are within `HEATMAPS` for
+nearly all and within `LEAD` / 2 for all, and where the highest pixel leads every other one by `LEAD` it is the
+same pixel: there keypoints are compared. The same crops through both give the same keypoints everywhere.
 """
 
 import types
@@ -13,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 from fitted import IMAGE_SIZE, PROCESSOR, Picture, crop, draw_people, fit, training_photographs, with_experts
-from PIL import Image
 from tolerances import HEATMAPS, KEYPOINTS
 
 from vitpose_jax import PoseEstimator, from_pretrained
@@ -21,18 +22,18 @@ from vitpose_jax.postprocess import decode_heatmaps
 from vitpose_jax.skeletons import COCO
 
 LEAD = 1e-3
-SCORES = 1e-4
 
 
 def run_reference(reference, crops: torch.Tensor, *, flip_test: bool = False) -> np.ndarray:
     """Heatmaps (n, K, rows, columns) of the crops, those of the mirrored crops averaged in by hand."""
-    with_experts = reference.config.backbone_config.num_experts > 1
-    index = {"dataset_index": torch.zeros(len(crops), dtype=torch.long)} if with_experts else {}
+    moe = reference.config.backbone_config.num_experts > 1
+    index = torch.zeros(len(crops), dtype=torch.long) if moe else None
     with torch.no_grad():
-        heatmaps = reference(crops, **index).heatmaps
+        heatmaps = reference(crops, dataset_index=index).heatmaps
         if flip_test:
             pairs = torch.tensor(COCO.flip_pairs)
-            heatmaps = (heatmaps + reference(crops.flip(-1), flip_pairs=pairs, **index).heatmaps) / 2
+            mirrored = reference(crops.flip(-1), dataset_index=index, flip_pairs=pairs).heatmaps
+            heatmaps = (heatmaps + mirrored) / 2
     return heatmaps.numpy()
 
 
@@ -55,7 +56,6 @@ def assert_keypoints_near_labels(pictures: list[Picture], keypoints: list[np.nda
     for picture, points in zip(pictures, keypoints, strict=True):
         distance = np.linalg.norm(points - picture.keypoints, axis=-1) / picture.boxes[:, 3:]
         near.append((distance < 0.05)[picture.labelled])
-    print("near", np.concatenate(near).mean())
     assert np.concatenate(near).mean() > share
 
 
@@ -63,7 +63,7 @@ def assert_same_poses(reference, folder, pictures: list[Picture], *, flip_test: 
     """Everyone in the pictures in one call, by both; returns the reference's keypoints for each image."""
     heatmaps = run_reference(reference, crop(pictures), flip_test=flip_test)
     expected = decode_reference(heatmaps, [picture.boxes for picture in pictures])
-    estimator = PoseEstimator.from_pretrained(folder)
+    estimator = PoseEstimator.from_pretrained(str(folder))
     images, boxes = [picture.image for picture in pictures], [picture.boxes for picture in pictures]
     poses = estimator(images, boxes, decode="transformers", flip_test=flip_test, **options)
     assert [len(p) for p in poses] == [len(keypoints) for keypoints, _ in expected]
@@ -71,18 +71,9 @@ def assert_same_poses(reference, folder, pictures: list[Picture], *, flip_test: 
     assert clear.mean() > 0.9
     differences = np.concatenate([p.keypoints for p in poses]) - np.concatenate([k for k, _ in expected])
     scores = np.concatenate([p.scores for p in poses]) - np.concatenate([s for _, s in expected])
-    print(
-        "clear",
-        clear.mean(),
-        clear.size,
-        "kp",
-        np.abs(differences[clear]).max(),
-        np.abs(differences).max(),
-        "scores",
-        np.abs(scores).max(),
-    )
     np.testing.assert_allclose(differences[clear], 0, atol=KEYPOINTS)
-    np.testing.assert_allclose(scores, 0, atol=SCORES)
+    np.testing.assert_allclose(scores, 0, atol=LEAD / 2)
+    assert (np.abs(scores) < HEATMAPS).mean() > 0.95
     return [keypoints for keypoints, _ in expected]
 
 
@@ -133,18 +124,14 @@ def test_the_same_crops_through_both(drawn, fitted):
     boxes = np.concatenate([picture.boxes for picture in drawn])
     keypoints, scores = decode_heatmaps(ours, boxes, decode="transformers", size=IMAGE_SIZE)
     ((expected_keypoints, expected_scores),) = decode_reference(expected, [boxes])
-    print(
-        np.abs(keypoints - expected_keypoints).max(),
-        np.abs(scores - expected_scores).max(),
-        np.abs(np.moveaxis(ours, -1, 1) - expected).max(),
-    )
     np.testing.assert_allclose(keypoints, expected_keypoints, rtol=0, atol=KEYPOINTS)
-    np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=SCORES)
+    np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=HEATMAPS)
 
 
 def test_photographs(data, tmp_path):
+    if not (data / "train" / "coco_0.zip").is_file():
+        pytest.skip("no photographs to fit to in the sample data")
     pictures = training_photographs(data, 12)
-    reference = fit(pictures, decoder="classic", patch_size=[8, 8])
-    folder = save(reference, tmp_path)
-    keypoints = assert_same_poses(reference, folder, pictures)
-    assert_keypoints_near_labels(pictures, keypoints, share=0.9)
+    reference = fit(pictures, steps=200, decoder="classic", patch_size=16)
+    keypoints = assert_same_poses(reference, save(reference, tmp_path), pictures)
+    assert_keypoints_near_labels(pictures, keypoints, share=0.95)

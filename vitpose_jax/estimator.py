@@ -135,7 +135,7 @@ class PoseEstimator:
     @classmethod
     def from_pretrained(
         cls,
-        source: str,
+        source: str | os.PathLike,
         *,
         max_batch: int = 64,
         border: Border = "scipy",
