@@ -320,7 +320,7 @@ def markdown(report: dict) -> str:
     lines += [f"| {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) - 1)}"]
     for row in report["rows"]:
         lines.append(f"| {' | '.join(form.format(row[column]) for column, form in COLUMNS.items())} |")
-    legend = LEGEND.format(crops=RANDOM_CROPS, boxes=len(BOXES), lead=LEAD)
+    legend = LEGEND.format(crops=RANDOM_CROPS, boxes=len(BOXES))
     return "\n".join([*lines, "", legend, ""])
 
 

@@ -69,6 +69,9 @@ def convert(
     model = adapt(model, skeleton=skeleton, image_size=image_size)
     if split:
         names = [head.name for head in model.config.skeletons]
+        taken = [name for name in names if (dest / name / checkpoint.CONFIG_FILE).exists()]
+        if taken and not overwrite:
+            raise ValueError(f"{dest}: already holds {', '.join(taken)}; choose another folder, or ask to overwrite")
         return [write(model.specialize(name), dest / name, to=to, overwrite=overwrite) for name in names]
     return [write(model if dataset is None else model.specialize(dataset), dest, to=to, overwrite=overwrite)]
 

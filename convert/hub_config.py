@@ -125,16 +125,16 @@ def from_hub(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, 
             f"{source}: not a ViTPose: expected a backbone_config of model_type {BACKBONE_TYPE!r}, "
             f"got {backbone.get('model_type')!r}"
         )
-    problems = [*_key_problems(values, USED, IGNORED_TOP, "")]
-    problems += _key_problems(backbone, USED_BACKBONE, IGNORED_BACKBONE, "backbone_config.")
-    problems += _preprocessor_problems(preprocessor or {})
-    if backbone.get("hidden_act", "gelu") not in ACTIVATIONS:
-        problems.append(f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {backbone['hidden_act']!r}")
-    if problems:
-        raise ValueError(f"{source}: " + "; ".join(problems))
     try:
+        problems = [*_key_problems(values, USED, IGNORED_TOP, "")]
+        problems += _key_problems(backbone, USED_BACKBONE, IGNORED_BACKBONE, "backbone_config.")
+        problems += _preprocessor_problems(preprocessor or {})
+        if str(backbone.get("hidden_act", "gelu")) not in ACTIVATIONS:
+            problems.append(f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {backbone['hidden_act']!r}")
+        if problems:
+            raise ValueError("; ".join(problems))
         return _config(values, backbone, preprocessor or {})
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """What a source is: its layout ("native", "huggingface" or "original"), its configuration and its tensors."""
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -128,7 +129,7 @@ def stored_dtype(layout: str, tensors: Mapping[str, LazyTensor]) -> np.dtype:
         for name, tensor in tensors.items()
         if jnp.issubdtype(tensor.dtype, jnp.floating) and not (layout == "native" and ".norm" in name)
     ]
-    widest = np.result_type(*set(counted))
+    widest = np.dtype(functools.reduce(jnp.promote_types, counted))
     return widest if widest.itemsize <= 4 else np.dtype(np.float32)
 
 

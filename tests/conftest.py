@@ -5,6 +5,7 @@ import pathlib
 
 import hypothesis
 import jax
+import jaxtyping
 import numpy as np
 import pytest
 from PIL import Image
@@ -30,3 +31,11 @@ def photographs(data) -> list[np.ndarray]:
     """Twelve photographs of the sample data, RGB."""
     paths = sorted((data / "coco_val" / "images").iterdir())[:12]
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+
+@pytest.fixture
+def unchecked():
+    """Without the checks of types and shapes that run under test: as users meet the code."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

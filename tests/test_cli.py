@@ -8,12 +8,11 @@ import time
 
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 from test_estimator import random_image
-from test_modeling import TINY
+from test_modeling import TINY, random_model
 
-from vitpose_jax import VitPose, VitPoseConfig, checkpoint, cli
+from vitpose_jax import VitPoseConfig, checkpoint, cli
 
 BOX = "20,10,60,90"
 
@@ -21,7 +20,7 @@ BOX = "20,10,60,90"
 @pytest.fixture(scope="module")
 def model(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model") / "tiny"
-    checkpoint.save(VitPose(VitPoseConfig(**TINY), rngs=nnx.Rngs(0)), folder)
+    checkpoint.save(random_model(VitPoseConfig(**TINY)), folder)
     return str(folder)
 
 
@@ -58,9 +57,9 @@ def test_one_image_prints_and_draws(capsys, model, images, tmp_path):
     (pose,) = document["poses"]
     assert pose["box"] == [20, 10, 60, 90]
     assert [keypoint["name"] for keypoint in pose["keypoints"]][:2] == ["nose", "left_eye"]
-    with Image.open(out / "000007.png") as drawing:
+    with Image.open(out / "000007_poses.png") as drawing:
         assert drawing.size == (160, 120)
-    assert sorted(path.name for path in out.iterdir()) == ["000007.json", "000007.png"]
+    assert sorted(path.name for path in out.iterdir()) == ["000007.json", "000007_poses.png"]
 
 
 def test_without_boxes_the_whole_image_is_one(capsys, model, images, tmp_path):
@@ -133,6 +132,92 @@ def test_a_second_run_skips_what_is_done(capsys, model, images, tmp_path, layout
         assert len(json.loads((tmp_path / "out" / "keypoints.json").read_text())) == 3
 
 
+def test_coco_results_of_other_images_stay(capsys, model, images, tmp_path):
+    def predict(where, *more):
+        options = ("--boxes", BOX, "--output", tmp_path / "out", "--format", "coco", *more)
+        return run(capsys, "predict", where, "--model", model, *options)
+
+    predict(images)
+    assert predict(images / "000007.jpg", "--overwrite")[0] == 0
+    found = json.loads((tmp_path / "out" / "keypoints.json").read_text())
+    assert sorted(entry["image_id"] for entry in found) == [7, 12, 30]
+
+
+def test_images_without_people_are_done_too(capsys, model, images, tmp_path):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"000007.jpg": [], "000012.jpg": [[10, 10, 50, 80]], "000030.jpg": []}))
+    options = ("--model", model, "--boxes", boxes, "--output", tmp_path / "out", "--format", "coco")
+    assert "3 of 3 images done" in run(capsys, "predict", images, *options)[1]
+    assert "3 of 3 images are done already" in run(capsys, "predict", images, *options)[2]
+
+
+def test_an_image_is_never_overwritten(capsys, model, images):
+    image = images / "000007.jpg"
+    image.rename(images / "000007_poses.png")
+    before = (images / "000007_poses.png").read_bytes()
+    # The drawing of 000007.png has the name of the other image; that of 000007_poses.png has another.
+    Image.fromarray(random_image(7)).save(images / "000007.png")
+    options = ("--model", model, "--boxes", BOX, "--output", images, "--draw")
+    assert run(capsys, "predict", images / "000007_poses.png", *options)[0] == 0
+    status, _, said = run(capsys, "predict", images / "000007.png", images / "000007_poses.png", *options)
+    assert (status, "would overwrite" in said) == (1, True)
+    assert (images / "000007_poses.png").read_bytes() == before
+
+
+def test_boxes_go_to_their_own_image(capsys, model, images, tmp_path):
+    """An image without annotations does not get those of the image whose number its name happens to be."""
+    boxes = tmp_path / "boxes.json"
+    names = [{"id": 7, "file_name": "000012.jpg"}, {"id": 12, "file_name": "000007.jpg"}]
+    boxes.write_text(json.dumps({"images": names, "annotations": [{"image_id": 12, "bbox": [9, 9, 50, 80]}]}))
+    run(capsys, "predict", images, "--model", model, "--boxes", boxes, "--output", tmp_path / "out")
+    counts = [len(json.loads(path.read_text())["poses"]) for path in sorted((tmp_path / "out").iterdir())]
+    assert counts == [1, 0, 0]
+    boxes.write_text(json.dumps({"a/000007.jpg": [[1, 1, 9, 9]], "images/000007.jpg": [[2, 2, 9, 9], [3, 3, 9, 9]]}))
+    options = ("--model", model, "--boxes", boxes, "--output", tmp_path / "out", "--overwrite")
+    assert run(capsys, "predict", images / "000007.jpg", *options)[0] == 0
+    assert len(json.loads((tmp_path / "out" / "000007.json").read_text())["poses"]) == 2
+    boxes.write_text(json.dumps({"a/000007.jpg": [[1, 1, 9, 9]], "b/000007.jpg": [[2, 2, 9, 9]]}))
+    status, _, said = run(capsys, "predict", images / "000007.jpg", *options)
+    assert (status, "cannot tell which of a/000007.jpg, b/000007.jpg" in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"image_id": 7, "bbox": [1, 1, 5, 5], "score": None}],
+        [{"image_id": 7}],
+        [7],
+        7,
+        {"images": 3, "annotations": []},
+        {"images": [{"id": 1}], "annotations": []},
+        {"annotations": []},
+        {"000007.jpg": 5},
+    ],
+    ids=str,
+)
+def test_a_file_that_is_not_of_boxes(capsys, model, images, tmp_path, content):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps(content))
+    options = ("--model", model, "--boxes", boxes, "--min-score", 0.1, "--output", tmp_path / "out")
+    status, _, said = run(capsys, "predict", images / "000007.jpg", *options)
+    assert status == 1
+    assert "expected COCO results, COCO annotations or a table of boxes" in said
+    assert "Traceback" not in said
+
+
+def test_options_reach_the_estimator(capsys, model, images, tmp_path):
+    def keypoints(*options):
+        arguments = ("--model", model, "--boxes", BOX, "--output", tmp_path / "out", "--overwrite", *options)
+        assert run(capsys, "predict", images / "000007.jpg", *arguments)[0] == 0
+        (pose,) = json.loads((tmp_path / "out" / "000007.json").read_text())["poses"]
+        return [(point["x"], point["y"]) for point in pose["keypoints"]]
+
+    plain = keypoints()
+    assert keypoints() == plain
+    for options in (("--flip-test",), ("--decode", "argmax"), ("--decode", "quarter"), ("--dtype", "bfloat16")):
+        assert keypoints(*options) != plain, options
+
+
 def test_a_broken_image_does_not_stop_the_others(capsys, model, images, tmp_path):
     (images / "000001.jpg").write_bytes((images / "000007.jpg").read_bytes()[:500])
     status, printed, said = run(
@@ -151,6 +236,7 @@ def test_a_broken_image_does_not_stop_the_others(capsys, model, images, tmp_path
         (("nothing-*.jpg",), "nothing-*.jpg: no images there"),
         (("IMAGE", "--boxes", "1,2,3"), "expected a file or x,y,w,h, got '1,2,3'"),
         (("IMAGE", "--boxes", "1,2,0,3"), "box 0 has no area"),
+        (("IMAGE", "--boxes", "nan,1,2,3"), "--boxes: box 0 is not finite"),
         (("IMAGE", "--boxes", "IMAGE"), "expected JSON"),
         (("IMAGE", "--dataset", "ap10k"), "no data set 'ap10k' in this model"),
         (("IMAGE", "--model", "no/such/folder"), "no/such/folder"),

@@ -340,3 +340,54 @@ assert len(keypoints.sharding.device_set) == 8 and keypoints.addressable_shards[
 def test_devices_are_a_power_of_two(model):
     with pytest.raises(ValueError, match="devices: expected a power of two up to max_batch 2, got 3 of them"):
         PoseEstimator(model, max_batch=2, devices=jax.devices() * 3)
+
+
+def test_no_boxes_of_a_named_data_set(plus):
+    poses = plus(random_image(0), [], dataset="wholebody")
+    assert poses.keypoints.shape == (0, 133, 2)
+    with pytest.raises(ValueError, match="no data set 'nonsense'"):
+        plus(random_image(0), [], dataset="nonsense")
+
+
+def test_data_sets_by_numpy(plus):
+    images, boxes = [random_image(0)] * 2, [random_boxes(0, 2)] * 2
+    names = [
+        [person.skeleton.name for poses in plus(images, boxes, dataset=dataset) for person in poses]
+        for dataset in (np.array(["coco", "ap10k"]), ["coco", "ap10k"], [np.int64(0), np.int64(3)])
+    ]
+    assert names == [["coco", "coco", "ap10k", "ap10k"]] * 3
+    assert plus(images[0], boxes[0], dataset=np.int64(3)).skeleton.name == "ap10k"
+    assert plus(images[0], boxes[0], dataset="COCO-WholeBody").skeleton.name == "wholebody"
+
+
+def test_one_open_file_many_times(estimator, tmp_path):
+    path = tmp_path / "image.jpg"
+    Image.fromarray(random_image(0, 600, 800)).save(path)
+    with Image.open(path) as image:
+        everyone = estimator([image] * 8, [random_boxes(0, 1)] * 8)
+    assert len(everyone) == 8
+
+
+def test_bad_items_of_a_stream_do_not_end_it(estimator):
+    huge = np.broadcast_to(np.zeros(3, np.uint8), (40_000, 30_000, 3))
+    good = (random_image(0), random_boxes(0, 1))
+    entries = [good, (random_image(0),), (huge, [[0, 0, 5, 5]]), good]
+    results = list(estimator.stream(entries, errors="return"))
+    assert [isinstance(result, ItemError) for result in results] == [False, True, True, False]
+    assert "item 2: image: expected at most" in str(results[2])
+
+
+def test_half_a_data_set(plus, unchecked):
+    with pytest.raises(ValueError, match=r"no data set 1.7"):
+        plus(random_image(0), random_boxes(0, 2), dataset=[1.7, 0])
+
+
+def test_a_misspelt_way_with_errors(estimator, unchecked):
+    with pytest.raises(ValueError, match="errors: expected 'raise' or 'return', got 'rais'"):
+        next(estimator.stream([], errors="rais"))
+
+
+def test_the_other_border(model):
+    image, boxes = random_image(0), np.array([[-3.0, -3, 8, 8]])
+    scipy, opencv = (PoseEstimator(model, border=border)(image, boxes) for border in ("scipy", "opencv"))
+    assert np.abs(scipy.scores - opencv.scores).max() > 0

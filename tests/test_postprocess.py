@@ -156,3 +156,8 @@ def test_flip_back_equals_the_reference(skeleton):
 def test_unknown_decoding():
     with pytest.raises(ValueError, match=r"expected one of udp, transformers, quarter, argmax, got 'dark'"):
         postprocess.get_decoding("dark")
+
+
+def test_heatmaps_and_boxes_must_go_together(unchecked):
+    with pytest.raises(ValueError, match="heatmaps: expected those of 1 boxes, got 2"):
+        postprocess.decode_heatmaps(np.ones((2, 8, 6, 3), np.float32), np.ones((1, 4)))

@@ -64,7 +64,7 @@ def test_the_first_command_runs(checkout, capsys):
             cli.main(arguments)
         assert not exit_.value.code
     assert "left_shoulder" in capsys.readouterr().out
-    assert sorted(path.name for path in (checkout / "poses").iterdir()) == ["astronaut.json", "astronaut.png"]
+    assert sorted(path.name for path in (checkout / "poses").iterdir()) == ["astronaut.json", "astronaut_poses.png"]
 
 
 def test_the_commands_exist():

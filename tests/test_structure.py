@@ -149,4 +149,4 @@ def test_the_wheel_predicts_in_a_clean_environment(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "nose" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image.json", "image.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image.json", "image_poses.png"]

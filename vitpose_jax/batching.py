@@ -100,13 +100,16 @@ def groups(items: Iterable[Item | Exception], *, max_boxes: int, max_images: int
     group: list[Item | Exception] = []
     pixels = boxes = 0
     for item in items:
-        more = item.pixels if isinstance(item, Item) and len(item.boxes) else 0
-        if group and (pixels + more > SHARED_PIXELS or boxes >= max_boxes or len(group) >= max_images):
+        more = item.pixels if isinstance(item, Item) else 0
+        if group and pixels + more > SHARED_PIXELS:
             yield group
             group, pixels, boxes = [], 0, 0
         group.append(item)
         pixels += more
         boxes += len(item.boxes) if isinstance(item, Item) else 0
+        if boxes >= max_boxes or len(group) >= max_images:
+            yield group
+            group, pixels, boxes = [], 0, 0
     if group:
         yield group
 

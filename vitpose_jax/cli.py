@@ -80,7 +80,7 @@ def predict(
     threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,
     dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
     category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
-    min_score: Annotated[float, typer.Option(help="Use only boxes of at least this score.")] = 0.0,
+    min_score: Annotated[float | None, typer.Option(help="Use only boxes of at least this score.")] = None,
     flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored image.")] = False,
     decode: Annotated[Decode, typer.Option(help="How heatmaps become points.")] = Decode.udp,
     dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
@@ -91,17 +91,22 @@ def predict(
     from vitpose_jax.detections import DetectionFile, Detections, image_id_of, parse_box
     from vitpose_jax.files import find_images
     from vitpose_jax.outputs import Results
+    from vitpose_jax.preprocess import check_boxes
 
     paths = find_images(images)
     if boxes and len(boxes) == 1 and pathlib.Path(boxes[0]).is_file():
         file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
         detections = {path: file[path] for path in paths}
+        unnamed = sum(path not in file for path in paths)
+        if unnamed:
+            _say(f"{unnamed} of {len(paths)} images have no boxes in {boxes[0]}")
     else:
-        given = [parse_box(box) for box in boxes] if boxes else None
+        given = check_boxes([parse_box(box) for box in boxes], name="--boxes").tolist() if boxes else None
         detections = {path: Detections(image_id_of(path), given) for path in paths}
         if not boxes:
             _say("no --boxes: the whole image is taken as one box")
     results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
+    results.spare(paths)
     todo = [path for path in paths if not results.done(path)]
     if len(todo) < len(paths):
         _say(f"{len(paths) - len(todo)} of {len(paths)} images are done already; --overwrite does them again")
@@ -113,10 +118,12 @@ def predict(
     from vitpose_jax.estimator import ItemError, PoseEstimator
 
     estimator = PoseEstimator.from_pretrained(model, dtype=jnp.dtype(dtype.value), revision=revision)
-    estimator.config.skeleton(dataset)  # raises once, not for every image
+    # What would fail for every image fails once.
+    chosen = int(dataset) if dataset and dataset.isdecimal() else dataset
+    results.check(estimator.config.skeleton(chosen))
     stream = estimator.stream(
         ((path, detections[path].boxes) for path in todo),
-        dataset=dataset,
+        dataset=chosen,
         flip_test=flip_test,
         decode=decode.value,
         errors="return",
@@ -179,9 +186,10 @@ def info(
         "decoder": config.decoder,
         "heads": ", ".join(f"{skeleton.name} ({skeleton.num_keypoints})" for skeleton in config.skeletons),
     }
-    rows |= {f"ignored: {count}": reason for reason, count in found.ignored.items()}
     for name, value in rows.items():
         print(f"{name:12} {value}")
+    for reason, count in found.ignored.items():
+        print(f"{'ignored':12} {count} tensors: {reason}")
 
 
 @app.command()

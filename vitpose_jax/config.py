@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from typing import Any
 
 from vitpose_jax.skeletons import COCO, DATASETS, Skeleton, canonical_name
@@ -69,6 +70,10 @@ class VitPoseConfig:
     initializer_range: float = 0.02
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "out_indices"):
+            if isinstance(getattr(self, name), list | tuple):
+                sides = tuple(int(n) if isinstance(n, numbers.Integral) else n for n in getattr(self, name))
+                object.__setattr__(self, name, sides)
         if not self.out_indices:
             object.__setattr__(self, "out_indices", (self.num_layers,))
         problems = list(self._problems())
@@ -80,6 +85,12 @@ class VitPoseConfig:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 yield f"{name}: expected a positive whole number, got {getattr(self, name)!r}"
                 return
+        for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
+            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
+                yield f"{name}: expected a positive number, got {getattr(self, name)!r}"
+                return
+        if not isinstance(self.qkv_bias, bool):
+            yield f"qkv_bias: expected true or false, got {self.qkv_bias!r}"
         for name in ("image_size", "patch_size"):
             value = getattr(self, name)
             if len(value) != 2 or not all(isinstance(side, int) and side > 0 for side in value):
@@ -155,7 +166,7 @@ class VitPoseConfig:
             names = [canonical_name(name) for name in self.datasets]
             if canonical_name(dataset) in names:
                 return names.index(canonical_name(dataset))
-        elif 0 <= dataset < len(self.datasets):
+        elif isinstance(dataset, numbers.Integral) and 0 <= dataset < len(self.datasets):
             return int(dataset)
         known = ", ".join(f"{name} ({index})" for index, name in enumerate(self.datasets))
         raise ValueError(f"no data set {dataset!r} in this model; it knows {known}")

@@ -6,8 +6,10 @@ sizes, and the device computes one batch while the next is packed and sent.
 
 import collections
 import concurrent.futures
+import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, overload
 
@@ -28,13 +30,15 @@ from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.skeletons import Skeleton
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | Array | np.ndarray
-Dataset: TypeAlias = str | int | None
+Dataset: TypeAlias = str | int | np.integer | np.str_ | None
 Boxes: TypeAlias = Any  # anything `check_boxes` takes: an (n, 4) array or n rows of four numbers
 
 # Batches started and not yet collected.
 MAX_UNDER_WAY = 2
 # Images read ahead.
 PREFETCH = 16
+
+_PIL_LOCK = threading.Lock()
 
 
 class ItemError(ValueError):
@@ -47,6 +51,22 @@ class ItemError(ValueError):
     def __init__(self, number: int, message: str):
         super().__init__(f"item {number}: {message}")
         self.number = number
+
+
+class _Request(NamedTuple):
+    """What is asked of an image.
+
+    Attributes:
+        boxes: checked; None for the whole image.
+        indices: the data set of each box.
+        skeletons: those of the boxes; without boxes, the one they would have.
+        skeleton_index: which of them each box has.
+    """
+
+    boxes: Float[np.ndarray, "n 4"] | None
+    indices: Int[np.ndarray, " m"]
+    skeletons: tuple[Skeleton, ...]
+    skeleton_index: Int[np.ndarray, " m"]
 
 
 class _Job(NamedTuple):
@@ -104,8 +124,8 @@ class PoseEstimator:
         self.model = model
         self.config = model.config
         self.max_batch = max_batch
-        # The module is taken apart once: a call with bare arrays takes 0.12 ms, with the module 0.19 ms, and
-        # through nnx.jit 0.97 ms (benchmarks/blocks.py).
+        # The module is taken apart once: bare arrays are handed over faster than a module, and a module by jax.jit
+        # faster than by nnx.jit (benchmarks/blocks.py).
         graphdef, state = nnx.split(model)
         leaves, structure = jax.tree.flatten(state)
         # Parameters and pixels are on every device, boxes and results are shared out.
@@ -165,7 +185,7 @@ class PoseEstimator:
         images: ImageLike | Sequence[ImageLike],
         boxes: Any = None,
         *,
-        dataset: Dataset | Sequence[Dataset | Sequence[Dataset]] = None,
+        dataset: Dataset | np.ndarray | Sequence[Dataset | np.ndarray | Sequence[Dataset]] = None,
         flip_test: bool = False,
         decode: Decode = "udp",
     ) -> Poses | list[Poses]:
@@ -192,7 +212,7 @@ class PoseEstimator:
             return poses[0]
         get_decoding(decode)
         boxes = [None] * len(images) if boxes is None else boxes
-        datasets = list(dataset) if isinstance(dataset, list | tuple) else [dataset] * len(images)
+        datasets = list(dataset) if _is_sequence(dataset) else [dataset] * len(images)
         for name, given in (("boxes", boxes), ("dataset", datasets)):
             if len(given) != len(images):
                 raise ValueError(f"{name}: expected one entry for each of {len(images)} images, got {len(given)}")
@@ -218,7 +238,9 @@ class PoseEstimator:
         """Poses of any number of images, one after another, in their order.
 
         Threads read images while the device computes and results are handed out. Memory is bounded: at most
-        `prefetch` images are read ahead and as many wait for their results.
+        `prefetch` images are read ahead, as many are gathered for the next batches, and those of the last few batches
+        wait for their results. So a result comes only when some more items have been asked for: a live source that
+        waits for each result calls the estimator itself.
 
         Args:
             items: (image, boxes) or (image, boxes, dataset), each as for a call.
@@ -226,22 +248,25 @@ class PoseEstimator:
             flip_test, decode: as for a call.
             prefetch: images read ahead. They share batches; with 1, each goes to the device by itself.
             errors: "raise" an item's error when its turn comes, after all results before it; or "return" it in
-                the place of its poses and go on.
+                the place of its poses and go on. An error of the iterable itself is raised at once.
 
         Yields:
             `Poses`, or `ItemError` with errors="return".
 
         Raises:
             ItemError: naming the item, with errors="raise".
-            ValueError: for an unknown decoding, or a prefetch below 1.
+            ValueError: for an unknown decoding or way with errors, or a prefetch below 1.
         """
         get_decoding(decode)
         if prefetch < 1:
             raise ValueError(f"prefetch: expected at least 1, got {prefetch}")
+        if errors not in ("raise", "return"):
+            raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
 
         def prepare(numbered: tuple[int, tuple]) -> Item | ItemError:
-            number, (image, boxes, *choice) = numbered
+            number, entry = numbered
             try:
+                image, boxes, *choice = entry
                 return self._item(image, self._request(boxes, choice[0] if choice else dataset, flip_test))
             except (ValueError, TypeError, OSError) as error:
                 failure = ItemError(number, str(error))
@@ -267,9 +292,10 @@ class PoseEstimator:
         flip_test: bool = False,
         decode: Decode = "udp",
     ) -> None:
-        """Compile every program that images of this size (height, width) with up to `num_boxes` boxes need.
+        """Compile every program that one image of this size (height, width) with up to `num_boxes` boxes needs.
 
-        `num_boxes` is `max_batch` where not given.
+        `num_boxes` is `max_batch` where not given. Several images in one call share a longer row of pixels: give
+        its size, such as that of one image with as many pixels.
         """
         image = np.zeros((*image_size, 3), np.uint8)
         most = self.max_batch if num_boxes is None else min(num_boxes, self.max_batch)
@@ -285,41 +311,51 @@ class PoseEstimator:
         """How many programs have been compiled so far."""
         return self._run._cache_size()
 
-    def _dataset_indices(self, dataset: Dataset | Sequence[Dataset], count: int) -> Int[np.ndarray, " n"]:
-        if dataset is None or isinstance(dataset, str | int):
-            dataset = [dataset] * count
+    def _dataset_indices(self, dataset: Dataset | np.ndarray | Sequence[Dataset], count: int) -> Int[np.ndarray, " n"]:
+        if not _is_sequence(dataset):
+            return np.full(count, self.config.dataset_index(_plain(dataset)), np.int32)
         if len(dataset) != count:
             raise ValueError(f"dataset: expected one for each of {count} boxes, got {len(dataset)}")
-        values = [item.item() if isinstance(item, np.generic) else item for item in dataset]
-        return np.asarray([self.config.dataset_index(value) for value in values], np.int32)
+        return np.asarray([self.config.dataset_index(_plain(value)) for value in dataset], np.int32)
 
     def _request(
-        self, boxes: Boxes | None, dataset: Dataset | Sequence[Dataset], flip_test: bool, name: str = "boxes"
-    ) -> tuple[Float[np.ndarray, "n 4"] | None, Int[np.ndarray, " m"]]:
-        """Checked boxes, or None, and the data set of each."""
+        self,
+        boxes: Boxes | None,
+        dataset: Dataset | np.ndarray | Sequence[Dataset],
+        flip_test: bool,
+        name: str = "boxes",
+    ) -> _Request:
+        """What is asked of an image, checked."""
         boxes = None if boxes is None else check_boxes(boxes, name=name)
         indices = self._dataset_indices(dataset, 1 if boxes is None else len(boxes))
-        for index in np.unique(indices):
-            _check_flip(self.config.skeleton(int(index)), flip_test)
-        return boxes, indices
+        held, skeleton_index = np.unique(indices, return_inverse=True)
+        if len(held) == 0:
+            held = self._dataset_indices(None if _is_sequence(dataset) else dataset, 1)
+        skeletons = tuple(self.config.skeleton(int(index)) for index in held)
+        for skeleton in skeletons:
+            _check_flip(skeleton, flip_test)
+        return _Request(boxes, indices, skeletons, skeleton_index.astype(np.int32))
 
-    def _item(self, image: ImageLike, request: tuple) -> Item:
+    def _item(self, image: ImageLike, request: _Request) -> Item:
         """Read an image; its poses are to be filled in: no coordinates, score 0."""
-        boxes, indices = request
-        pixels = load_image(image)
+        # Pillow reads the pixels of an open file when they are first asked for, and not from two threads at once.
+        with _PIL_LOCK if isinstance(image, Image.Image) else contextlib.nullcontext():
+            pixels = load_image(image)
+        pixel_bucket(pixels.shape[0] * pixels.shape[1])  # raises for an image larger than any row
+        boxes = request.boxes
         if boxes is None:
             boxes = np.asarray([[0, 0, pixels.shape[1], pixels.shape[0]]], np.float32)
-        held, skeleton_index = np.unique(indices, return_inverse=True)
-        skeletons = tuple(self.config.skeleton(int(index)) for index in held) or (self.config.skeleton(),)
-        shape = (len(boxes), max(skeleton.num_keypoints for skeleton in skeletons))
+        shape = (len(boxes), max(skeleton.num_keypoints for skeleton in request.skeletons))
         poses = Poses(
             keypoints=np.full((*shape, 2), np.nan, np.float32),
             scores=np.zeros(shape, np.float32),
             boxes=boxes,
-            skeleton_index=skeleton_index.astype(np.int32),
-            skeletons=skeletons,
+            skeleton_index=request.skeleton_index,
+            skeletons=request.skeletons,
         )
-        return Item(image=pixels, boxes=boxes, indices=indices, poses=poses, missing=len(boxes))
+        if len(boxes) == 0:
+            pixels = np.zeros((0, 0, 3), np.uint8)  # nobody will look at them again
+        return Item(image=pixels, boxes=boxes, indices=request.indices, poses=poses, missing=len(boxes))
 
     def _flow(
         self, items: Iterable[Item | ItemError], *, flip_test: bool, decode: Decode, max_images: int
@@ -366,6 +402,14 @@ class PoseEstimator:
                 decode=decode,
             )
             yield _Job(items, batch, keypoints, scores)
+
+
+def _is_sequence(dataset: object) -> bool:
+    return isinstance(dataset, list | tuple) or (isinstance(dataset, np.ndarray) and dataset.ndim > 0)
+
+
+def _plain(value: Any) -> Dataset:
+    return value.item() if isinstance(value, np.generic | np.ndarray) else value
 
 
 def _threads(most: int) -> int:

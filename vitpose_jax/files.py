@@ -19,7 +19,8 @@ def find_images(names: Iterable[str]) -> list[pathlib.Path]:
     for name in names:
         path = pathlib.Path(name)
         if path.is_dir():
-            found = sorted(file for file in path.iterdir() if file.suffix.lower() in IMAGE_ENDINGS)
+            files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+            found = sorted(file for file in files if file.suffix.lower() in IMAGE_ENDINGS)
         elif path.exists() or not glob.has_magic(name):
             found = [path]
         else:

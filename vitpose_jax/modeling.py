@@ -216,7 +216,7 @@ class Backbone(nnx.Module):
         Args:
             crops: normalised, of the size the configuration names.
             dataset_index: the expert, one number for all crops or an array with one for each; a plain
-                backbone ignores it. Numbers outside the range of the experts are clamped.
+                backbone ignores it. From 0 to the number of experts - 1: nobody checks that here.
             output_hidden_states: also return the embedding and every block's output.
             output_attentions: also return every block's attention weights.
             feature_blocks: also return the normalised outputs of these blocks: 1 to depth, or 0 for the

@@ -4,12 +4,17 @@ import io
 import json
 import pathlib
 
+import numpy as np
+
 from vitpose_jax.detections import Detections
 from vitpose_jax.draw import draw as draw_poses
 from vitpose_jax.files import write_whole
 from vitpose_jax.poses import Poses
+from vitpose_jax.skeletons import Skeleton
 
 COCO_FILE = "keypoints.json"
+# Beside the COCO file, the names of all images it covers: some have nobody in them.
+COVERED_FILE = "keypoints.images.json"
 
 
 class Results:
@@ -20,7 +25,7 @@ class Results:
         format: "json" (`Poses.to_dict`), "openpose" or "coco".
         draw: also write each image with its poses drawn on it.
         threshold: draw keypoints with at least this score.
-        overwrite: take nothing for done.
+        overwrite: take no image for done. Results of other images in a COCO file stay.
 
     Raises:
         ValueError: where a COCO file of an earlier run cannot be read.
@@ -30,18 +35,41 @@ class Results:
         self._folder, self._format, self._draw = folder, format, draw
         self._threshold, self._overwrite = threshold, overwrite
         self._coco: dict[str, list[dict]] = {}
-        if format == "coco" and not overwrite and (folder / COCO_FILE).is_file():
+        if format == "coco" and (folder / COCO_FILE).is_file():
             try:
+                self._coco = {name: [] for name in json.loads((folder / COVERED_FILE).read_text(encoding="utf-8"))}
                 for entry in json.loads((folder / COCO_FILE).read_text(encoding="utf-8")):
-                    self._coco.setdefault(entry["file_name"], []).append(entry)
-            except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{folder / COCO_FILE}: not of an earlier run; --overwrite starts anew") from error
+                    self._coco[entry["file_name"]].append(entry)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{folder / COCO_FILE}: not of an earlier run; choose another folder") from error
+
+    def spare(self, paths: list[pathlib.Path]) -> None:
+        """See that no result would take the place of one of the images.
+
+        Raises:
+            ValueError: naming the image.
+        """
+        images = {path.resolve() for path in paths}
+        for path in paths:
+            for result in (self._drawing(path), self._document(path)):
+                if result.resolve() in images:
+                    raise ValueError(f"{result}: results of {path} would overwrite this image; choose another folder")
 
     def done(self, path: pathlib.Path) -> bool:
         """Whether everything wanted of an image is there."""
         if self._overwrite or (self._draw and not self._drawing(path).is_file()):
             return False
         return path.name in self._coco if self._format == "coco" else self._document(path).is_file()
+
+    def check(self, skeleton: Skeleton) -> None:
+        """See that poses of a skeleton can be written.
+
+        Raises:
+            ValueError: where the format has no place for them.
+        """
+        if self._format == "openpose":
+            k = skeleton.num_keypoints
+            Poses.create(np.zeros((1, k, 2)), np.zeros((1, k)), np.zeros((1, 4)), skeleton).to_openpose()
 
     def add(self, path: pathlib.Path, found: Detections, poses: Poses) -> None:
         """Write the results of an image; those of a COCO file are kept for `finish`."""
@@ -50,8 +78,8 @@ class Results:
             draw_poses(path, poses, threshold=self._threshold).save(drawing, "PNG")
             write_whole(self._drawing(path), drawing.getvalue())
         if self._format == "coco":
-            # COCO's tools pass over the name; a later run knows by it what is done.
-            entries = poses.to_coco(found.image_id, box_scores=found.scores)
+            # COCO's tools pass over the name; a later run knows by it which image an entry is of.
+            entries = poses.to_coco(found.image_id, box_scores=found.scores, category_id=found.category)
             self._coco[path.name] = [{**entry, "file_name": path.name} for entry in entries]
             return
         document = poses.to_openpose() if self._format == "openpose" else {"image": path.name, **poses.to_dict()}
@@ -60,6 +88,7 @@ class Results:
     def finish(self) -> None:
         """Write the COCO file, also after an interruption: with the images done so far."""
         if self._format == "coco" and self._coco:
+            write_whole(self._folder / COVERED_FILE, _to_json(list(self._coco)))
             write_whole(self._folder / COCO_FILE, _to_json([entry for row in self._coco.values() for entry in row]))
 
     def _document(self, path: pathlib.Path) -> pathlib.Path:
@@ -67,7 +96,7 @@ class Results:
         return self._folder / (f"{path.stem}_keypoints.json" if self._format == "openpose" else f"{path.stem}.json")
 
     def _drawing(self, path: pathlib.Path) -> pathlib.Path:
-        return self._folder / f"{path.stem}.png"
+        return self._folder / f"{path.stem}_poses.png"
 
 
 def _to_json(document: object) -> bytes:

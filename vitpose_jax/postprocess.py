@@ -172,6 +172,8 @@ def decode_regions(
     decode: Decode = "udp",
 ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
     """As `decode_heatmaps`, for regions given by the `center` and `scale` of preprocess.py."""
+    if len(heatmaps) != len(center):
+        raise ValueError(f"heatmaps: expected those of {len(center)} boxes, got {len(heatmaps)}")
     heatmaps = jnp.asarray(heatmaps, jnp.float32)
     peaks, scores = find_peaks(heatmaps)
     points = jnp.where(scores[..., None] > 0, refine(heatmaps, peaks, decode), peaks)
@@ -201,7 +203,8 @@ def decode_heatmaps(
         not probabilities, they may pass 1.
 
     Raises:
-        ValueError: for an unknown decoding; for boxes without area or not finite, unless traced by `jax.jit`.
+        ValueError: for an unknown decoding; for another number of boxes than heatmaps; for boxes without area or not
+            finite, unless traced by `jax.jit`.
     """
     if not isinstance(boxes, jax.core.Tracer):
         boxes = check_boxes(boxes)

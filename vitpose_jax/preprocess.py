@@ -31,25 +31,31 @@ from vitpose_jax.config import IMAGENET_MEAN, IMAGENET_STD
 Border: TypeAlias = Literal["scipy", "opencv"]
 BORDERS = ("scipy", "opencv")
 BOX_PADDING = 1.25
+# Beyond it float32 has no whole pixels left.
+MAX_COORDINATE = 2.0**24
 
 
 def check_boxes(boxes: object, *, name: str = "boxes") -> Float[np.ndarray, "n 4"]:
     """Boxes as float32 (n, 4), x y w h, once they are known to be boxes. Not jit-able.
 
     Raises:
-        ValueError: where the shape is not (n, 4), or a box is not finite or has no area, naming it.
+        ValueError: where the shape is not (n, 4), or a box is not finite, has no area or lies
+            beyond all images, naming it.
         TypeError: where they are not numbers.
     """
     try:
-        array = np.asarray(boxes, np.float32)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{name}: expected n rows of four numbers x y w h, got {boxes!r}") from error
-    if array.size == 0 and array.ndim <= 2:
+        array = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise TypeError(f"{name}: expected n rows of four numbers x y w h, got {str(boxes)[:80]}") from error
+    if array.shape == (0,):
         array = array.reshape(0, 4)
     if array.ndim != 2 or array.shape[1] != 4:
         raise ValueError(f"{name}: expected shape (n, 4), x y w h, got {array.shape}")
     for index in np.flatnonzero(~np.isfinite(array).all(axis=1)):
         raise ValueError(f"{name}: box {index} is not finite: {array[index].tolist()}")
+    for index in np.flatnonzero((np.abs(array) > MAX_COORDINATE).any(axis=1)):
+        raise ValueError(f"{name}: box {index} is more than {MAX_COORDINATE:g} pixels away: {array[index].tolist()}")
+    array = array.astype(np.float32)
     for index in np.flatnonzero((array[:, 2:] <= 0).any(axis=1)):
         raise ValueError(f"{name}: box {index} has no area; expected w > 0 and h > 0, got {array[index].tolist()}")
     return array
@@ -231,10 +237,13 @@ def crop_boxes(
         (n, height, width, 3), float32.
 
     Raises:
-        ValueError: for an unknown border; for boxes without area or not finite, unless traced by `jax.jit`.
+        ValueError: for an unknown border, and an image of another shape or dtype; for boxes without area or not
+            finite, unless traced by `jax.jit`.
     """
     if not isinstance(boxes, jax.core.Tracer):
         boxes = check_boxes(boxes)
+    if image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape or image.dtype != np.uint8:
+        raise ValueError(f"image: expected uint8 of shape (height, width, 3), got {image.dtype} of {image.shape}")
     image_height, image_width, _ = image.shape
     center, scale = boxes_to_center_scale(boxes, size, padding=padding)
     pixels = jnp.reshape(jnp.asarray(image), (image_height * image_width, 3))

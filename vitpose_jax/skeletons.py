@@ -257,8 +257,9 @@ _ALIASES = {"cocowholebody": "wholebody"}
 
 
 def canonical_name(name: str) -> str:
-    """Lower case without "-", "_" and spaces, the form in which names of data sets are compared."""
-    return re.sub(r"[-_ ]", "", name.lower())
+    """The form in which names of data sets are compared: lower case, without "-", "_" and spaces."""
+    key = re.sub(r"[-_ ]", "", name.lower())
+    return _ALIASES.get(key, key)
 
 
 def get_skeleton(name: str) -> Skeleton:
@@ -268,7 +269,6 @@ def get_skeleton(name: str) -> Skeleton:
         ValueError: for a name that is not known, listing those that are.
     """
     key = canonical_name(name)
-    key = _ALIASES.get(key, key)
     if key not in SKELETONS:
         raise ValueError(f"no skeleton named {name!r}; expected one of {', '.join(SKELETONS)}")
     return SKELETONS[key]
