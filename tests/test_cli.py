@@ -259,7 +259,6 @@ def test_same_names_in_two_folders_are_refused(capsys, model, images, tmp_path):
 
 
 def test_init_info_and_convert(capsys, tmp_path):
-    pytest.importorskip("transformers")
     assert run(capsys, "init", "small-simple", tmp_path / "native")[0] == 0
     status, printed, _ = run(capsys, "info", tmp_path / "native")
     assert status == 0
