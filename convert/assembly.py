@@ -103,8 +103,7 @@ def check(layout: str, config: VitPoseConfig, tensors: Mapping[str, LazyTensor],
         for name, tensor in used.items()
         if name in expected and not jnp.issubdtype(tensor.dtype, jnp.floating)
     ]
-    if problems:
-        raise ValueError(f"{source}: {len(problems)} problems\n  " + "\n  ".join(problems))
+    parameters.refuse(problems, source=source)
 
 
 def from_torch(

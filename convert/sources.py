@@ -66,9 +66,7 @@ def open_source(
     if declared is not None:
         layout, config = declared[0], config or declared[1]
     if layout == "native":
-        problems = list(parameters.differences(target_shapes(config), tensors))
-        if problems:
-            raise ValueError(f"{weights}: {len(problems)} problems\n  " + "\n  ".join(problems))
+        parameters.refuse(parameters.differences(target_shapes(config), tensors), source=str(weights))
     else:
         check(layout, config, tensors, source=str(weights))
     return layout, config, tensors

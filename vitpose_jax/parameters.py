@@ -44,12 +44,21 @@ def fill(module: Model, tensors: Mapping[str, Any], *, source: str = "the tensor
     """
     graphdef, state = nnx.split(module)
     flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    problems = list(differences({name: tuple(leaf.shape) for name, leaf in flat.items()}, tensors))
-    if problems:
-        raise ValueError(f"{source}: {len(problems)} problems\n  " + "\n  ".join(problems))
+    refuse(differences({name: tuple(leaf.shape) for name, leaf in flat.items()}, tensors), source=source)
     for name, variable in flat.items():
         variable.set_value(jnp.asarray(tensors[name], variable.dtype))
     return nnx.merge(graphdef, state)
+
+
+def refuse(problems: Iterable[str], *, source: str) -> None:
+    """Raise all problems at once, if there are any.
+
+    Raises:
+        ValueError: naming the source and listing the problems, one a line.
+    """
+    problems = list(problems)
+    if problems:
+        raise ValueError(f"{source}: {len(problems)} problems\n  " + "\n  ".join(problems))
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any]) -> Iterable[str]:
