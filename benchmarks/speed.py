@@ -4,27 +4,28 @@
     python benchmarks/speed.py --presets base plus-base --people 1 8 32 --dtypes bfloat16 --output gpu
 
 Everything is warm and interleaved (A B A B ...): a noisy machine slows all alike. Medians, with the fastest and
-slowest tenth. The same weights go to all: random ones, written as a folder that transformers loads. A large matrix
-product is timed in the same rounds; "of ceiling" is the share of its rate that a forward pass reaches, counting the
-multiplications the network needs and no others.
+slowest tenth, and the time of the first call, which compiles. The same weights go to all: random ones, written as a
+folder that transformers loads. A large matrix product and a large copy are timed in the same rounds; "of ceiling" is
+the share that is reached of the product's rate (forward, path: multiplications the network needs, and no others) or
+of the copy's (crop: values written; decode: values read).
+
+Runs on CPU, GPU and TPU, from a plain copy of the repository as well: `PYTHONPATH=. python benchmarks/speed.py`.
 """
 
 import argparse
-import json
-import pathlib
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 
-import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from common import COPY_BYTES, PRODUCT_SIZE, copy, markdown, product, report, spread, take_turns
 from flax import nnx
+from peers import Peer, functions, load
 
-from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig, convert
+from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig, checkpoint, convert
 from vitpose_jax.postprocess import decode_heatmaps
 from vitpose_jax.preprocess import crop_boxes
 
@@ -35,8 +36,9 @@ FLIP = [False]
 ROUNDS = 9
 PEERS = ["eager", "compile"]
 STAGES = ["forward", "crop", "decode", "path"]
+MORE_STAGES = ["moe", "dispatch", "load"]
 IMAGE = (480, 640)
-RESULTS = pathlib.Path(__file__).parent / "results"
+OURS = "vitpose-jax"
 
 
 def multiplications(config: VitPoseConfig) -> float:
@@ -54,119 +56,75 @@ def multiplications(config: VitPoseConfig) -> float:
     return patches + config.num_layers * block + decoder
 
 
-def ceiling(dtype: str) -> Callable[[], object]:
-    """A matrix product large enough to fill the machine."""
-    a, b = (jax.random.normal(jax.random.key(seed), (CEILING_SIZE, CEILING_SIZE), dtype) for seed in (0, 1))
-    product = jax.jit(jnp.matmul)
-    return lambda: product(a, b)
-
-
-CEILING_SIZE = 2048 if jax.default_backend() == "cpu" else 8192
-
-
-def peers(folder: str, dtype: str, names: list[str]) -> dict[str, dict[str, Callable]]:
-    """For each peer its forward pass; and its processor. {} where torch or transformers is missing."""
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        return {}
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    torch_dtype = getattr(torch, dtype)
-    processor_class = getattr(transformers, "VitPoseImageProcessorPil", None) or transformers.VitPoseImageProcessor
-    processor = processor_class()
-    found = {}
-    for name in names:
-        model = transformers.VitPoseForPoseEstimation.from_pretrained(
-            folder, attn_implementation={"backbone_config": "sdpa"}
-        )
-        model = model.to(device, torch_dtype).eval()
-        index = (
-            {"dataset_index": torch.tensor([0], device=device)} if model.config.backbone_config.num_experts > 1 else {}
-        )
-        mode = "max-autotune" if device == "cuda" else None
-        network = torch.compile(model, mode=mode) if name == "compile" else model
-
-        def forward(crops, network=network, index=index):
-            with torch.inference_mode():
-                heatmaps = network(crops, **index).heatmaps
-            if device == "cuda":
-                torch.cuda.synchronize()
-            return heatmaps
-
-        def to_torch(crops):
-            return torch.from_numpy(np.asarray(crops, np.float32).transpose(0, 3, 1, 2).copy()).to(device, torch_dtype)
-
-        def crop(image, boxes):
-            return processor(image, boxes=[boxes.tolist()], return_tensors="pt")["pixel_values"]
-
-        def decode(heatmaps, boxes):
-            output = transformers.models.vitpose.modeling_vitpose.VitPoseEstimatorOutput(heatmaps=heatmaps)
-            return processor.post_process_pose_estimation(output, boxes=[boxes.tolist()])
-
-        def path(image, boxes, forward=forward):
-            heatmaps = forward(crop(image, boxes).to(device, torch_dtype))
-            return decode(heatmaps.float(), boxes)
-
-        found[name] = {"forward": forward, "to_torch": to_torch, "crop": crop, "decode": decode, "path": path}
-    return found
-
-
-def rounds(variants: dict[str, Callable[[], object]], count: int) -> dict[str, list[float]]:
-    """Times of each, in turn, after two calls of each to warm up."""
-    for function in (*variants.values(), *variants.values()):
-        jax.block_until_ready(function())
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for _ in range(count):
-        for name, function in variants.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            times[name].append(time.perf_counter() - start)
-    return times
-
-
-def stage_variants(stage: str, ours: PoseEstimator, others: dict, people: int, flip: bool) -> dict[str, Callable]:
-    """Ours and the peers' functions for one stage, without arguments."""
+def scene(people: int) -> tuple[np.ndarray, np.ndarray]:
+    """A smooth image, and boxes in it."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (12, 16, 3), np.uint8)
     image = np.asarray(jax.image.resize(small.astype(np.float32), (*IMAGE, 3), "linear")).astype(np.uint8)
     corner = rng.uniform(0, 300, (people, 2))
-    boxes = np.concatenate([corner, rng.uniform(60, 300, (people, 2))], axis=1).astype(np.float32)
-    model, size = ours.model, ours.config.image_size
-    if stage == "path":
-        variants = {"vitpose-jax": lambda: ours(image, boxes, decode="transformers", flip_test=flip)}
-        return variants | ({} if flip else {n: lambda p=p: p["path"](image, boxes) for n, p in others.items()})
-    if stage == "crop":
-        crop = jax.jit(lambda image, boxes: crop_boxes(image, boxes, size))
-        return {"vitpose-jax": lambda: crop(image, boxes)} | {
-            name: lambda peer=peer: peer["crop"](image, boxes) for name, peer in list(others.items())[:1]
-        }
-    crops = jnp.asarray(rng.normal(size=(people, *size, 3)), model.backbone.dtype)
-    forward = jax.jit(lambda model, crops: model(crops, 0))
-    if stage == "moe":
-        # One expert for all against the same expert folded into a plain model, and against all of them mixed.
-        plain, mixed = model.specialize(), jnp.arange(people, dtype=jnp.int32) % model.config.num_experts
-        features = jax.jit(lambda model, crops, index: model.backbone(crops, index).tokens)
-        one = jax.jit(lambda model, crops: model.backbone(crops, 0).tokens)
-        return {
-            "vitpose-jax": lambda: one(model, crops),
-            "plain": lambda: one(plain, crops),
-            "mixed experts": lambda: features(model, crops, mixed),
-        }
-    if stage == "forward":
-        theirs = {name: (peer["forward"], peer["to_torch"](crops)) for name, peer in others.items()}
-        return {"vitpose-jax": lambda: forward(model, crops)} | {
-            name: lambda f=f, x=x: f(x) for name, (f, x) in theirs.items()
-        }
-    heatmaps = forward(model, crops)
-    decode = jax.jit(lambda heatmaps, boxes: decode_heatmaps(heatmaps, boxes, decode="transformers"))
-    variants = {"vitpose-jax": lambda: decode(heatmaps, boxes)}
-    for name, peer in list(others.items())[:1]:
-        import torch
+    return image, np.concatenate([corner, rng.uniform(60, 300, (people, 2))], axis=1).astype(np.float32)
 
-        tensor = torch.from_numpy(np.asarray(heatmaps, np.float32).transpose(0, 3, 1, 2).copy())
-        variants[name] = lambda peer=peer, tensor=tensor: peer["decode"](tensor, boxes)
-    return variants
+
+def forward(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
+    """Crops to heatmaps."""
+    size, model = ours.config.image_size, ours.model
+    crops = jax.random.normal(jax.random.key(0), (people, *size, 3), model.backbone.dtype)
+    run = jax.jit(lambda model, crops: model(crops, 0))
+
+    def theirs(peer):
+        tensor = peer.to_torch(crops)
+        return lambda: peer.forward(tensor)
+
+    return {OURS: lambda: run(model, crops)} | functions(peers, theirs)
+
+
+def crop(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
+    """Image and boxes to normalised crops."""
+    image, boxes = scene(people)
+    run = jax.jit(lambda image, boxes: crop_boxes(image, boxes, ours.config.image_size))
+    return {OURS: lambda: run(image, boxes)} | functions(_one(peers), lambda peer: lambda: peer.crop(image, boxes))
+
+
+def decode(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
+    """Heatmaps to keypoints, as transformers decodes."""
+    _, boxes = scene(people)
+    shape = (people, *ours.config.heatmap_size, ours.config.skeletons[0].num_keypoints)
+    heatmaps = jax.random.normal(jax.random.key(0), shape)
+    run = jax.jit(lambda heatmaps, boxes: decode_heatmaps(heatmaps, boxes, decode="transformers"))
+
+    def theirs(peer):
+        tensor = peer.to_torch(heatmaps).float().cpu()
+        return lambda: peer.decode(tensor, boxes)
+
+    return {OURS: lambda: run(heatmaps, boxes)} | functions(_one(peers), theirs)
+
+
+def path(ours: PoseEstimator, peers: dict[str, Peer], people: int, flip: bool = False) -> dict[str, Callable]:
+    """Image and boxes to keypoints."""
+    image, boxes = scene(people)
+    pairs = list(ours.config.skeletons[0].flip_pairs) if flip else None
+    return {OURS: lambda: ours(image, boxes, decode="transformers", flip_test=flip)} | functions(
+        peers, lambda peer: lambda: peer.path(image, boxes, pairs)
+    )
+
+
+def moe(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
+    """The backbone with one expert for all crops, with that expert folded into a plain model, with all mixed."""
+    model = ours.model
+    plain, mixed = model.specialize(), jnp.arange(people, dtype=jnp.int32) % model.config.num_experts
+    crops = jax.random.normal(jax.random.key(0), (people, *ours.config.image_size, 3), model.backbone.dtype)
+    features = jax.jit(lambda model, crops, index: model.backbone(crops, index).tokens)
+    one = jax.jit(lambda model, crops: model.backbone(crops, 0).tokens)
+    return {
+        OURS: lambda: one(model, crops),
+        "plain": lambda: one(plain, crops),
+        "mixed experts": lambda: features(model, crops, mixed),
+    }
+
+
+def _one(peers: dict[str, Peer]) -> dict[str, Peer]:
+    """Crops and decoding are the same for all peers."""
+    return dict(list(peers.items())[:1])
 
 
 def measure(options: argparse.Namespace) -> list[dict]:
@@ -175,74 +133,122 @@ def measure(options: argparse.Namespace) -> list[dict]:
     for preset in options.presets:
         config = VitPoseConfig.preset(preset, layer_norm_eps=1e-12)
         config = config.replace(skeletons=config.skeletons[:1])
-        with tempfile.TemporaryDirectory() as folder:
-            model = VitPose(config, rngs=nnx.Rngs(0))
-            convert.write(model, folder, to="huggingface", overwrite=True)
-            for dtype in options.dtypes:
-                others = peers(folder, dtype, options.peers)
-                ours = PoseEstimator.from_pretrained(folder, dtype=jnp.dtype(dtype))
-                for people in options.people:
-                    for flip in options.flip:
-                        stages = ["path"] if flip else [*options.stages, *(["moe"] if config.experts else [])]
-                        for stage in stages:
-                            variants = stage_variants(stage, ours, others, people, flip)
-                            if stage == "forward":
-                                variants["product"] = ceiling(dtype)
-                            label = {"stage": stage, "preset": preset, "dtype": dtype, "people": people, "flip": flip}
-                            rows += summarise(rounds(variants, options.rounds), label, config)
-                            print(f"{label}", flush=True)
+        for dtype in options.dtypes:
+            with tempfile.TemporaryDirectory() as folder:
+                ours, peers, loading = prepare(config, folder, dtype, options.peers)
+            label = {"preset": preset, "dtype": dtype, "people": 0, "flip": False}
+            if "load" in options.stages:
+                rows += [{**label, "stage": "load", "program": name, **row} for name, row in loading.items()]
+            for people in options.people:
+                for flip in options.flip:
+                    label = {"preset": preset, "dtype": dtype, "people": people, "flip": flip}
+                    rows += measure_stages(options, label, ours, peers)
+            label = {**label, "people": max(options.people), "stage": "programs", "program": OURS}
+            rows.append(label | {"programs": ours.num_compiled})
+    if "dispatch" in options.stages:
+        rows += measure_dispatch(options)
     return rows
 
 
-def summarise(times: dict[str, list[float]], label: dict, config: VitPoseConfig) -> list[dict]:
-    """Rows of milliseconds; against ours, and against the ceiling where there is one."""
-    medians = {name: statistics.median(values) for name, values in times.items()}
-    rate = 2 * CEILING_SIZE**3 / medians["product"] if "product" in medians else None
+def prepare(config: VitPoseConfig, folder: str, dtype: str, names: list[str]) -> tuple[PoseEstimator, dict, dict]:
+    """Our estimator, the peers, and how long each took to load (the file is in the cache of the disk for all)."""
+    convert.write(VitPose(config, rngs=nnx.Rngs(0)), folder, to="huggingface", overwrite=True)
+    peers = load(folder, dtype, names)
+    start = time.perf_counter()
+    ours = PoseEstimator.from_pretrained(folder, dtype=jnp.dtype(dtype))
+    jax.block_until_ready(nnx.state(ours.model))
+    seconds = {OURS: time.perf_counter() - start} | {name: peer.load_seconds for name, peer in peers.items()}
+    start = time.perf_counter()
+    checkpoint.save(ours.model, f"{folder}/native")
+    seconds["write native"] = time.perf_counter() - start
+    start = time.perf_counter()
+    convert.convert(folder, f"{folder}/converted")
+    seconds["convert from the Hub's layout"] = time.perf_counter() - start
+    return ours, peers, {name: {"ms": 1e3 * value} for name, value in seconds.items()}
+
+
+def measure_stages(options: argparse.Namespace, label: dict, ours: PoseEstimator, peers: dict) -> list[dict]:
     rows = []
-    for name, values in times.items():
-        if name == "product":
+    makers = {"forward": forward, "crop": crop, "decode": decode, "moe": moe}
+    for stage in options.stages:
+        if stage == "path":
+            variants = path(ours, peers, label["people"], label["flip"])
+        elif stage in makers and not label["flip"] and (stage != "moe" or ours.config.experts):
+            variants = makers[stage](ours, peers, label["people"])
+        else:
             continue
-        low, high = np.quantile(values, [0.1, 0.9])
-        row = {**label, "program": name, "ms": 1e3 * medians[name], "low_ms": 1e3 * low, "high_ms": 1e3 * high}
-        row["ratio"] = medians[name] / medians["vitpose-jax"]
-        if rate is not None:
-            row["of_ceiling"] = 2 * multiplications(config) * label["people"] / medians[name] / rate
-            row["ceiling_gflops"] = rate / 1e9
+        limit = copy() if stage in ("crop", "decode") else product(label["dtype"])
+        first, times = take_turns({**variants, "limit": limit}, options.rounds)
+        rows += summarise(first, times, {**label, "stage": stage}, ours.config)
+        print(f"{label} {stage}", flush=True)
+    return rows
+
+
+def measure_dispatch(options: argparse.Namespace) -> list[dict]:
+    """The whole path with a network so small that everything else counts."""
+    config = VitPoseConfig(hidden_size=16, num_heads=2, num_layers=1, decoder="simple", layer_norm_eps=1e-12)
+    with tempfile.TemporaryDirectory() as folder:
+        ours, peers, _ = prepare(config, folder, "float32", options.peers)
+    first, times = take_turns(path(ours, peers, 1), 10 * options.rounds)
+    label = {"preset": "1 block, 16 wide", "dtype": "float32", "people": 1, "flip": False, "stage": "dispatch"}
+    return summarise(first, times, label, config)
+
+
+def summarise(first: dict, times: dict, label: dict, config: VitPoseConfig) -> list[dict]:
+    """Rows of milliseconds; against ours, and against the machine's limit."""
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    people = label["people"] * (2 if label["flip"] else 1)
+    operations = 2 * multiplications(config) * people
+    values = {"crop": 3 * np.prod(config.image_size), "decode": np.prod(config.heatmap_size)}
+    values["decode"] *= config.skeletons[0].num_keypoints
+    rows = []
+    for name in times:
+        if name == "limit":
+            continue
+        row = {**label, "program": name, **spread(times[name]), "first_ms": 1e3 * first[name]}
+        row["ratio"] = medians[name] / medians[OURS]
+        if "limit" in medians and label["stage"] in ("forward", "path"):
+            row["ceiling"] = 2 * PRODUCT_SIZE**3 / medians["limit"]
+            row["of_ceiling"] = operations / medians[name] / row["ceiling"]
+        if "limit" in medians and label["stage"] in values:
+            row["ceiling"] = 2 * COPY_BYTES / medians["limit"]
+            row["of_ceiling"] = float(4 * values[label["stage"]] * people / medians[name] / row["ceiling"])
         rows.append(row)
     return rows
 
 
 def table(rows: list[dict]) -> str:
-    """Markdown."""
-    lines = [
-        "| stage | model | dtype | people | flip test | program | median, ms | 10 % to 90 % | x ours | of ceiling |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        share = f"{100 * row['of_ceiling']:.0f} %" if "of_ceiling" in row else ""
-        lines.append(
-            f"| {row['stage']} | {row['preset']} | {row['dtype']} | {row['people']} | {'yes' if row['flip'] else 'no'} "
-            f"| {row['program']} | {row['ms']:.2f} | {row['low_ms']:.2f} to {row['high_ms']:.2f} "
-            f"| {row['ratio']:.2f} | {share} |"
-        )
-    return "\n".join(lines)
-
-
-def machine() -> dict[str, str]:
-    """What the figures are for."""
-    found = {"device": jax.devices()[0].device_kind, "jax": jax.__version__, "flax": flax.__version__}
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        names = [
-            line.split(":")[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+    """Markdown: the steady state; then what is paid once."""
+    header = ["stage", "model", "dtype", "people", "flip test", "program", "median, ms", "10 % to 90 %", "x ours"]
+    steady = [
+        [
+            *(str(row[name]) for name in ("stage", "preset", "dtype", "people")),
+            "yes" if row["flip"] else "no",
+            row["program"],
+            f"{row['ms']:.2f}",
+            f"{row['low_ms']:.2f} to {row['high_ms']:.2f}",
+            f"{row['ratio']:.2f}",
+            f"{100 * row['of_ceiling']:.0f} %" if "of_ceiling" in row else "",
+            f"{row['first_ms']:.0f}",
         ]
-        found["processor"] = f"{len(names)} x {names[0]}" if names else platform.processor()
-    for name in ("torch", "transformers"):
-        try:
-            found[name] = __import__(name).__version__
-        except ImportError:
-            found[name] = "missing"
-    return found | {"python": platform.python_version()}
+        for row in rows
+        if "ratio" in row
+    ]
+    once = [
+        [row["stage"], row["preset"], row["dtype"], row["program"], f"{row['ms']:.0f}"]
+        for row in rows
+        if row["stage"] == "load"
+    ]
+    programs = [
+        [row["preset"], row["dtype"], str(row["people"]), str(row["programs"])]
+        for row in rows
+        if row["stage"] == "programs"
+    ]
+    parts = [markdown([*header, "of ceiling", "first call, ms"], steady)]
+    if once:
+        parts.append(markdown(["stage", "model", "dtype", "program", "ms"], once))
+    parts.append(markdown(["model", "dtype", "most people", "programs compiled by the estimator"], programs))
+    return "\n\n".join(parts)
 
 
 def main() -> None:
@@ -252,19 +258,13 @@ def main() -> None:
     parser.add_argument("--people", nargs="+", type=int, default=PEOPLE)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES)
     parser.add_argument("--flip", nargs="+", type=lambda text: text == "yes", default=FLIP, metavar="yes|no")
-    parser.add_argument("--stages", nargs="*", default=STAGES)
+    parser.add_argument("--stages", nargs="*", default=STAGES, choices=[*STAGES, *MORE_STAGES])
     parser.add_argument("--peers", nargs="*", default=PEERS)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--output", help="name of the files in results/; none are written without it")
     options = parser.parse_args()
     rows = measure(options)
-    document = {"machine": machine(), "options": vars(options), "rows": rows}
-    text = "\n".join(f"{name}: {value}  " for name, value in document["machine"].items()) + "\n\n" + table(rows) + "\n"
-    print(text)
-    if options.output:
-        RESULTS.mkdir(exist_ok=True)
-        (RESULTS / f"{options.output}.json").write_text(json.dumps(document, indent=1) + "\n")
-        (RESULTS / f"{options.output}.md").write_text(text)
+    report(table(rows), output=options.output, document={"options": vars(options), "rows": rows})
 
 
 if __name__ == "__main__":

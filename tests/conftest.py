@@ -4,6 +4,10 @@ import os
 import pathlib
 
 import hypothesis
+
+# Several test processes share a GPU.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
 import jax
 import jaxtyping
 import numpy as np

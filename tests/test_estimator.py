@@ -283,7 +283,7 @@ def test_an_error_in_a_stream_names_its_item_and_spares_the_others(estimator, tm
 
 def test_ten_thousand_boxes_in_one_call(model, monkeypatch):
     """Never more than a few batches are on the device."""
-    estimator = PoseEstimator(model)
+    estimator = PoseEstimator(model, max_batch=64)
     started = collected = most = 0
     run, collect = estimator._run, estimator_module._Job.collect
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from fitted import IMAGE_SIZE, PROCESSOR, Picture, crop, draw_people, fit, training_photographs, with_experts
-from tolerances import HEATMAPS, KEYPOINTS
+from tolerances import BFLOAT16_MEDIAN, BFLOAT16_MOST, HEATMAPS, KEYPOINTS
 
 from vitpose_jax import PoseEstimator, from_pretrained
 from vitpose_jax.postprocess import decode_heatmaps
@@ -126,6 +126,19 @@ def test_the_same_crops_through_both(drawn, fitted):
     ((expected_keypoints, expected_scores),) = decode_reference(expected, [boxes])
     np.testing.assert_allclose(keypoints, expected_keypoints, rtol=0, atol=KEYPOINTS)
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=HEATMAPS)
+
+
+def test_bfloat16_moves_keypoints_little(drawn, fitted):
+    images, boxes = [picture.image for picture in drawn], [picture.boxes for picture in drawn]
+    exact, low = (
+        np.concatenate(
+            [poses.keypoints for poses in PoseEstimator.from_pretrained(fitted[1], dtype=dtype)(images, boxes)]
+        )
+        for dtype in (jnp.float32, jnp.bfloat16)
+    )
+    distance = np.linalg.norm(low - exact, axis=-1)
+    assert 0 < np.median(distance) < BFLOAT16_MEDIAN
+    assert np.quantile(distance, 0.95) < BFLOAT16_MOST
 
 
 def test_photographs(data, tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import re
 
 import pytest
 
@@ -115,6 +116,26 @@ def test_from_dict_names_wrong_fields():
     assert Skeleton.from_dict({"name": "x", "keypoints": ["a"]}) == Skeleton(name="x", keypoints=("a",))
 
 
+@ALL
+def test_upper_body(skeleton):
+    """Mirror images are on one half, and names agree where they tell."""
+    upper = {skeleton.keypoints[index] for index in skeleton.upper_body}
+    assert 0 < len(upper) < skeleton.num_keypoints
+    animal = skeleton.name in ("ap10k", "apt36k")
+    for name in skeleton.keypoints:
+        if re.search("eye|ear|nose|shoulder|elbow|neck|head", name, re.IGNORECASE):
+            assert name in upper
+        if re.search("hip|knee|ankle|heel|toe", name, re.IGNORECASE):
+            assert name not in upper
+        # In the original, an animal's left front paw is upper and its right one lower body.
+        if not animal:
+            assert (name in upper) == (other_side(name) in upper)
+    # Checkpoints written before there were half bodies.
+    values = skeleton.to_dict()
+    assert values.pop("upper_body") == list(skeleton.upper_body)
+    assert Skeleton.from_dict(values) == dataclasses.replace(skeleton, upper_body=())
+
+
 @pytest.mark.parametrize(
     ("alias", "name"),
     [
@@ -145,6 +166,8 @@ def test_get_skeleton_lists_what_there_is():
         ({"flip_pairs": ((1, 2), (2, 3))}, "more than one flip pair"),
         ({"flip_pairs": ((1, 1),)}, "more than one flip pair"),
         ({"sigmas": (0.1,)}, "expected 17 sigmas, got 1"),
+        ({"upper_body": (0, 17)}, r"upper_body: expected distinct indices from 0 to 16, got \(0, 17\)"),
+        ({"upper_body": (3, 3)}, "upper_body: expected distinct indices"),
     ],
 )
 def test_validation(changes, message):

@@ -19,6 +19,7 @@ ORDER = (
     "config",
     "parameters",
     "modeling",
+    "sampling",
     "preprocess",
     "postprocess",
     "pipeline",
@@ -33,6 +34,8 @@ ORDER = (
     "files",
     "detections",
     "outputs",
+    "evaluation",
+    "training",
     "cli",
 )
 

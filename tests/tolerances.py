@@ -13,3 +13,6 @@ KEYPOINTS = 1e-2
 CROP_OUTLIERS = 1e-3
 # bfloat16 against float32: heatmaps, as a share of their largest value.
 BFLOAT16 = 5e-2
+# The same for keypoints in pixels of the image, people some 200 pixels high: the median, and nineteen of twenty.
+BFLOAT16_MEDIAN = 0.1
+BFLOAT16_MOST = 0.5

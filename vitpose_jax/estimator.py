@@ -33,6 +33,9 @@ ImageLike: TypeAlias = str | os.PathLike | Image.Image | Array | np.ndarray
 Dataset: TypeAlias = str | int | np.integer | np.str_ | None
 Boxes: TypeAlias = Any  # anything `check_boxes` takes: an (n, 4) array or n rows of four numbers
 
+# Most boxes in a batch, where nobody says: CPUs are fastest while a batch fits their caches.
+MAX_BATCH = 64
+MAX_BATCH_CPU = 16
 # Batches started and not yet collected.
 MAX_UNDER_WAY = 2
 # Images read ahead.
@@ -96,9 +99,11 @@ class PoseEstimator:
 
     Args:
         model: a `VitPose`; later changes to it are not seen.
-        max_batch: most boxes in one batch, a power of two; longer lists are split, so that memory is bounded.
+        max_batch: most boxes in one batch, a power of two; longer lists are split, so that memory is bounded. None
+            for what suits the device: 16 on CPUs, which larger batches slow down, 64 elsewhere.
         border: what lies outside the image, "scipy" as transformers or "opencv" as the original.
         padding: factor on the sides of the boxes.
+        stretch: crop each box with its own aspect, stretched to the crop, as the original does for MPII.
         devices: share every batch out among these; a power of two of them, at most `max_batch`. None for JAX's
             default device.
 
@@ -110,22 +115,26 @@ class PoseEstimator:
         self,
         model: VitPose,
         *,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         border: Border = "scipy",
         padding: float = BOX_PADDING,
+        stretch: bool = False,
         devices: Sequence[jax.Device] | None = None,
     ):
+        count = 1 if devices is None else len(devices)
+        if max_batch is None:
+            platform = devices[0].platform if devices else jax.default_backend()
+            max_batch = max(MAX_BATCH_CPU if platform == "cpu" else MAX_BATCH, count)
         if max_batch < 1 or max_batch & (max_batch - 1):
             raise ValueError(f"max_batch: expected a power of two, got {max_batch}")
-        count = 1 if devices is None else len(devices)
         if not 1 <= count <= max_batch or count & (count - 1):
             raise ValueError(f"devices: expected a power of two up to max_batch {max_batch}, got {count} of them")
         check_border(border)
         self.model = model
         self.config = model.config
-        self.max_batch = max_batch
+        self.max_batch, self.border, self.padding, self.stretch = max_batch, border, padding, stretch
         # The module is taken apart once: bare arrays are handed over faster than a module, and a module by jax.jit
-        # faster than by nnx.jit (benchmarks/blocks.py).
+        # faster than by nnx.jit (benchmarks/variants.py).
         graphdef, state = nnx.split(model)
         leaves, structure = jax.tree.flatten(state)
         # Parameters and pixels are on every device, boxes and results are shared out.
@@ -148,6 +157,7 @@ class PoseEstimator:
                 decode=decode,
                 border=border,
                 padding=padding,
+                stretch=stretch,
             )
 
         self._run = run
@@ -157,9 +167,10 @@ class PoseEstimator:
         cls,
         source: str | os.PathLike,
         *,
-        max_batch: int = 64,
+        max_batch: int | None = None,
         border: Border = "scipy",
         padding: float = BOX_PADDING,
+        stretch: bool = False,
         devices: Sequence[jax.Device] | None = None,
         **kwargs: Any,
     ) -> "PoseEstimator":
@@ -167,11 +178,11 @@ class PoseEstimator:
 
         Args:
             source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`.
-            max_batch, border, padding, devices: as for the class.
+            max_batch, border, padding, stretch, devices: as for the class.
             kwargs: for `vitpose_jax.from_pretrained`: dtype, revision, image_size, skeleton, ...
         """
         model = from_pretrained(source, **kwargs)
-        return cls(model, max_batch=max_batch, border=border, padding=padding, devices=devices)
+        return cls(model, max_batch=max_batch, border=border, padding=padding, stretch=stretch, devices=devices)
 
     @overload
     def __call__(self, images: ImageLike, boxes: Boxes = ..., **kwargs: Any) -> Poses: ...

@@ -13,8 +13,12 @@ Arrays are channels last. The blocks are one `Block` whose parameters carry a le
 scanned over: that compiles, dispatches and runs fastest (benchmarks/README.md has the figures).
 `dtype` computes and `param_dtype` stores. Softmax, and the statistics and parameters of norms, are float32
 whatever the two say.
+
+A new model is ready to predict. For training, call with `drop_path` and a key, and let BatchNorm use the batch:
+`nnx.view(model, use_running_average=False, raise_if_not_found=False)` (the simple decoder has no BatchNorm).
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -23,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from vitpose_jax import parameters
 from vitpose_jax.config import PATCH_PADDING, VitPoseConfig
@@ -35,6 +39,9 @@ ACTIVATIONS = {
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
+# Of a block's two residual branches: the rate at which they are left out, and a key for each.
+DropPath: TypeAlias = tuple[Float[Array, ""], Key[Array, "2"]]
+
 DECONV_FEATURES = 256
 HEAD_INIT = nnx.initializers.normal(0.001)
 
@@ -89,10 +96,13 @@ class Attention(nnx.Module):
         n, length, dim = tokens.shape
         head_dim = dim // self.num_heads
         qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, head_dim)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+        # Heads before tokens, and the keys transposed: the layouts that matrix products want (benchmarks/README.md).
+        query = qkv[:, :, 0].transpose(0, 2, 1, 3)
+        key = qkv[:, :, 1].transpose(0, 2, 3, 1)
+        value = qkv[:, :, 2].transpose(0, 2, 1, 3)
+        logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * head_dim**-0.5).astype(tokens.dtype)
-        mixed = jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, dim)
+        mixed = (weights @ value).transpose(0, 2, 1, 3).reshape(n, length, dim)
         return self.proj(mixed), weights
 
 
@@ -153,11 +163,23 @@ class Block(nnx.Module):
         self.mlp = (MoeMlp if config.experts else Mlp)(config, **kwargs)
 
     def __call__(
-        self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex = 0
+        self,
+        tokens: Float[Array, "n tokens dim"],
+        dataset_index: DatasetIndex = 0,
+        drop_path: DropPath | None = None,
     ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"]]:
         attended, weights = self.attention(self.norm1(tokens))
-        tokens = tokens + attended
-        return tokens + self.mlp(self.norm2(tokens), dataset_index), weights
+        tokens = tokens + _drop(attended, drop_path, 0)
+        return tokens + _drop(self.mlp(self.norm2(tokens), dataset_index), drop_path, 1), weights
+
+
+def _drop(branch: Float[Array, "n tokens dim"], drop_path: DropPath | None, which: int) -> Float[Array, "n tokens dim"]:
+    # Stochastic depth (Huang et al. 2016), as in timm: for each crop the branch is there or not, and the mean stays.
+    if drop_path is None:
+        return branch
+    rate, keys = drop_path
+    kept = jax.random.bernoulli(keys[which], 1 - rate, (len(branch), 1, 1))
+    return jnp.where(kept, branch / (1 - rate), 0).astype(branch.dtype)
 
 
 def _layer_norm(config: VitPoseConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -207,6 +229,9 @@ class Backbone(nnx.Module):
         crops: Float[Array, "n height width channels"],
         dataset_index: DatasetIndex = 0,
         *,
+        drop_path: float = 0.0,
+        key: Key[Array, ""] | None = None,
+        remat: bool = False,
         output_hidden_states: bool = False,
         output_attentions: bool = False,
         feature_blocks: Sequence[int] = (),
@@ -217,13 +242,18 @@ class Backbone(nnx.Module):
             crops: normalised, of the size the configuration names.
             dataset_index: the expert, one number for all crops or an array with one for each; a plain
                 backbone ignores it. From 0 to the number of experts - 1: nobody checks that here.
+            drop_path: for training: the rate at which the last block's residual branches are left out, for each
+                crop on its own; it rises linearly from 0 in the first block. Branches kept are scaled up.
+            key: of the random choice; needed with `drop_path`.
+            remat: keep only the blocks' inputs for the gradient and compute the rest of them again.
             output_hidden_states: also return the embedding and every block's output.
             output_attentions: also return every block's attention weights.
             feature_blocks: also return the normalised outputs of these blocks: 1 to depth, or 0 for the
                 embedding; the reference returns those of `config.out_indices`.
 
         Raises:
-            ValueError: where the crops are not of the configured size, or a block number is out of range.
+            ValueError: where the crops are not of the configured size, a block number is out of range, or
+                `drop_path` is not from 0 to less than 1 or comes without a key.
         """
         config = self.config
         expected = (*config.image_size, config.num_channels)
@@ -231,18 +261,31 @@ class Backbone(nnx.Module):
             raise ValueError(f"crops: expected (n, {', '.join(map(str, expected))}), got {crops.shape}")
         if not all(0 <= index <= config.num_layers for index in feature_blocks):
             raise ValueError(f"feature_blocks: expected numbers from 0 to {config.num_layers}, got {feature_blocks}")
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path: expected a rate from 0 to less than 1, got {drop_path}")
+        if drop_path and key is None:
+            raise ValueError(f"drop_path {drop_path}: expected a key for the random choice, got none")
 
-        def step(tokens, block):
-            tokens, weights = block(tokens, dataset_index)
+        def step(tokens, layer):
+            block, drop = layer
+            tokens, weights = block(tokens, dataset_index, drop)
             return tokens, (tokens if inside else None, weights if output_attentions else None)
 
         # The decoder reads the last of out_indices: blocks after it run only for those who look inside.
         inside = output_hidden_states or output_attentions or bool(feature_blocks)
         last = config.out_indices[-1]
         depth = config.num_layers if inside else last
-        blocks = self.blocks if depth == config.num_layers else jax.tree.map(lambda leaf: leaf[:depth], self.blocks)
+        drops = None
+        if drop_path:
+            rates = jnp.linspace(0, drop_path, config.num_layers)
+            drops = rates, jax.random.split(key, (config.num_layers, 2))
+        layers = self.blocks, drops
+        if depth < config.num_layers:
+            layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
         embedded = self.patch_embed(crops.astype(self.dtype))
-        tokens, (states, attentions) = jax.lax.scan(step, embedded, blocks)
+        # In a loop the compiler cannot merge the second computation with the first: no barrier is needed.
+        step = jax.checkpoint(step, prevent_cse=False) if remat else step
+        tokens, (states, attentions) = jax.lax.scan(step, embedded, layers)
         if not inside:
             return BackboneOutput(tokens=self.norm(tokens))
         states = jnp.concatenate([embedded[None], states])
@@ -286,6 +329,34 @@ class Deconv(nnx.Module):
         return pixels.reshape(n, 2 * height, 2 * width, features)
 
 
+class BatchNorm(nnx.BatchNorm):
+    """As torch's: the running variance follows the unbiased variance of the batch, which flax's does not.
+
+    The batch is normalised with the biased one, by both. Set to use the batch (`nnx.view`), a call updates the
+    running mean and variance in place: `nnx.merge` with `copy=True` inside a loss, and read them afterwards.
+    """
+
+    def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
+        super().__init__(
+            features,
+            use_running_average=True,
+            momentum=0.9,
+            epsilon=1e-5,
+            use_fast_variance=False,
+            dtype=dtype,
+            rngs=rngs,
+        )
+
+    def __call__(self, x: Float[Array, "n height width features"]) -> Float[Array, "n height width features"]:
+        if self.use_running_average:
+            return super().__call__(x)
+        old = self.momentum * self.var[...]
+        normalised = super().__call__(x)
+        # What was added is (1 - momentum) x the biased variance; n / (n - 1) of that is wanted.
+        self.var[...] += (self.var[...] - old) / max(1, math.prod(x.shape[:-1]) - 1)
+        return normalised
+
+
 class ClassicDecoder(nnx.Module):
     """Twice: transposed convolution, BatchNorm, ReLU; then a 1x1 convolution to K channels."""
 
@@ -293,18 +364,10 @@ class ClassicDecoder(nnx.Module):
         self, config: VitPoseConfig, num_keypoints: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
     ):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
-        norm = {
-            "use_running_average": True,
-            "momentum": 0.9,
-            "epsilon": 1e-5,
-            "use_fast_variance": False,
-            "dtype": dtype,
-            "rngs": rngs,
-        }
         self.deconv1 = Deconv(config.hidden_size, DECONV_FEATURES, **kwargs)
-        self.norm1 = nnx.BatchNorm(DECONV_FEATURES, **norm)
+        self.norm1 = BatchNorm(DECONV_FEATURES, dtype=dtype, rngs=rngs)
         self.deconv2 = Deconv(DECONV_FEATURES, DECONV_FEATURES, **kwargs)
-        self.norm2 = nnx.BatchNorm(DECONV_FEATURES, **norm)
+        self.norm2 = BatchNorm(DECONV_FEATURES, dtype=dtype, rngs=rngs)
         self.conv = nnx.Conv(DECONV_FEATURES, num_keypoints, (1, 1), kernel_init=HEAD_INIT, **kwargs)
 
     def __call__(self, features: Float[Array, "n rows columns dim"]) -> Float[Array, "n height width K"]:
@@ -370,13 +433,21 @@ class VitPose(nnx.Module):
         self,
         crops: Float[Array, "n height width channels"],
         dataset_index: str | int | Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."] | None = None,
+        *,
+        drop_path: float = 0.0,
+        key: Key[Array, ""] | None = None,
+        remat: bool = False,
     ) -> Float[Array, "n rows columns K"]:
         """Heatmaps of crops.
+
+        Every head sees every crop and BatchNorm, in training, the whole batch, whatever data sets its crops are
+        of: that is how the original was trained. Batches of one data set at a time would cost less.
 
         Args:
             crops: normalised, (n, 256, 192, 3) for the usual image size.
             dataset_index: which expert and head to use: one name or number for all crops, or a sequence or
                 integer array with one for each; None for the first head (COCO in published checkpoints).
+            drop_path, key, remat: for training, as of `Backbone`.
 
         Returns:
             (n, 64, 48, K) heatmaps. With one data set for each crop, K is the largest of the heads': the
@@ -384,11 +455,13 @@ class VitPose(nnx.Module):
             checked, crops of a data set without a head get NaN.
 
         Raises:
-            ValueError: for a data set the model does not know or has no head for, and for crops of another size.
+            ValueError: for a data set the model does not know or has no head for, for crops of another size,
+                and for a `drop_path` without a key.
         """
+        options = {"drop_path": drop_path, "key": key, "remat": remat}
         if dataset_index is None or isinstance(dataset_index, str | int):
             index = self.config.dataset_index(dataset_index)
-            return self._decode(self.config.skeleton(index).name, self.backbone(crops, index).tokens)
+            return self._decode(self.config.skeleton(index).name, self.backbone(crops, index, **options).tokens)
         if not isinstance(dataset_index, jax.core.Tracer):
             numbers = [self.config.dataset_index(_plain(item)) for item in np.ravel(np.asarray(dataset_index))]
             for number in sorted(set(numbers)):
@@ -396,7 +469,7 @@ class VitPose(nnx.Module):
             dataset_index = jnp.asarray(numbers, jnp.int32).reshape(np.shape(dataset_index))
         if dataset_index.shape not in ((), (len(crops),)):
             raise ValueError(f"dataset_index: expected one, or {len(crops)} in a row, got shape {dataset_index.shape}")
-        tokens = self.backbone(crops, dataset_index).tokens
+        tokens = self.backbone(crops, dataset_index, **options).tokens
         channels = max(skeleton.num_keypoints for skeleton in self.config.skeletons)
         result = jnp.full((len(crops), *self.config.heatmap_size, channels), jnp.nan, tokens.dtype)
         for skeleton in self.config.skeletons:

@@ -19,6 +19,7 @@ def predict(
     decode: Decode = "udp",
     border: Border = "scipy",
     padding: float = BOX_PADDING,
+    stretch: bool = False,
 ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
     """From images and boxes to keypoints, for one data set; jit-able.
 
@@ -31,13 +32,13 @@ def predict(
         flip_test: also run the mirrored crops and average the heatmaps.
         decode: see postprocess.py; it also decides between the UDP crop and the older one.
         border: see preprocess.py.
-        padding: of the boxes.
+        padding, stretch: of the boxes; see `boxes_to_center_scale`.
 
     Returns:
         keypoints (n, K, 2), (x, y) in pixels of each box's image, and scores (n, K), both float32.
     """
     config, decoding = model.config, get_decoding(decode)
-    center, scale = boxes_to_center_scale(boxes, config.image_size, padding=padding)
+    center, scale = boxes_to_center_scale(boxes, config.image_size, padding=padding, stretch=stretch)
     grey = crop_regions(pixels, shapes, center, scale, config.image_size, udp=decoding.udp, border=border)
     crops = normalize(grey, config.image_mean, config.image_std)
     if flip_test:

@@ -10,26 +10,19 @@ height, both in pixels). Two affine maps lead from there to the crop:
   edge of the region, the last pixel at the other: steps of scale / (size - 1). ViTPose on COCO and MPII.
 * `udp=False`: the older rule, steps of scale / size. The original's other four data sets.
 
-And two rules for what lies outside the image, named after the functions they equal:
-
-* `border="scipy"`: scipy.ndimage.affine_transform(order=1, mode="constant"), which the transformers processor
-  uses: a sample is 0 as soon as its centre leaves the outermost pixel centres; results rounded half up.
-* `border="opencv"`: cv2.warpAffine(INTER_LINEAR, BORDER_CONSTANT), which the original uses: pixels outside are
-  0 and take part in the interpolation; results rounded half to even.
+What lies outside the image is `border`, "scipy" or "opencv"; see sampling.py.
 """
 
 import math
-from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, UInt8
 
 from vitpose_jax.config import IMAGENET_MEAN, IMAGENET_STD
+from vitpose_jax.sampling import Border, check_border, warp, warp_upright
 
-Border: TypeAlias = Literal["scipy", "opencv"]
-BORDERS = ("scipy", "opencv")
 BOX_PADDING = 1.25
 # Beyond it float32 has no whole pixels left.
 MAX_COORDINATE = 2.0**24
@@ -61,18 +54,12 @@ def check_boxes(boxes: object, *, name: str = "boxes") -> Float[np.ndarray, "n 4
     return array
 
 
-def check_border(border: str) -> None:
-    """See that a border is known.
-
-    Raises:
-        ValueError: for an unknown one, listing those that are.
-    """
-    if border not in BORDERS:
-        raise ValueError(f"border: expected one of {', '.join(BORDERS)}, got {border!r}")
-
-
 def boxes_to_center_scale(
-    boxes: Num[Array | np.ndarray, "n 4"], size: tuple[int, int] = (256, 192), *, padding: float = BOX_PADDING
+    boxes: Num[Array | np.ndarray, "n 4"],
+    size: tuple[int, int] = (256, 192),
+    *,
+    padding: float = BOX_PADDING,
+    stretch: bool = False,
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"]]:
     """Centre and padded size of the regions to crop.
 
@@ -84,12 +71,15 @@ def boxes_to_center_scale(
         boxes: x y w h in pixels of the image.
         size: height and width of the crop.
         padding: factor on both sides.
+        stretch: leave the box its own aspect, so that the crop is stretched; so the original crops MPII.
 
     Returns:
         center (n, 2) and scale (n, 2), float32, in pixels of the image.
     """
     boxes = jnp.asarray(boxes, jnp.float32)
     corner, extent = boxes[:, :2], boxes[:, 2:]
+    if stretch:
+        return corner + extent * 0.5, extent * padding
     aspect = size[1] / size[0]
     width = jnp.maximum(extent[:, 0], extent[:, 1] * aspect)
     height = jnp.maximum(extent[:, 1], extent[:, 0] / aspect)
@@ -102,7 +92,7 @@ def crop_to_image(
     scale: Float[Array, "n 2"],
     size: tuple[int, int],
     *,
-    udp: bool = True,
+    udp: bool | Bool[Array, " n"] = True,
     rotation: Float[Array, "#n"] | Float[Array, ""] | float = 0.0,
 ) -> Float[Array, "n *points 2"]:
     """Points of a crop, or of its heatmaps, in pixels of the image.
@@ -111,66 +101,55 @@ def crop_to_image(
         points: (x, y) in pixels of a crop (or heatmap) of the given size.
         center, scale: of each crop's region, in pixels of the image.
         size: height and width of the crop or heatmap.
-        udp: the affine map; see the top of this file.
+        udp: the affine map, one for all or one each; see the top of this file.
         rotation: degrees by which the region is turned about its centre, one for all or one each.
 
     Returns:
         (x, y) in pixels of the image. The inverse of `get_warp_matrix` (UDP) and `get_affine_transform` of
         the original; the sense of the rotation is that of `get_warp_matrix` for both.
     """
-    height, width = size
-    step = scale / (jnp.asarray([width, height], jnp.float32) - (1.0 if udp else 0.0))
     per_crop = (len(center), *(1,) * (points.ndim - 2), 2)
+    step = _steps(scale, size, udp)
     offset = points * step.reshape(per_crop) - scale.reshape(per_crop) / 2
     angle = jnp.deg2rad(jnp.broadcast_to(jnp.asarray(rotation, jnp.float32), len(center))).reshape(per_crop[:-1])
-    x = offset[..., 0] * jnp.cos(angle) + offset[..., 1] * jnp.sin(angle)
-    y = offset[..., 1] * jnp.cos(angle) - offset[..., 0] * jnp.sin(angle)
-    return jnp.stack([x, y], axis=-1) + center.reshape(per_crop)
+    return _turn(offset, angle) + center.reshape(per_crop)
 
 
-def warp(
-    pixels: UInt8[Array, "p 3"],
-    shapes: Int[Array, "n 3"],
-    points: Float[Array, "n height width 2"],
+def image_to_crop(
+    points: Float[Array, "n *points 2"],
+    center: Float[Array, "n 2"],
+    scale: Float[Array, "n 2"],
+    size: tuple[int, int],
     *,
-    border: Border = "scipy",
-) -> Float[Array, "n height width 3"]:
-    """Sample images bilinearly, to whole grey levels as the uint8 functions of SciPy and OpenCV do.
-
-    The images lie one behind another in one row of pixels, so that any number of images of any size makes one
-    compiled program.
+    udp: bool | Bool[Array, " n"] = True,
+    rotation: Float[Array, "#n"] | Float[Array, ""] | float = 0.0,
+) -> Float[Array, "n *points 2"]:
+    """Points of the image in pixels of a crop, or of its heatmaps: the inverse of `crop_to_image`.
 
     Args:
-        pixels: RGB of all images, row by row.
-        shapes: for each crop: where its image begins in `pixels`, its height, its width.
-        points: for each pixel of each crop: (x, y) in its image.
-        border: what lies outside; see the top of this file.
+        points: (x, y) in pixels of the image.
+        center, scale, size, udp, rotation: as in `crop_to_image`.
 
     Returns:
-        Grey levels 0 to 255 as float32.
+        (x, y) in pixels of a crop (or heatmap) of the given size; they may lie outside it.
     """
-    start, height, width = (shapes[:, column, None, None] for column in range(3))
-    x, y = points[..., 0], points[..., 1]
-    # The integer part saturates far outside, where float32 still fits an int32.
-    x, y = jnp.clip(x, -2.0, width + 1.0), jnp.clip(y, -2.0, height + 1.0)
-    left, top = jnp.floor(x), jnp.floor(y)
-    x_weight, y_weight = (x - left)[..., None], (y - top)[..., None]
-    left, top = left.astype(jnp.int32), top.astype(jnp.int32)
+    per_crop = (len(center), *(1,) * (points.ndim - 2), 2)
+    step = _steps(scale, size, udp)
+    angle = jnp.deg2rad(jnp.broadcast_to(jnp.asarray(rotation, jnp.float32), len(center))).reshape(per_crop[:-1])
+    offset = _turn(points - center.reshape(per_crop), -angle)
+    return (offset + scale.reshape(per_crop) / 2) / step.reshape(per_crop)
 
-    def tap(row, column):
-        index = start + jnp.clip(row, 0, height - 1) * width + jnp.clip(column, 0, width - 1)
-        grey = pixels.at[index].get(mode="promise_in_bounds").astype(jnp.float32)
-        if border == "opencv":
-            grey = jnp.where(((row >= 0) & (row < height) & (column >= 0) & (column < width))[..., None], grey, 0.0)
-        return grey
 
-    upper = tap(top, left) * (1 - x_weight) + tap(top, left + 1) * x_weight
-    lower = tap(top + 1, left) * (1 - x_weight) + tap(top + 1, left + 1) * x_weight
-    grey = upper * (1 - y_weight) + lower * y_weight
-    if border == "opencv":
-        return jnp.round(grey)
-    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
-    return jnp.where(inside[..., None], jnp.floor(grey + 0.5), 0.0)
+def _steps(scale: Float[Array, "n 2"], size: tuple[int, int], udp: bool | Bool[Array, " n"]) -> Float[Array, "n 2"]:
+    """Pixels of the image from one pixel of a crop to the next, in x and in y."""
+    height, width = size
+    return scale / (jnp.asarray([width, height], jnp.float32) - jnp.asarray(udp, jnp.float32)[..., None])
+
+
+def _turn(offset: Float[Array, "n *points 2"], angle: Float[Array, "..."]) -> Float[Array, "n *points 2"]:
+    x = offset[..., 0] * jnp.cos(angle) + offset[..., 1] * jnp.sin(angle)
+    y = offset[..., 1] * jnp.cos(angle) - offset[..., 0] * jnp.sin(angle)
+    return jnp.stack([x, y], axis=-1)
 
 
 def normalize(
@@ -189,7 +168,7 @@ def crop_regions(
     scale: Float[Array, "n 2"],
     size: tuple[int, int] = (256, 192),
     *,
-    udp: bool = True,
+    udp: bool | Bool[Array, " n"] = True,
     rotation: Float[Array, "#n"] | Float[Array, ""] | float = 0.0,
     border: Border = "scipy",
 ) -> Float[Array, "n height width 3"]:
@@ -203,8 +182,12 @@ def crop_regions(
     """
     check_border(border)
     height, width = size
-    columns, rows = jnp.meshgrid(jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32))
-    grid = jnp.broadcast_to(jnp.stack([columns, rows], axis=-1), (len(center), height, width, 2))
+    x, y = jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32)
+    if isinstance(rotation, int | float) and rotation == 0:
+        columns, rows = (jnp.broadcast_to(at[:, None], (len(center), len(at), 2)) for at in (x, y))
+        columns, rows = (crop_to_image(points, center, scale, size, udp=udp) for points in (columns, rows))
+        return warp_upright(pixels, shapes, columns[..., 0], rows[..., 1], border=border)
+    grid = jnp.broadcast_to(jnp.stack(jnp.meshgrid(x, y), axis=-1), (len(center), height, width, 2))
     points = crop_to_image(grid, center, scale, size, udp=udp, rotation=rotation)
     return warp(pixels, shapes, points, border=border)
 
@@ -215,7 +198,7 @@ def crop_boxes(
     size: tuple[int, int] = (256, 192),
     *,
     padding: float = BOX_PADDING,
-    udp: bool = True,
+    udp: bool | Bool[Array, " n"] = True,
     rotation: Float[Array | np.ndarray, " n"] | float = 0.0,
     border: Border = "scipy",
     mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -228,7 +211,7 @@ def crop_boxes(
         boxes: x y w h in pixels of the image; they may leave it.
         size: height and width of a crop.
         padding: factor on both sides of a box, after it got the crop's aspect.
-        udp: the affine map; see the top of this file.
+        udp: the affine map, one for all or one each; see the top of this file.
         rotation: degrees by which each region is turned about its centre.
         border: what lies outside the image; see the top of this file.
         mean, std: for each channel, of pixels scaled to 0..1.
@@ -248,8 +231,9 @@ def crop_boxes(
     center, scale = boxes_to_center_scale(boxes, size, padding=padding)
     pixels = jnp.reshape(jnp.asarray(image), (image_height * image_width, 3))
     shapes = jnp.broadcast_to(jnp.asarray([0, image_height, image_width], jnp.int32), (len(boxes), 3))
-    angles = jnp.asarray(rotation, jnp.float32)
-    grey = crop_regions(pixels, shapes, center, scale, size, udp=udp, rotation=angles, border=border)
+    if not isinstance(rotation, int | float):
+        rotation = jnp.asarray(rotation, jnp.float32)
+    grey = crop_regions(pixels, shapes, center, scale, size, udp=udp, rotation=rotation, border=border)
     return normalize(grey, mean, std)
 
 

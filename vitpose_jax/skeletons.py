@@ -1,9 +1,10 @@
 """Skeletons: what the channels of a head mean.
 
 One object holds everything that depends on the order of the keypoints: their names, which of them are
-mirror images (`flip_pairs`), which are joined when drawn (`edges`) and how far annotators scatter
-(`sigmas`, for OKS). All indices are 0-based. The six skeletons of ViTPose++ stand below in the order of
-its experts; three more are met in evaluation and in converted checkpoints.
+mirror images (`flip_pairs`), which are joined when drawn (`edges`), how far annotators scatter (`sigmas`,
+for OKS) and which belong to the upper body (`upper_body`, for training). All indices are 0-based. The six
+skeletons of ViTPose++ stand below in the order of its experts; three more are met in evaluation and in
+converted checkpoints.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ class Skeleton:
         flip_pairs: pairs of keypoints, left and right, that change places in a mirrored image.
         edges: pairs of keypoints joined by a line when drawn.
         sigmas: the K per-keypoint deviations of OKS, or () where nobody measured them.
+        upper_body: keypoints of the upper body, for half-body augmentation; all others count as the lower
+            body. () where nobody said: no half bodies then.
 
     Raises:
-        ValueError: where an index is out of range, a keypoint stands in two flip pairs, or the number of
-            sigmas is not K.
+        ValueError: where an index is out of range, a keypoint stands in two flip pairs or twice in the upper
+            body, or the number of sigmas is not K.
     """
 
     name: str
@@ -35,6 +38,7 @@ class Skeleton:
     flip_pairs: tuple[tuple[int, int], ...] = ()
     edges: tuple[tuple[int, int], ...] = ()
     sigmas: tuple[float, ...] = ()
+    upper_body: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", self.name):
@@ -53,6 +57,11 @@ class Skeleton:
             raise ValueError(f"skeleton {self.name!r}: a keypoint stands in more than one flip pair")
         if self.sigmas and len(self.sigmas) != count:
             raise ValueError(f"skeleton {self.name!r}: expected {count} sigmas, got {len(self.sigmas)}")
+        upper = self.upper_body
+        if len(upper) != len(set(upper)) or not all(0 <= index < count for index in upper):
+            raise ValueError(
+                f"skeleton {self.name!r}: upper_body: expected distinct indices from 0 to {count - 1}, got {upper}"
+            )
 
     @property
     def num_keypoints(self) -> int:
@@ -75,6 +84,7 @@ class Skeleton:
             "flip_pairs": [list(pair) for pair in self.flip_pairs],
             "edges": [list(pair) for pair in self.edges],
             "sigmas": list(self.sigmas),
+            "upper_body": list(self.upper_body),
         }
 
     @classmethod
@@ -93,6 +103,7 @@ class Skeleton:
             flip_pairs=tuple((a, b) for a, b in values.get("flip_pairs", ())),
             edges=tuple((a, b) for a, b in values.get("edges", ())),
             sigmas=tuple(values.get("sigmas", ())),
+            upper_body=tuple(values.get("upper_body", ())),
         )
 
 
@@ -140,6 +151,7 @@ COCO = Skeleton(
     sigmas=_floats(
         "0.026 0.025 0.025 0.035 0.035 0.079 0.079 0.072 0.072 0.062 0.062 0.107 0.107 0.087 0.087 0.089 0.089"
     ),
+    upper_body=tuple(range(11)),
 )
 
 AIC = Skeleton(
@@ -154,6 +166,7 @@ AIC = Skeleton(
         "0.01388152 0.01515228 0.01057665 0.01417709 0.01497891 0.01402144 0.03909642 0.03686941 0.01981803 "
         "0.03843971 0.03412318 0.02415081 0.01291456 0.01236173"
     ),
+    upper_body=(*range(6), 12, 13),
 )
 
 MPII = Skeleton(
@@ -165,6 +178,7 @@ MPII = Skeleton(
     flip_pairs=_pairs("0-5 1-4 2-3 10-15 11-14 12-13"),
     edges=_pairs("0-1 1-2 2-6 6-3 3-4 4-5 6-7 7-8 8-9 8-12 12-11 11-10 8-13 13-14 14-15"),
     sigmas=_floats("0.089 0.083 0.107 0.107 0.083 0.089 0.026 0.026 0.026 0.026 0.062 0.072 0.179 0.179 0.072 0.062"),
+    upper_body=tuple(range(7, 16)),
 )
 
 AP10K = Skeleton(
@@ -178,6 +192,8 @@ AP10K = Skeleton(
     sigmas=_floats(
         "0.025 0.025 0.026 0.035 0.035 0.079 0.072 0.062 0.079 0.072 0.062 0.107 0.087 0.089 0.107 0.087 0.089"
     ),
+    # As in the original, which counts the right front paw as lower body.
+    upper_body=(*range(4), *range(5, 10)),
 )
 
 # APT-36K is labelled with the keypoints of AP-10K.
@@ -221,6 +237,8 @@ WHOLEBODY = Skeleton(
     flip_pairs=(*COCO.flip_pairs, *_pairs("17-20 18-21 19-22"), *_FACE_PAIRS, *((i, i + 21) for i in range(91, 112))),
     edges=(*COCO.edges, *_pairs("15-17 15-18 15-19 16-20 16-21 16-22"), *_HAND_EDGES),
     sigmas=(*COCO.sigmas, *_FEET_SIGMAS, *_FACE_SIGMAS, *_HAND_SIGMAS, *_HAND_SIGMAS),
+    # As in the original, face and hands do not count as upper body.
+    upper_body=COCO.upper_body,
 )
 
 CROWDPOSE = Skeleton(
@@ -232,6 +250,7 @@ CROWDPOSE = Skeleton(
     flip_pairs=_pairs("0-1 2-3 4-5 6-7 8-9 10-11"),
     edges=_pairs("10-8 8-6 11-9 9-7 6-7 0-6 1-7 0-1 0-2 1-3 2-4 3-5 12-13 1-13 0-13"),
     sigmas=_floats("0.079 0.079 0.072 0.072 0.062 0.062 0.107 0.107 0.087 0.087 0.089 0.089 0.079 0.079"),
+    upper_body=(*range(6), 12, 13),
 )
 
 # The 25 keypoints of easy_ViTPose: COCO with neck, hip centre and feet.
@@ -247,6 +266,7 @@ COCO25 = Skeleton(
         "17-15 15-12 18-16 16-13 12-14 13-14 5-14 6-5 7-5 6-8 7-9 8-10 9-11 1-2 0-1 0-2 1-3 2-4 17-21 18-24 19-20 "
         "22-23 19-21 22-24 5-0"
     ),
+    upper_body=tuple(range(12)),
 )
 
 DATASETS = (COCO, AIC, MPII, AP10K, APT36K, WHOLEBODY)

@@ -1,0 +1,91 @@
+"""transformers' VitPose as the benchmarks call it: eager and under torch.compile, its own crops and decoding."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+class Peer:
+    """A model of transformers with its processor, on CUDA where there is one.
+
+    Args:
+        folder: of a checkpoint in the layout of the Hub.
+        dtype: "float32", "bfloat16" or "float16".
+        compiled: run the network through torch.compile, on CUDA with mode "max-autotune".
+    """
+
+    def __init__(self, folder: str, dtype: str, *, compiled: bool):
+        import torch
+        import transformers
+
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.dtype = getattr(torch, dtype)
+        # The processor for machines without torchvision; older releases have one for all.
+        kind = getattr(transformers, "VitPoseImageProcessorPil", None) or transformers.VitPoseImageProcessor
+        self.processor = kind()
+        self.output = transformers.models.vitpose.modeling_vitpose.VitPoseEstimatorOutput
+        start = time.perf_counter()
+        model = transformers.VitPoseForPoseEstimation.from_pretrained(
+            folder, attn_implementation={"backbone_config": "sdpa"}
+        )
+        self.model = model.to(self.device, self.dtype).eval()
+        self.load_seconds = time.perf_counter() - start
+        mode = "max-autotune" if self.device == "cuda" else None
+        self.network = torch.compile(self.model, mode=mode) if compiled else self.model
+        self.arguments: dict[str, Any] = {}
+        if self.model.config.backbone_config.num_experts > 1:
+            self.arguments["dataset_index"] = torch.tensor([0], device=self.device)
+
+    def forward(self, crops, flip_pairs=None):
+        """Heatmaps of crops (n, 3, height, width)."""
+        import torch
+
+        with torch.inference_mode():
+            arguments = self.arguments if flip_pairs is None else {**self.arguments, "flip_pairs": flip_pairs}
+            heatmaps = self.network(crops, **arguments).heatmaps
+        if self.device == "cuda":
+            torch.cuda.synchronize()
+        return heatmaps
+
+    def to_torch(self, values):
+        """Channels-last arrays as tensors, channels first."""
+        import torch
+
+        channels_first = np.asarray(values, np.float32).transpose(0, 3, 1, 2).copy()
+        return torch.from_numpy(channels_first).to(self.device, self.dtype)
+
+    def crop(self, image, boxes):
+        """Crops of boxes, on the CPU."""
+        return self.processor(image, boxes=[boxes.tolist()], return_tensors="pt")["pixel_values"]
+
+    def decode(self, heatmaps, boxes):
+        """Keypoints of heatmaps, on the CPU."""
+        return self.processor.post_process_pose_estimation(self.output(heatmaps=heatmaps), boxes=[boxes.tolist()])
+
+    def path(self, image, boxes, flip_pairs=None):
+        """From image and boxes to keypoints; with flip pairs, averaged with the mirrored crops."""
+        crops = self.crop(image, boxes).to(self.device, self.dtype)
+        heatmaps = self.forward(crops)
+        if flip_pairs is not None:
+            import torch
+
+            pairs = torch.tensor(flip_pairs, device=self.device)
+            heatmaps = (heatmaps + self.forward(crops.flip(-1), pairs)) / 2
+        return self.decode(heatmaps.float(), boxes)
+
+
+def load(folder: str, dtype: str, names: list[str]) -> dict[str, Peer]:
+    """The peers asked for ("eager", "compile"); none where torch or transformers is missing."""
+    try:
+        import torch  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError:
+        return {}
+    return {name: Peer(folder, dtype, compiled=name == "compile") for name in names}
+
+
+def functions(peers: dict[str, Peer], make: Callable[[Peer], Callable[[], object]]) -> dict[str, Callable[[], object]]:
+    """For each peer, what `make` makes of it."""
+    return {name: make(peer) for name, peer in peers.items()}

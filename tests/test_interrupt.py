@@ -1,0 +1,66 @@
+"""Ctrl-C: everything stops at once, no thread hangs, nothing half-written is left."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+PROGRAM = """
+import itertools, sys, time
+import numpy as np
+from flax import nnx
+from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig
+
+config = VitPoseConfig(image_size=(32, 32), hidden_size=16, num_layers=1, num_heads=2, decoder="simple")
+estimator = PoseEstimator(VitPose(config, rngs=nnx.Rngs(0)))
+
+def frames():
+    for _ in itertools.count():
+        time.sleep(0.01)
+        yield np.zeros((64, 64, 3), np.uint8), [[0, 0, 60, 60]]
+
+for number, _ in enumerate(estimator.stream(frames())):
+    if number == 20:
+        print("under way", flush=True)
+"""
+
+
+def interrupt(process: subprocess.Popen) -> tuple[int, str]:
+    """Send the signal; the exit status and what stood on standard error."""
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    return process.returncode, errors
+
+
+def test_a_stream():
+    with subprocess.Popen(
+        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "under way\n"
+        status, errors = interrupt(process)
+    assert status != 0
+    assert errors.rstrip().endswith("KeyboardInterrupt")
+
+
+def test_the_command_line_leaves_whole_files(tmp_path):
+    run = [sys.executable, "-m", "vitpose_jax.cli"]
+    subprocess.run([*run, "init", "small-simple", str(tmp_path / "model")], check=True, capture_output=True)
+    for number in range(200):
+        Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / f"{number:03}.png")
+    output = tmp_path / "poses"
+    command = [*run, "predict", str(tmp_path / "*.png"), "--model", str(tmp_path / "model"), "--output", str(output)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        while not list(output.glob("*.json")):
+            if process.poll() is not None:
+                pytest.fail(process.stderr.read())
+        status, errors = interrupt(process)
+    assert status == 130
+    assert "Traceback" not in errors
+    done = sorted(output.iterdir())
+    assert 0 < len(done) < 200
+    assert all(pathlib.Path(path).suffix == ".json" and os.path.getsize(path) for path in done)

@@ -1,0 +1,106 @@
+"""`vitpose-jax evaluate`: a model on a data set."""
+
+import pathlib
+import sys
+from typing import Annotated
+
+import typer
+
+from vitpose_jax.cli.common import Decode, DType, say
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="coco, wholebody, ochuman, crowdpose, aic, mpii, ap10k or apt36k.")],
+    images: Annotated[
+        pathlib.Path, typer.Option(help="Folder that the annotations' file names lie in.", metavar="DIR")
+    ],
+    annotations: Annotated[pathlib.Path, typer.Option(help="The data set's annotations.", metavar="FILE.json")],
+    model: Annotated[str, typer.Option(help="A Hub id, a folder or a checkpoint file.", metavar="SOURCE")],
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")],
+    detections: Annotated[
+        pathlib.Path | None, typer.Option(help="A detector's boxes, as COCO results.", metavar="FILE.json")
+    ] = None,
+    ground_truth_boxes: Annotated[bool, typer.Option("--ground-truth-boxes", help="Use the annotated boxes.")] = False,
+    head_boxes: Annotated[
+        pathlib.Path | None, typer.Option(help="MPII's official ground truth, mpii_gt_val.mat.", metavar="FILE.mat")
+    ] = None,
+    min_score: Annotated[float, typer.Option(help="Use only detections of at least this score.")] = 0.0,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many images that have boxes.", min=1)] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    flip_test: Annotated[bool, typer.Option(help="Average with the mirrored image.")] = True,
+    decode: Annotated[Decode | None, typer.Option(help="How heatmaps become points; else the data set's own.")] = None,
+    dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most boxes computed at once, a power of two; else what suits the device.")
+    ] = None,
+    soft_nms: Annotated[bool, typer.Option("--soft-nms", help="OKS-NMS that lowers scores, as soft_oks_nms.")] = False,
+    devices: Annotated[int, typer.Option(help="Share batches out among so many devices.", min=1)] = 1,
+    distributed: Annotated[
+        bool, typer.Option("--distributed", help="One of several processes: call jax.distributed.initialize().")
+    ] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+) -> None:
+    """Measure a model on a data set by the protocol of the paper."""
+    if (detections is None) == (not ground_truth_boxes):
+        raise ValueError("expected either --detections FILE.json or --ground-truth-boxes")
+    if resume and overwrite:
+        raise ValueError("expected --resume or --overwrite, got both")
+
+    from vitpose_jax.evaluation.datasets import read_dataset
+    from vitpose_jax.evaluation.protocols import get_protocol
+
+    # What is quickly seen to be wrong is said before the model is loaded.
+    protocol = get_protocol(dataset)
+    found = read_dataset(
+        protocol, annotations, images, detections=detections, min_score=min_score, head_boxes=head_boxes
+    )
+    if detections is None and protocol.boxes == "detections":
+        say(f"the published figures for {protocol.name} are with a detector's boxes")
+
+    import jax
+    import jax.numpy as jnp
+
+    from vitpose_jax.estimator import PoseEstimator
+    from vitpose_jax.evaluation.runner import evaluate as run
+
+    if distributed:
+        jax.distributed.initialize()
+    available = jax.local_devices()
+    if devices > len(available):
+        raise ValueError(f"--devices: expected at most the {len(available)} there are, got {devices}")
+    estimator = PoseEstimator.from_pretrained(
+        model,
+        dtype=jnp.dtype(dtype.value),
+        revision=revision,
+        max_batch=max_batch,
+        border="opencv",
+        stretch=protocol.stretch,
+        devices=available[:devices] if devices > 1 else None,
+    )
+    evaluation = run(
+        estimator,
+        found,
+        flip_test=flip_test,
+        decode=None if decode is None else decode.value,
+        oks_nms="soft" if soft_nms else "hard",
+        limit=limit,
+        output=output,
+        resume=resume,
+        overwrite=overwrite,
+        model_name=model,
+        progress=sys.stderr.isatty(),
+    )
+    if jax.process_index() != 0:
+        return
+    for name, value in evaluation.metrics.items():
+        print(f"{name:20} {value:8.4f}")
+    counts = evaluation.counts
+    for image, reason in evaluation.failures:
+        say(f"error: {image}: {reason}")
+    if counts["boxes_without_area"]:
+        say(f"{counts['boxes_without_area']} boxes without area in {detections} were left out")
+    print(f"{counts['boxes']} boxes in {counts['images_with_boxes']} images, {counts['results']} results: {output}")
+    if evaluation.failures:
+        say(f"error: {counts['failed_images']} images with {counts['failed_boxes']} boxes failed and count as missed")
+        raise typer.Exit(1)

@@ -1,0 +1,115 @@
+"""`vitpose-jax predict`: keypoints in boxes of images."""
+
+import enum
+import pathlib
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from vitpose_jax.cli.common import Decode, DType, progress_bar, say
+
+if TYPE_CHECKING:
+    from vitpose_jax.poses import Poses
+
+
+class Format(enum.StrEnum):
+    """What `predict` writes."""
+
+    json = "json"
+    coco = "coco"
+    openpose = "openpose"
+
+
+def predict(
+    images: Annotated[list[str], typer.Argument(help="Images: files, folders or glob patterns.", metavar="IMAGE...")],
+    model: Annotated[str, typer.Option(help="A Hub id, a folder or a checkpoint file.", metavar="SOURCE")],
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")] = pathlib.Path(
+        "poses"
+    ),
+    boxes: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A JSON file (COCO results or annotations, or a table of boxes), or one box x,y,w,h; repeatable. "
+            "Without it the whole image is one box.",
+            metavar="FILE|x,y,w,h",
+        ),
+    ] = None,
+    format: Annotated[Format, typer.Option(help="One JSON or OpenPose file an image, or one COCO file.")] = Format.json,
+    draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its poses drawn on it.")] = False,
+    threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,
+    dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
+    category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
+    min_score: Annotated[float | None, typer.Option(help="Use only boxes of at least this score.")] = None,
+    flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored image.")] = False,
+    decode: Annotated[Decode, typer.Option(help="How heatmaps become points.")] = Decode.udp,
+    dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do images whose results are there.")] = False,
+) -> None:
+    """Find the keypoints of the people or animals in boxes."""
+    from vitpose_jax.detections import DetectionFile, Detections, image_id_of, parse_box
+    from vitpose_jax.files import find_images
+    from vitpose_jax.outputs import Results
+    from vitpose_jax.preprocess import check_boxes
+
+    paths = find_images(images)
+    if boxes and len(boxes) == 1 and pathlib.Path(boxes[0]).is_file():
+        file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
+        detections = {path: file[path] for path in paths}
+        unnamed = sum(path not in file for path in paths)
+        if unnamed:
+            say(f"{unnamed} of {len(paths)} images have no boxes in {boxes[0]}")
+    else:
+        given = check_boxes([parse_box(box) for box in boxes], name="--boxes").tolist() if boxes else None
+        detections = {path: Detections(image_id_of(path), given) for path in paths}
+        if not boxes:
+            say("no --boxes: the whole image is taken as one box")
+    results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
+    results.spare(paths)
+    todo = [path for path in paths if not results.done(path)]
+    if len(todo) < len(paths):
+        say(f"{len(paths) - len(todo)} of {len(paths)} images are done already; --overwrite does them again")
+    if not todo:
+        return
+
+    import jax.numpy as jnp
+
+    from vitpose_jax.estimator import ItemError, PoseEstimator
+
+    estimator = PoseEstimator.from_pretrained(model, dtype=jnp.dtype(dtype.value), revision=revision)
+    # What would fail for every image fails once.
+    chosen = int(dataset) if dataset and dataset.isdecimal() else dataset
+    results.check(estimator.config.skeleton(chosen))
+    stream = estimator.stream(
+        ((path, detections[path].boxes) for path in todo),
+        dataset=chosen,
+        flip_test=flip_test,
+        decode=decode.value,
+        errors="return",
+    )
+    failed = 0
+    try:
+        for path, poses in zip(todo, progress_bar(stream, len(todo)), strict=True):
+            if isinstance(poses, ItemError):
+                say(f"error: {path}: {poses.__cause__}")
+                failed += 1
+                continue
+            results.add(path, detections[path], poses)
+            if len(paths) == 1:
+                _print_poses(poses)
+    finally:
+        results.finish()
+    print(f"{len(todo) - failed} of {len(paths)} images done: {output}")
+    if failed:
+        say(f"error: {failed} images failed")
+        raise typer.Exit(1)
+
+
+def _print_poses(poses: "Poses") -> None:
+    for number, person in enumerate(poses):
+        x, y, width, height = person.boxes[0]
+        print(f"person {number}, box {x:g},{y:g},{width:g},{height:g}")
+        for name, (column, row), score in zip(
+            person.skeleton.keypoints, person.keypoints[0], person.scores[0], strict=True
+        ):
+            print(f"  {name:20} {column:9.2f} {row:9.2f}   score {score:.3f}")

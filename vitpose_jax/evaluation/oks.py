@@ -1,0 +1,185 @@
+"""Object keypoint similarity (OKS), and what the evaluation does with it before COCO's metric.
+
+Top-down detectors find some people twice. The protocol of the paper gives every pose a score
+(`instance_scores`) and drops poses that lie on top of a better one (`oks_nms`). All functions are plain NumPy on
+the host, in float64; keypoints are (x, y) in pixels of the image, areas in square pixels.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+
+KEYPOINT_THRESHOLD = 0.2
+
+
+def object_keypoint_similarity(
+    predicted: Num[np.ndarray, "*#rows K 2"],
+    target: Num[np.ndarray, "*#rows K 2"],
+    visible: Bool[np.ndarray, "*#rows K"],
+    area: Num[np.ndarray, "*#rows"],
+    sigmas: Sequence[float],
+    *,
+    boxes: Num[np.ndarray, "*#rows 4"] | None = None,
+) -> Float[np.ndarray, "*rows"]:
+    """How near poses are to labelled ones, from 0 to 1; leading axes broadcast. `computeOks` of COCO.
+
+    The mean over the visible keypoints of exp(-d^2 / (2 area (2 sigma)^2)), d being the distance.
+
+    Args:
+        predicted: (x, y) in pixels.
+        target: the labelled keypoints, in the same frame.
+        visible: which keypoints are labelled.
+        area: of the labelled objects, in square pixels.
+        sigmas: K deviations, `Skeleton.sigmas`.
+        boxes: x y w h of the labelled objects. Where no keypoint is visible, COCO measures how far the predicted
+            keypoints lie outside a box of three times the size around the same centre. Without boxes such objects
+            get 0.
+
+    Raises:
+        ValueError: for another number of sigmas than keypoints.
+    """
+    _check_sigmas(sigmas, predicted.shape[-2])
+    offset = np.asarray(predicted, np.float64) - target
+    counted = visible
+    if boxes is not None:
+        labelled = visible.any(axis=-1, keepdims=True)
+        low = boxes[..., None, :2] - boxes[..., None, 2:]
+        high = boxes[..., None, :2] + 2 * boxes[..., None, 2:]
+        outside = np.maximum(low - predicted, 0) + np.maximum(predicted - high, 0)
+        offset = np.where(labelled[..., None], offset, outside)
+        counted = visible | ~labelled
+    closeness = _closeness(offset, area, sigmas)
+    return (closeness * counted).sum(axis=-1) / np.maximum(counted.sum(axis=-1), 1)
+
+
+def _closeness(
+    offset: Float[np.ndarray, "*#rows K 2"], area: Num[np.ndarray, "*#rows"], sigmas: Sequence[float]
+) -> Float[np.ndarray, "*rows K"]:
+    """exp(-d^2 / (2 area (2 sigma)^2)) of each keypoint."""
+    # Written out: a sum over an axis of two is slow. The spacing keeps an area of 0 from dividing by 0, as in COCO.
+    squared_distance = np.square(offset[..., 0]) + np.square(offset[..., 1])
+    variances = np.square(2 * np.asarray(sigmas, np.float64))
+    return np.exp(-squared_distance / (2 * (area[..., None] + np.spacing(1)) * variances))
+
+
+def _check_sigmas(sigmas: Sequence[float], count: int) -> None:
+    if len(sigmas) != count:
+        raise ValueError(f"sigmas: expected one for each of {count} keypoints, got {len(sigmas)}")
+
+
+def instance_scores(
+    box_scores: Num[np.ndarray, " n"], keypoint_scores: Num[np.ndarray, "n K"], threshold: float = KEYPOINT_THRESHOLD
+) -> Float[np.ndarray, " n"]:
+    """Scores of whole poses: the box's score times the mean of the keypoint scores above the threshold.
+
+    0 where no keypoint's score is above it. The rescoring of the original's `evaluate`.
+    """
+    sure = keypoint_scores > threshold
+    total = np.where(sure, keypoint_scores, 0).sum(axis=-1, dtype=np.float64)
+    # The mean comes first, as in the original: equal means must stay equal, whatever the number of keypoints.
+    return np.asarray(box_scores, np.float64) * (total / np.maximum(sure.sum(axis=-1), 1))
+
+
+def oks_nms(
+    keypoints: Num[np.ndarray, "n K 2"],
+    scores: Num[np.ndarray, " n"],
+    areas: Num[np.ndarray, " n"],
+    sigmas: Sequence[float],
+    *,
+    threshold: float = 0.9,
+    soft: bool = False,
+    max_detections: int = 20,
+) -> Int[np.ndarray, " kept"]:
+    """The poses of one image that are kept, by index, the best first. `oks_nms` and `soft_oks_nms` of the original.
+
+    Two poses are compared over all keypoints, whatever their scores, with the mean of their areas. Of equal scores
+    the last comes first.
+
+    Args:
+        keypoints: (x, y) in pixels; finite.
+        scores: of whole poses, as from `instance_scores`.
+        areas: in square pixels; the paper takes the product of the sides of the padded box.
+        sigmas: K deviations, `Skeleton.sigmas`.
+        threshold: hard: drop poses nearer than this to a better one. soft: multiply the scores of the remaining by
+            exp(-OKS^2 / threshold) each time one is kept.
+        soft: lower scores instead of dropping poses. It changes which are kept and their order; their scores are
+            for the caller to take as they were, as in the original.
+        max_detections: the most that soft keeps. Hard keeps all that are left.
+
+    Raises:
+        ValueError: for keypoints, scores or areas that are not finite, or another number of sigmas than keypoints.
+    """
+    _check_sigmas(sigmas, keypoints.shape[1])
+    for name, values in (("keypoints", keypoints), ("scores", scores), ("areas", areas)):
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name}: expected finite numbers, got {np.asarray(values)[~np.isfinite(values)][0]}")
+    keypoints = np.asarray(keypoints, np.float64)
+    if soft:
+        return _soft_nms(keypoints, scores, areas, sigmas, threshold, max_detections)
+    order = _descending(scores)
+    keypoints, areas, free = keypoints[order], areas[order], np.ones(len(order), bool)
+    for rank in range(len(order)):
+        if free[rank]:
+            worse = slice(rank + 1, None)
+            free[worse] &= _overlap(keypoints[worse], areas[worse], keypoints[rank], areas[rank], sigmas) <= threshold
+    return order[free]
+
+
+def _soft_nms(
+    keypoints: Float[np.ndarray, "n K 2"],
+    scores: Num[np.ndarray, " n"],
+    areas: Num[np.ndarray, " n"],
+    sigmas: Sequence[float],
+    threshold: float,
+    max_detections: int,
+) -> Int[np.ndarray, " kept"]:
+    scores = np.array(scores, np.float64)
+    order = _descending(scores)
+    kept: list[int] = []
+    while len(order) and len(kept) < max_detections:
+        best, order = order[0], order[1:]
+        kept.append(best)
+        overlap = _overlap(keypoints[order], areas[order], keypoints[best], areas[best], sigmas)
+        scores[order] *= np.exp(-np.square(overlap) / threshold)
+        order = order[_descending(scores[order])]
+    return np.array(kept, np.int64)
+
+
+def _overlap(
+    keypoints: Float[np.ndarray, "n K 2"],
+    areas: Num[np.ndarray, " n"],
+    best: Float[np.ndarray, "K 2"],
+    area: np.number,
+    sigmas: Sequence[float],
+) -> Float[np.ndarray, " n"]:
+    """OKS of poses with the best one, over all keypoints and with the mean of the areas."""
+    return _closeness(keypoints - best, (areas + area) / 2, sigmas).mean(axis=-1)
+
+
+def box_nms(
+    boxes: Num[np.ndarray, "n 4"], scores: Num[np.ndarray, " n"], *, threshold: float
+) -> Int[np.ndarray, " kept"]:
+    """The boxes of one image that are kept, by index, the best first.
+
+    Args:
+        boxes: x y w h in pixels.
+        scores: of the detector. Of equal ones the last comes first.
+        threshold: boxes are dropped whose intersection over union with a better one is above it.
+    """
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    areas = boxes[:, 2] * boxes[:, 3]
+    order = _descending(scores)
+    kept: list[int] = []
+    while len(order):
+        best, order = order[0], order[1:]
+        kept.append(best)
+        sides = np.minimum(high[order], high[best]) - np.maximum(low[order], low[best])
+        shared = sides.clip(min=0).prod(axis=-1)
+        # Written as a product, so that two boxes without area are no division by 0.
+        order = order[shared <= threshold * (areas[order] + areas[best] - shared)]
+    return np.array(kept, np.int64)
+
+
+def _descending(scores: Num[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    return np.argsort(scores, kind="stable")[::-1]

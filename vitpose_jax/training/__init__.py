@@ -1,0 +1,1 @@
+"""Training: targets, losses, augmentation, optimisation, data and the loop."""

@@ -1,0 +1,127 @@
+"""Images that lie in .zip archives, or as files."""
+
+import glob
+import io
+import os
+import pathlib
+import threading
+import zipfile
+import zlib
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from vitpose_jax.images import load_image
+
+Paths: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike]
+
+
+class ImageStore:
+    """Images by their path: files, or members of .zip archives.
+
+    An image stands in an archive under its path relative to the archive's folder, or under that in a folder of the
+    archive: `data/val/1.jpg` is `val/1.jpg` or `images/val/1.jpg` of `data/some.zip`. Archives are opened when they
+    are first read; a store can be pickled, and read by several threads.
+
+    Args:
+        archives: one, several or a glob pattern; () for files.
+
+    Raises:
+        ValueError: where a pattern matches nothing, or a file is not a .zip archive.
+        FileNotFoundError: for an archive that there is not.
+    """
+
+    def __init__(self, archives: Paths = ()) -> None:
+        self.archives = expand(archives)
+        self._members: dict[str, list[tuple[pathlib.Path, str]]] = {}
+        for archive in self.archives:
+            with _open_archive(archive) as file:
+                for member in file.namelist():
+                    self._members.setdefault(member.rpartition("/")[2], []).append((archive, member))
+        self._reset()
+
+    def _reset(self) -> None:
+        self._lock = threading.Lock()
+        self._opened: dict[tuple[int, pathlib.Path], zipfile.ZipFile] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in ("_lock", "_opened")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._reset()
+
+    def find(self, path: str | os.PathLike) -> tuple[pathlib.Path, str]:
+        """The archive that holds an image, and the image's name there.
+
+        Raises:
+            ValueError: where no archive or more than one place has it.
+        """
+        path = pathlib.Path(path)
+        found = [
+            (archive, member)
+            for archive, member in self._members.get(path.name, ())
+            if path.is_relative_to(archive.parent)
+            and f"/{member}".endswith(f"/{path.relative_to(archive.parent).as_posix()}")
+        ]
+        if len(found) != 1:
+            places = ", ".join(f"{archive}: {member}" for archive, member in found) or "none"
+            raise ValueError(f"{path}: expected one place in {len(self.archives)} archives, got {places}")
+        return found[0]
+
+    def load(self, path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
+        """An image, as `load_image` reads it.
+
+        Raises:
+            FileNotFoundError: where there is no such file.
+            ValueError: naming the file, where it is not an image or damaged; as `find`.
+        """
+        if not self.archives:
+            return load_image(path)
+        archive, member = self.find(path)
+        name = f"{archive}: {member}"
+        try:
+            content = self._archive(archive).read(member)
+        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
+            raise ValueError(f"{name}: damaged archive ({error})") from error
+        try:
+            image = Image.open(io.BytesIO(content))
+        except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+            raise ValueError(f"{name}: expected an image: {error}") from error
+        image.filename = name
+        return load_image(image)
+
+    def _archive(self, archive: pathlib.Path) -> zipfile.ZipFile:
+        # A process that was forked must not share the position in a file with its parent.
+        key = os.getpid(), archive
+        with self._lock:
+            if key not in self._opened:
+                self._opened[key] = _open_archive(archive)
+            return self._opened[key]
+
+
+def expand(archives: Paths) -> tuple[pathlib.Path, ...]:
+    """The files that are meant.
+
+    Raises:
+        ValueError: where a pattern matches nothing.
+    """
+    if isinstance(archives, str | os.PathLike):
+        archives = [archives]
+    paths: list[pathlib.Path] = []
+    for name in archives:
+        matches = [name] if not glob.has_magic(os.fspath(name)) else sorted(glob.glob(os.fspath(name)))
+        if not matches:
+            raise ValueError(f"{name}: no archives there")
+        paths += map(pathlib.Path, matches)
+    return tuple(paths)
+
+
+def _open_archive(path: pathlib.Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(path)
+    except zipfile.BadZipFile as error:
+        raise ValueError(f"{path}: expected a .zip archive: {error}") from error
