@@ -20,7 +20,7 @@ from vitpose_jax.checkpoint import LazyTensor
 from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.modeling import VitPose, abstract_vitpose
 
-from .rules import IGNORED, LEFT_OVERS, RULES, THIRDS
+from .rules import BACKBONES, IGNORED, LAYER_SCALES, LEFT_OVERS, RULES, THIRDS
 from .transforms import to_flax, to_torch
 
 # (source name, index into the target, transform)
@@ -31,13 +31,13 @@ def plan(layout: str, config: VitPoseConfig) -> dict[str, list[Piece]]:
     """For each target tensor of a model, the source tensors it is made of.
 
     Args:
-        layout: "huggingface" or "original".
+        layout: a key of `RULES`.
         config: of the model.
 
     Raises:
         ValueError: for a model that the layout has no place for, such as a second head in "huggingface".
     """
-    shapes = target_shapes(config)
+    shapes = held_shapes(layout, config)
     pieces: dict[str, list[Piece]] = {name: [] for name in shapes}
     for source, target, transform in RULES[layout]:
         name, _, fields = target.rstrip("]").partition("[")
@@ -65,10 +65,20 @@ def target_shapes(config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
     return {name: tuple(leaf.shape) for name, leaf in parameters.flatten(abstract_vitpose(config)).items()}
 
 
+def held_shapes(layout: str, config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor, by flat name, that a checkpoint of a layout holds of a model, or besides it."""
+    shapes = target_shapes(config)
+    if layout in BACKBONES:
+        shapes = {name: shape for name, shape in shapes.items() if name.startswith("backbone.")}
+    if layout == "dinov2":
+        shapes |= dict.fromkeys(LAYER_SCALES, (config.num_layers, config.hidden_size))
+    return shapes
+
+
 def source_shapes(layout: str, config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that a checkpoint must hold, by its name there."""
     result = {}
-    shapes = target_shapes(config)
+    shapes = held_shapes(layout, config)
     for name, pieces in plan(layout, config).items():
         # All elements are one and the same: an array of any shape that needs no memory.
         stand_in = np.broadcast_to(np.float32(0), shapes[name])
@@ -78,7 +88,7 @@ def source_shapes(layout: str, config: VitPoseConfig) -> dict[str, tuple[int, ..
 
 def ignored(layout: str, config: VitPoseConfig, names: Mapping[str, object]) -> dict[str, str]:
     """Those names that the model does not need, each with the reason."""
-    patterns = IGNORED[layout] + (() if config.experts else LEFT_OVERS[layout])
+    patterns = IGNORED[layout] + (() if config.experts else LEFT_OVERS.get(layout, ()))
     found = {}
     for name in set(names) - set(source_shapes(layout, config)):
         for pattern, reason in patterns:
@@ -127,14 +137,26 @@ def from_torch(
     Raises:
         ValueError: as `check`.
     """
+    targets = assemble(layout, config, tensors, source=source)
+    return parameters.fill(abstract_vitpose(config, dtype=dtype, param_dtype=param_dtype), targets, source=source)
+
+
+def assemble(
+    layout: str, config: VitPoseConfig, tensors: Mapping[str, LazyTensor], *, source: str
+) -> dict[str, LazyTensor]:
+    """The tensors of a checkpoint under the names and in the layout of Flax; strict. Read when they are asked for.
+
+    Raises:
+        ValueError: as `check`.
+    """
     check(layout, config, tensors, source=source)
-    shapes = target_shapes(config)
+    shapes = held_shapes(layout, config)
     targets = {}
     for name, pieces in plan(layout, config).items():
         stored = functools.reduce(np.promote_types, (tensors[piece[0]].dtype for piece in pieces))
         read = functools.partial(_assemble, shapes[name], stored, pieces, tensors)
         targets[name] = LazyTensor(shapes[name], stored, read)
-    return parameters.fill(abstract_vitpose(config, dtype=dtype, param_dtype=param_dtype), targets, source=source)
+    return targets
 
 
 def to_torch_tensors(layout: str, model: VitPose) -> dict[str, np.ndarray]:

@@ -110,22 +110,55 @@ ORIGINAL: tuple[Rule, ...] = (
     ),
 )
 
-RULES: dict[str, tuple[Rule, ...]] = {"huggingface": HUGGINGFACE, "original": ORIGINAL}
+
+def _of_backbone(rules: tuple[Rule, ...], *renamed: tuple[str, str]) -> tuple[Rule, ...]:
+    # The rules for the backbone, with its prefix left out and other words in the source's names.
+    result = []
+    for source, target, transform in rules:
+        if target.startswith("backbone."):
+            source = source.removeprefix("backbone.")
+            for word, other in renamed:
+                source = source.replace(word, other)
+            result.append((source, target, transform))
+    return tuple(result)
+
+
+# Backbones alone, to start a training from. "bare" is the original's without its prefix.
+BARE = _of_backbone(ORIGINAL)
+MAE = _of_backbone(ORIGINAL, ("last_norm", "norm"))
+# The two LayerScales of a block have no place in the model: they are folded into the layers before them.
+LAYER_SCALES = ("layer_scale1", "layer_scale2")
+DINOV2 = (
+    *_of_backbone(HUGGINGFACE, ("layernorm_before", "norm1"), ("layernorm_after", "norm2")),
+    *((f"encoder.layer.{{layer}}.{name}.lambda1", f"{name}[layer]", "same") for name in LAYER_SCALES),
+)
+
+BACKBONES: dict[str, tuple[Rule, ...]] = {"bare": BARE, "mae": MAE, "dinov2": DINOV2}
+RULES: dict[str, tuple[Rule, ...]] = {"huggingface": HUGGINGFACE, "original": ORIGINAL, **BACKBONES}
 
 # Tensors a model does not need: (pattern that must match the whole name, reason).
+_CLASS_TOKEN = "never read: the network has no class token"
 _COUNTER = "counts training steps, which BatchNorm with a fixed momentum does not use"
 IGNORED: dict[str, tuple[tuple[str, str], ...]] = {
     "huggingface": ((r"head\.batchnorm[12]\.num_batches_tracked", _COUNTER),),
     "original": (
         (r".+_heads?(\.\d)?\.deconv_layers\.[14]\.num_batches_tracked", _COUNTER),
-        (r"backbone\.cls_token", "never read: the network has no class token"),
+        (r"backbone\.cls_token", _CLASS_TOKEN),
+    ),
+    "bare": ((r"cls_token", _CLASS_TOKEN),),
+    "mae": (
+        (r"cls_token", _CLASS_TOKEN),
+        (r"mask_token|decoder_.+", "of MAE's decoder, which only its training needs"),
+    ),
+    "dinov2": (
+        (r"embeddings\.cls_token", _CLASS_TOKEN),
+        (r"embeddings\.mask_token", "stands for hidden patches, which only DINOv2's training has"),
     ),
 }
 
 # These may be ignored in a plain model alone: with experts they would be weights the configuration forgot.
 _LEFT_OVER = "left behind when one data set was split off: fc2 holds its expert already"
 LEFT_OVERS: dict[str, tuple[tuple[str, str], ...]] = {
-    "huggingface": (),
     "original": (
         (r"backbone\.blocks\.\d+\.mlp\.experts\.\d+\.(weight|bias)", _LEFT_OVER),
         (r"associate_keypoint_heads\.\d+\..+", _LEFT_OVER),

@@ -52,7 +52,7 @@ def open_source(
     declared = _declared(path) if path.is_dir() else None
     weights = find_weights(path) if path.is_dir() else path
     tensors = open_tensors(weights)
-    layout = next((layout for layout, mark in _MARKS.items() if mark in tensors), None)
+    layout = layout_of(tensors)
     if layout is None:
         raise ValueError(
             f"{weights}: not a ViTPose: expected one of {', '.join(_MARKS.values())} among its tensors, "
@@ -70,6 +70,11 @@ def open_source(
     else:
         check(layout, config, tensors, source=str(weights))
     return layout, config, tensors
+
+
+def layout_of(tensors: Mapping[str, object]) -> str | None:
+    """The layout of a ViTPose's tensors, told by their names; None for those of another network."""
+    return next((layout for layout, mark in _MARKS.items() if mark in tensors), None)
 
 
 def build_model(

@@ -4,6 +4,7 @@ The only file of the package that may import torch, and it does so for .pth, .pt
 are read without. Pickles are loaded with `weights_only`, so that a file cannot run code.
 """
 
+import argparse
 import functools
 import pickle
 import re
@@ -16,6 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitpose_jax.checkpoint import LazyTensor, open_safetensors, read_json
+
+# Under which a training script may keep the tensors.
+_WRAPPERS = ("state_dict", "model")
 
 PICKLES = (".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -46,7 +50,7 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
 
     Args:
         path: a .safetensors, .pth, .pt or .bin file, or an index.json that names shards beside it. A pickle
-            may hold the tensors themselves or have them under "state_dict".
+            may hold the tensors themselves or have them under "state_dict" or "model".
 
     Raises:
         ValueError: where a file is missing, damaged, cut short, would run code, or holds no tensors; where
@@ -104,9 +108,12 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
             f'{path}: reading this file needs torch: pip install "vitpose-jax[torch]" (safetensors need none)'
         ) from error
     content = _load(path)
-    content = content.get("state_dict", content) if isinstance(content, Mapping) else content
+    if isinstance(content, Mapping):
+        content = next((content[key] for key in _WRAPPERS if key in content), content)
     if not isinstance(content, Mapping) or not content:
-        raise ValueError(f"{path}: expected tensors by name, alone or under 'state_dict', got {_outline(content)}")
+        raise ValueError(
+            f"{path}: expected tensors by name, alone or under 'state_dict' or 'model', got {_outline(content)}"
+        )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):
             raise ValueError(f"{path}: expected tensors by name, got {_outline(value)} for {name!r}")
@@ -117,7 +124,8 @@ def _load(path: Path) -> Any:
     import torch
 
     try:
-        with warnings.catch_warnings():
+        # Some checkpoints carry the settings of their script in a Namespace, which runs nothing.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
             # About the version of the pickle; the two errors below say what matters.
             warnings.simplefilter("ignore")
             try:
