@@ -44,7 +44,8 @@ class Peer:
 
         with torch.inference_mode():
             arguments = self.arguments if flip_pairs is None else {**self.arguments, "flip_pairs": flip_pairs}
-            heatmaps = self.network(crops, **arguments).heatmaps
+            # A copy, as compiled networks write their results to the same place again.
+            heatmaps = self.network(crops, **arguments).heatmaps.clone()
         if self.device == "cuda":
             torch.cuda.synchronize()
         return heatmaps

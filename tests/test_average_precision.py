@@ -439,3 +439,16 @@ def test_without_the_package(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", absent)
     with pytest.raises(ImportError, match=r'pip install "vitpose-jax\[eval\]"'):
         keypoint_average_precision(synthetic(0), [], [0.06] * 5)
+
+
+def test_crowdpose_counts_as_its_annotators_do():
+    """A person whose keypoints are visible but not counted is no target."""
+    points = [float(value) for k in range(14) for value in (10 * k, 7 * k, 1)]
+    shared = {"image_id": 1, "category_id": 1, "bbox": [0, 0, 130, 91], "keypoints": points, "iscrowd": 0}
+    annotations = {
+        "images": [{"id": 1, "crowdIndex": 0.5}],
+        "categories": [{"id": 1}],
+        "annotations": [{**shared, "id": 1, "num_keypoints": 14}, {**shared, "id": 2, "num_keypoints": 0}],
+    }
+    found = [{"image_id": 1, "category_id": 1, "keypoints": points, "score": 1.0}]
+    assert crowdpose_average_precision(annotations, found, CROWDPOSE.sigmas)["AP"] == pytest.approx(1.0)

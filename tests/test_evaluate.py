@@ -343,6 +343,33 @@ def test_other_settings_are_not_mixed(small, estimator, whole, tmp_path):
     assert contents(output) == contents(whole)
 
 
+def test_files_of_others_and_of_earlier_runs(small, estimator, tmp_path, monkeypatch):
+    notes = tmp_path / "poses_backup.jsonl"
+    notes.write_text("mine\n")
+    evaluate(estimator, small_dataset(small), limit=2, flip_test=False, output=tmp_path)
+    assert notes.read_text() == "mine\n"
+    shard = tmp_path / "poses.3.jsonl"
+    shutil.copy(tmp_path / "poses.jsonl", shard)
+    evaluate(estimator, small_dataset(small), limit=2, flip_test=False, output=tmp_path, resume=True)
+    assert not shard.exists()
+
+    def fail(*arguments, **options):
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr("vitpose_jax.evaluation.runner._run", fail)
+    with pytest.raises(RuntimeError, match="power cut"):
+        evaluate(estimator, small_dataset(small), limit=3, output=tmp_path, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["poses.jsonl", "poses_backup.jsonl"]
+
+
+def test_a_folder_without_the_images_is_refused_at_once(small, estimator, tmp_path):
+    (tmp_path / "empty").mkdir()
+    dataset = read_dataset("coco", small / "annotations.json", tmp_path / "empty")
+    with pytest.raises(ValueError, match="no such image, nor the next; expected the folder they lie in"):
+        evaluate(estimator, dataset, output=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_poses_are_scored_anew_without_being_made_anew(small, whole, tmp_path, monkeypatch, estimator):
     output = tmp_path / "out"
     shutil.copytree(whole, output)

@@ -35,12 +35,19 @@ def find_images(names: Iterable[str]) -> list[pathlib.Path]:
     return list(paths)
 
 
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Write a file so that nobody ever sees half of it: under another name in the same folder, then renamed."""
+def write_whole(path: pathlib.Path, content: bytes, *, sync: bool = False) -> None:
+    """Write a file so that nobody ever sees half of it: under another name in the same folder, then renamed.
+
+    With `sync` it is on the disk, whatever happens to the machine, before it takes the place of another.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content)
+        with temporary.open("wb") as file:
+            file.write(content)
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -96,8 +96,10 @@ def evaluate(
     for name, value in evaluation.metrics.items():
         print(f"{name:20} {value:8.4f}")
     counts = evaluation.counts
-    for image, reason in evaluation.failures:
-        say(f"error: {image}: {reason}")
+    for image, reason in evaluation.failures[:10]:
+        say(f"error: {reason if reason.startswith(image) else f'{image}: {reason}'}")
+    if len(evaluation.failures) > 10:
+        say(f"error: ... and {len(evaluation.failures) - 10} more, all in {output / 'metrics.json'}")
     if counts["boxes_without_area"]:
         say(f"{counts['boxes_without_area']} boxes without area in {detections} were left out")
     print(f"{counts['boxes']} boxes in {counts['images_with_boxes']} images, {counts['results']} results: {output}")

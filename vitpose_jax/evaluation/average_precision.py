@@ -180,8 +180,8 @@ def _read_targets(
     known = {image["id"] for image in content["images"]}
     chosen = known if image_ids is None else set(image_ids)
     if not chosen <= known:
-        raise ValueError(f"image_ids: expected images of the annotations, got {sorted(chosen - known)[0]!r}")
-    ids = {image: number for number, image in enumerate(sorted(chosen), 1)}
+        raise ValueError(f"image_ids: expected images of the annotations, got {min(chosen - known, key=str)!r}")
+    ids = {image: number for number, image in enumerate(sorted(chosen, key=lambda id_: (str(type(id_)), id_)), 1)}
     targets = []
     for annotation in content["annotations"]:
         name = f"annotation {annotation.get('id')}"
@@ -206,6 +206,7 @@ def _read_targets(
                 "area": float(area),
                 "bbox": [float(number) for number in box],
                 "iscrowd": int(annotation.get("iscrowd", 0)),
+                "num_keypoints": annotation.get("num_keypoints") if labelled and len(fields) == 1 else None,
             }
         )
     categories = {category["id"] for category in content.get("categories", ())}
@@ -274,8 +275,12 @@ def _evaluate(
         raise ImportError(
             'average precision needs the package faster-coco-eval: pip install "vitpose-jax[eval]"'
         ) from None
+    # The annotators' own count goes before ours: CrowdPose's leaves out some visible keypoints.
     labelled = [
-        {**target, "num_keypoints": int((target["keypoints"][2::3] > 0).sum())} for target in targets["annotations"]
+        target
+        if target.get("num_keypoints") is not None
+        else {**target, "num_keypoints": int((target["keypoints"][2::3] > 0).sum())}
+        for target in targets["annotations"]
     ]
     if not any(target["num_keypoints"] for target in labelled):
         return dict.fromkeys(STATISTICS, -1.0)

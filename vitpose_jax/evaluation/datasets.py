@@ -138,6 +138,8 @@ def read_dataset(
     path, folder = pathlib.Path(annotations), pathlib.Path(images)
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected the folder of the images")
+    if min_score and detections is None:
+        raise ValueError(f"min_score: expected with detections alone, got {min_score} with the annotated boxes")
     if head_boxes is not None and protocol.layout != "mpii":
         raise ValueError(f"head_boxes: expected with the data set mpii alone, got {head_boxes} with {protocol.name}")
     if protocol.layout == "mpii":
@@ -154,9 +156,13 @@ def read_dataset(
     if detections is not None:
         detections = pathlib.Path(detections)
         samples, skipped = _with_detections(samples, detections, path, protocol.category, min_score)
+    samples = [sample for sample in samples if len(sample.boxes)]
+    if not samples:
+        what = "annotated people with keypoints" if detections is None else f"detections of at least {min_score}"
+        raise ValueError(f"{detections or path}: expected {what}, got none")
     return Dataset(
         protocol=protocol,
-        samples=tuple(sample for sample in samples if len(sample.boxes)),
+        samples=tuple(samples),
         annotations=path,
         detections=detections,
         num_images=num_images,

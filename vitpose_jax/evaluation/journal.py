@@ -9,6 +9,7 @@ of a block are written at once and forced to the disk. A process of several that
 import json
 import os
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
@@ -57,7 +58,7 @@ class Journal:
         names = [JOURNAL, *(f"poses.{number}.jsonl" for number in range(1, processes))]
         self._path = folder / names[process]
         self.outcomes: dict[int, Outcome] = {}
-        for path in sorted(folder.glob("poses*.jsonl")):
+        for path in journals(folder):
             if resume:
                 self.outcomes |= self._read(path)
             elif process == 0 and path.name not in names:
@@ -73,11 +74,13 @@ class Journal:
 
     def rewrite(self, outcomes: Mapping[int, Outcome]) -> None:
         """Write this process's journal anew, the images in the order of the data set."""
-        write_whole(self._path, _line({"settings": self._settings}) + to_lines(outcomes))
+        write_whole(self._path, _line({"settings": self._settings}) + to_lines(outcomes), sync=True)
 
-    def remove(self) -> None:
-        """Delete this process's journal, once another's holds everything."""
-        self._path.unlink(missing_ok=True)
+    def remove_others(self) -> None:
+        """Delete all other processes' journals, once this one holds everything."""
+        for path in journals(self._path.parent):
+            if path != self._path:
+                path.unlink(missing_ok=True)
 
     def _read(self, path: pathlib.Path) -> dict[int, Outcome]:
         lines = path.read_bytes().split(b"\n")
@@ -94,6 +97,12 @@ class Journal:
                     f"{path}: made with other settings; {key} was {found.get(key)!r}, now {self._settings.get(key)!r}"
                 )
         return parse_outcomes(entries[1:], self._num_keypoints, str(path))
+
+
+def journals(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The journals in a folder, those of all processes."""
+    found = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in found if re.fullmatch(r"poses(\.\d+)?\.jsonl", path.name))
 
 
 def to_lines(outcomes: Mapping[int, Outcome]) -> bytes:

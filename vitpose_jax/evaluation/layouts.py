@@ -108,7 +108,7 @@ def _coco_row(entry: dict[str, Any], size: tuple[float, float], protocol: Protoc
     area = float(numbers(need(entry, "area", where), (), f"{where}: area")) if protocol.use_area else None
     box = clip_box(given, *size)
     # The original looks at the keypoints of the body alone, also of whole bodies.
-    if box is None or (area is not None and area <= 0) or max(entry["keypoints"]) <= 0:
+    if box is None or (area is not None and area <= 0) or keypoints[: np.size(entry["keypoints"]) // 3].max() <= 0:
         return None
     return {
         "annotation_id": entry["id"],

@@ -24,9 +24,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from vitpose_jax import __version__, parameters
-from vitpose_jax.estimator import ItemError, PoseEstimator
+from vitpose_jax.estimator import PREFETCH, ItemError, PoseEstimator
 from vitpose_jax.evaluation.datasets import Dataset
-from vitpose_jax.evaluation.journal import DECIMALS, JOURNAL, Journal, Outcome, from_lines, to_lines
+from vitpose_jax.evaluation.journal import DECIMALS, Journal, Outcome, from_lines, journals, to_lines
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD
 from vitpose_jax.evaluation.scoring import NMS_THRESHOLD, check_scorable, measure, per_keypoint, to_results
 from vitpose_jax.files import write_whole
@@ -111,10 +111,20 @@ def evaluate(
     _check_estimator(estimator, dataset)
     dataset = dataset if limit is None else dataset.first(limit)
     check_scorable(dataset)
-    if folder is not None and not (resume or overwrite):
-        for name in (JOURNAL, METRICS, RESULTS):
-            if (folder / name).exists():
-                raise ValueError(f"{folder} already holds {name}; resume it, overwrite it or choose another folder")
+    if oks_nms == "soft" and protocol.metric == "pckh":
+        raise ValueError(f"oks_nms: expected none for {protocol.name}, whose boxes are the annotated ones, got 'soft'")
+    _check_images(dataset)
+    if folder is not None:
+        earlier = [folder / name for name in (METRICS, RESULTS, PER_KEYPOINT) if (folder / name).exists()]
+        if not (resume or overwrite):
+            for path in (*journals(folder), *earlier):
+                raise ValueError(
+                    f"{folder} already holds {path.name}; resume it, overwrite it or choose another folder"
+                )
+        if overwrite and jax.process_index() == 0:
+            # The numbers of an earlier run do not outlive its poses.
+            for path in earlier:
+                path.unlink()
     process, processes = jax.process_index(), jax.process_count()
     if processes > 1:
         # Nobody takes another's new journal for an old one. And connections are made while all are near one another.
@@ -184,9 +194,15 @@ def evaluate(
             _write(evaluation, folder)
         if processes > 1:
             multihost_utils.sync_global_devices("evaluation written")
-            if process != 0:
-                journal.remove()
+        if process == 0:
+            journal.remove_others()
     return evaluation
+
+
+def _check_images(dataset: Dataset, count: int = 10) -> None:
+    """See that images are where they are looked for; one or the other may be missing."""
+    if not any(sample.path.exists() for sample in dataset.samples[:count]):
+        raise ValueError(f"{dataset.samples[0].path}: no such image, nor the next; expected the folder they lie in")
 
 
 def _check_estimator(estimator: PoseEstimator, dataset: Dataset) -> None:
@@ -256,6 +272,7 @@ def _run(
         dataset=dataset.protocol.skeleton.name,
         flip_test=flip_test,
         decode=decode,
+        prefetch=max(PREFETCH, estimator.max_batch),
         errors="return",
     )
     for place, found in zip(block, stream, strict=True):

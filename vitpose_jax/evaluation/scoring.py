@@ -32,11 +32,20 @@ def check_scorable(dataset: Dataset) -> None:
 
     Raises:
         ImportError: where the package that average precision needs is not installed.
-        ValueError: for MPII without the sizes of heads.
+        ValueError: for MPII without the sizes of heads; for annotations that lack what the metric needs.
     """
     if dataset.protocol.metric != "pckh":
         if importlib.util.find_spec("faster_coco_eval") is None:
             raise ImportError('average precision needs faster-coco-eval: pip install "vitpose-jax[eval]"')
+        # One result that is nowhere: the annotations are read as they will be in the end.
+        first = dataset.samples[0]
+        nothing = {
+            "image_id": first.image_id,
+            "category_id": int(first.category_ids[0]),
+            "keypoints": [0.0] * (3 * dataset.protocol.skeleton.num_keypoints),
+            "score": 0.0,
+        }
+        measure(dataset, {}, [nothing])
     elif any(np.isnan(sample.people.head_sizes).any() for sample in dataset.samples):
         raise ValueError(f"{dataset.protocol.name}: PCKh needs the sizes of heads; give head_boxes, mpii_gt_val.mat")
 
@@ -142,10 +151,10 @@ def per_keypoint(dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3
     if that is at least 0.5.
 
     Returns:
-        one row a keypoint: "keypoint", its name; "labelled", how often it is; "matched", how often of people with a
-        pose; over those "pixels", the mean distance; "relative", the mean distance by the size of the person: the
-        root of the area, or MPII's size of the head; "near", the share of distances by size of at most 0.1, or at
-        most 0.5 for MPII; None where nothing is matched.
+        one row a keypoint: "keypoint", its name; "labelled", how often it is, in images that have boxes; "matched",
+        how often of people with a pose; over those "pixels", the mean distance; "relative", the mean distance by the
+        size of the person: the root of the area, or MPII's size of the head; "near", the share of distances by size
+        of at most 0.1, or at most 0.5 for MPII; None where nothing is matched.
     """
     of_heads = dataset.protocol.metric == "pckh"
     distances, sizes, labelled = [], [], []
