@@ -9,6 +9,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_modeling import TINY, random_model
+
+from vitpose_jax import VitPoseConfig, checkpoint
 
 PROGRAM = """
 import itertools, sys, time
@@ -49,9 +52,9 @@ def test_a_stream():
 
 def test_the_command_line_leaves_whole_files(tmp_path):
     run = [sys.executable, "-m", "vitpose_jax.cli"]
-    subprocess.run([*run, "init", "small-simple", str(tmp_path / "model")], check=True, capture_output=True)
-    for number in range(200):
-        Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / f"{number:03}.png")
+    checkpoint.save(random_model(VitPoseConfig(**TINY)), tmp_path / "model")
+    for number in range(2000):
+        Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / f"{number:04}.png")
     output = tmp_path / "poses"
     command = [*run, "predict", str(tmp_path / "*.png"), "--model", str(tmp_path / "model"), "--output", str(output)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
@@ -62,5 +65,5 @@ def test_the_command_line_leaves_whole_files(tmp_path):
     assert status == 130
     assert "Traceback" not in errors
     done = sorted(output.iterdir())
-    assert 0 < len(done) < 200
+    assert 0 < len(done) < 2000
     assert all(pathlib.Path(path).suffix == ".json" and os.path.getsize(path) for path in done)

@@ -141,6 +141,7 @@ def test_bfloat16_moves_keypoints_little(drawn, fitted):
     assert np.quantile(distance, 0.95) < BFLOAT16_MOST
 
 
+@pytest.mark.slow
 def test_photographs(data, tmp_path):
     if not (data / "train" / "coco_0.zip").is_file():
         pytest.skip("no photographs to fit to in the sample data")

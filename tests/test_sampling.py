@@ -14,7 +14,7 @@ SIZE = (33, 25)
 
 
 @given(seed=st.integers(0, 2**32 - 1), border=st.sampled_from(sampling.BORDERS))
-@settings(max_examples=20, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=10, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 def test_both_forms_are_equal_in_every_bit(seed, border):
     rng = np.random.default_rng(seed)
     sides = np.exp(rng.uniform(0, np.log([300, 1500]), (3, 2))).astype(int)

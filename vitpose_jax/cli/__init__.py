@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vitpose_jax import __version__
-from vitpose_jax.cli import evaluate, models, predict
+from vitpose_jax.cli import evaluate, models, predict, train
 from vitpose_jax.cli.common import say
 
 app = typer.Typer(
@@ -23,7 +23,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         print(__version__)
 
 
-for command in (predict.predict, models.convert, models.info, models.init, evaluate.evaluate):
+for command in (predict.predict, models.convert, models.info, models.init, evaluate.evaluate, train.train):
     app.command()(command)
 
 
@@ -32,5 +32,11 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         app(arguments, prog_name="vitpose-jax")
     except (ValueError, OSError, ImportError) as error:
+        say(f"error: {error}")
+        raise SystemExit(1) from None
+    except RuntimeError as error:
+        # Out of memory, no such device; jax is not imported here to name its errors.
+        if type(error).__name__ != "JaxRuntimeError":
+            raise
         say(f"error: {error}")
         raise SystemExit(1) from None

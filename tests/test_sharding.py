@@ -1,0 +1,179 @@
+"""Many devices and many processes train as one does."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+from test_train import lines, settings, tensors, write_people
+
+from vitpose_jax import VitPoseConfig
+from vitpose_jax.training import loop
+from vitpose_jax.training.optim import parameter_shapes
+from vitpose_jax.training.sharding import make_mesh, parameter_specs, put_batch
+
+TESTS = os.path.dirname(__file__)
+
+# Programs are compiled without optimisation: they are run three times.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+ON_EIGHT = """
+import json, sys
+import jax, numpy as np
+jax.config.update("jax_default_matmul_precision", "highest")
+from test_modeling import random_model
+from test_step import random_batch
+from vitpose_jax import VitPoseConfig
+from vitpose_jax.training.augment import Augmentation
+from vitpose_jax.training.optim import OptimConfig
+from vitpose_jax.training.sharding import make_mesh, put_batch, to_host
+from vitpose_jax.training.step import init_state, make_train_step
+
+assert len(jax.devices()) == 8
+config = VitPoseConfig(image_size=(32, 32), hidden_size=24, num_layers=2, num_heads=2, mlp_ratio=2)
+settings = OptimConfig(total_steps=9, warmup_steps=0, drop_path=0.2, ema_decay=0.5, eps=1e-6)
+found = {}
+for name, shape in json.loads(sys.argv[1]).items():
+    mesh = None if shape is None else make_mesh(*shape)
+    graphdef, optimizer, state = init_state(random_model(config), settings, mesh)
+    step = make_train_step(config, graphdef, optimizer, optim_config=settings, augmentation=Augmentation(), mesh=mesh)
+    losses = []
+    for number in range(3):
+        batch = random_batch(config, ["coco"] * 8, seed=number)
+        state, metrics = step(state, batch if mesh is None else put_batch(batch, mesh), jax.random.key(0))
+        losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    kernel = state.trained["backbone.blocks.mlp.fc1.kernel"]
+    moment = next(leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape)
+    parts = [list(leaf.addressable_shards[0].data.shape) for leaf in (kernel, moment, state.ema["backbone.norm.scale"])]
+    sums = {key: float(np.sum(np.abs(leaf))) for key, leaf in to_host(state.ema | state.rest).items()}
+    found[name] = {"losses": losses, "parts": parts, "sums": sums}
+print(json.dumps(found))
+"""
+
+
+def on_eight_devices(meshes: dict[str, list[int] | None]) -> dict:
+    environment = {**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": TESTS}
+    command = [sys.executable, "-c", ON_EIGHT, json.dumps(meshes)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def assert_as_on_one(found: dict, name: str) -> None:
+    np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=2e-5)
+    for key, value in found["one"]["sums"].items():
+        np.testing.assert_allclose(found[name]["sums"][key], value, rtol=1e-4, err_msg=key)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one():
+    """Data and parameters both shared out; crops turned, BatchNorm, stochastic depth, the average."""
+    found = on_eight_devices({"one": None, "both": [2, 4]})
+    assert_as_on_one(found, "both")
+    assert found["both"]["parts"] == [[2, 24, 12], [2, 24, 12], [24]]
+
+
+@pytest.mark.slow
+def test_data_alone_and_parameters_alone():
+    found = on_eight_devices({"one": None, "data": [8, 1], "fsdp": [1, 8]})
+    for name, columns in (("data", 48), ("fsdp", 6)):
+        assert_as_on_one(found, name)
+        assert found[name]["parts"][0] == [2, 24, columns]
+
+
+def test_which_axis_is_shared_out():
+    shapes = parameter_shapes(VitPoseConfig.preset("plus-base"))
+    specs = parameter_specs(shapes, 8)
+    by_hand = {
+        "backbone.patch_embed.pos_embed": PartitionSpec(None, "fsdp"),
+        "backbone.patch_embed.proj.kernel": PartitionSpec(None, None, None, "fsdp"),
+        "backbone.blocks.attention.qkv.kernel": PartitionSpec(None, None, "fsdp"),
+        "backbone.blocks.mlp.fc2.kernel": PartitionSpec(None, "fsdp"),
+        "backbone.blocks.mlp.experts_kernel": PartitionSpec(None, None, "fsdp"),
+        "backbone.blocks.mlp.fc1.bias": PartitionSpec(),
+        "backbone.norm.scale": PartitionSpec(),
+        "heads.coco.deconv1.kernel": PartitionSpec(None, None, "fsdp"),
+        "heads.coco.conv.kernel": PartitionSpec(None, None, "fsdp"),
+    }
+    for name, spec in by_hand.items():
+        assert specs[name] == spec, name
+    # Of all parameters, next to nothing is whole everywhere.
+    whole = sum(np.prod(shapes[name]) for name, spec in specs.items() if spec == PartitionSpec())
+    assert whole < 0.01 * sum(map(np.prod, shapes.values()))
+    assert set(parameter_specs(shapes, 1).values()) == {PartitionSpec()}
+    # Nothing is divisible by 7 but what happens to be.
+    assert parameter_specs(shapes, 7)["backbone.blocks.attention.qkv.kernel"] == PartitionSpec()
+
+
+def test_meshes_that_cannot_be():
+    with pytest.raises(ValueError, match="fsdp: expected a divisor of the 1 devices, got 2"):
+        make_mesh(fsdp=2, devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="expected 1, the number of devices, got 3 x 1"):
+        make_mesh(data=3, devices=jax.devices()[:1])
+
+
+def test_a_batch_on_a_mesh_of_one():
+    from test_modeling import TINY
+    from test_step import random_batch
+
+    batch = random_batch(VitPoseConfig(**TINY), ["coco"] * 3)
+    placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
+    for name, leaf in batch._asdict().items():
+        np.testing.assert_array_equal(getattr(placed, name), leaf, err_msg=name)
+
+
+PROCESS = """
+import sys
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from vitpose_jax.training.config import read_config
+from vitpose_jax.training.loop import fit
+fit(read_config(sys.argv[3], sys.argv[4:]), resume=True)
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(tmp_path):
+    """Through `fit`: parameters shared out among processes, evaluation, checkpoints, going on from one."""
+    people = write_people(tmp_path / "people", 6)
+    plain = {"jitter": 0.0, "flip": 0.0, "half_body": 0.0, "scale": 0.0, "rotation": 0.0}
+    changes = {
+        "augmentation": plain,
+        "optim": {"warmup_steps": 0, "drop_path": 0.0, "eps": 1e-6, "ema_decay": 0.5, "milestones": [100]},
+        "steps": 5,
+        "evaluation": {**people, "every_steps": 5, "flip_test": False, "max_batch": 4},
+    }
+    alone = loop.fit(settings(people, tmp_path / "alone", **changes))
+    path = tmp_path / "training.json"
+    together = settings(people, tmp_path / "together", **changes, mesh={"fsdp": 2})
+    path.write_text(json.dumps(together.to_dict()))
+    # Three steps, then two more in new processes.
+    for steps in ("steps=3", "steps=5"):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            address = f"127.0.0.1:{free.getsockname()[1]}"
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-c", PROCESS, address, str(number), str(path), steps],
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for number in range(2)
+        ]
+        for process in processes:
+            _, errors = process.communicate(timeout=170)
+            assert process.returncode == 0, errors
+    losses, expected = lines(tmp_path / "together"), lines(tmp_path / "alone")
+    assert list(losses) == list(expected)
+    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=2e-5)
+    ours = tensors(tmp_path / "together" / "best")
+    for name, leaf in tensors(alone.model).items():
+        np.testing.assert_allclose(ours[name], leaf, atol=2e-5, err_msg=name)
