@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 
@@ -10,10 +9,8 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
-from test_train import lines, settings, tensors, write_people
 
 from vitpose_jax import VitPoseConfig
-from vitpose_jax.training import loop
 from vitpose_jax.training.optim import parameter_shapes
 from vitpose_jax.training.sharding import make_mesh, parameter_specs, put_batch
 
@@ -137,43 +134,3 @@ from vitpose_jax.training.config import read_config
 from vitpose_jax.training.loop import fit
 fit(read_config(sys.argv[3], sys.argv[4:]), resume=True)
 """
-
-
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
-    """Through `fit`: parameters shared out among processes, evaluation, checkpoints, going on from one."""
-    people = write_people(tmp_path / "people", 6)
-    plain = {"jitter": 0.0, "flip": 0.0, "half_body": 0.0, "scale": 0.0, "rotation": 0.0}
-    changes = {
-        "augmentation": plain,
-        "optim": {"warmup_steps": 0, "drop_path": 0.0, "eps": 1e-6, "ema_decay": 0.5, "milestones": [100]},
-        "steps": 5,
-        "evaluation": {**people, "every_steps": 5, "flip_test": False, "max_batch": 4},
-    }
-    alone = loop.fit(settings(people, tmp_path / "alone", **changes))
-    path = tmp_path / "training.json"
-    together = settings(people, tmp_path / "together", **changes, mesh={"fsdp": 2})
-    path.write_text(json.dumps(together.to_dict()))
-    # Three steps, then two more in new processes.
-    for steps in ("steps=3", "steps=5"):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            address = f"127.0.0.1:{free.getsockname()[1]}"
-        processes = [
-            subprocess.Popen(
-                [sys.executable, "-c", PROCESS, address, str(number), str(path), steps],
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
-            for number in range(2)
-        ]
-        for process in processes:
-            _, errors = process.communicate(timeout=170)
-            assert process.returncode == 0, errors
-    losses, expected = lines(tmp_path / "together"), lines(tmp_path / "alone")
-    assert list(losses) == list(expected)
-    np.testing.assert_allclose(list(losses.values()), list(expected.values()), rtol=2e-5)
-    ours = tensors(tmp_path / "together" / "best")
-    for name, leaf in tensors(alone.model).items():
-        np.testing.assert_allclose(ours[name], leaf, atol=2e-5, err_msg=name)
