@@ -122,15 +122,3 @@ def test_a_batch_on_a_mesh_of_one():
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
     for name, leaf in batch._asdict().items():
         np.testing.assert_array_equal(getattr(placed, name), leaf, err_msg=name)
-
-
-PROCESS = """
-import sys
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.config.update("jax_default_matmul_precision", "highest")
-jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
-from vitpose_jax.training.config import read_config
-from vitpose_jax.training.loop import fit
-fit(read_config(sys.argv[3], sys.argv[4:]), resume=True)
-"""

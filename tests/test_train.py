@@ -1,6 +1,5 @@
 """Trainings from files: what is read, written, measured; and that a training that was cut short ends as any other."""
 
-import io
 import json
 import os
 import pathlib
@@ -8,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import zipfile
 
 import jax
 import numpy as np
@@ -420,26 +418,3 @@ def test_help_needs_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert "--resume" in done.stdout
-
-
-def some_people(data: pathlib.Path, folder: pathlib.Path, count: int) -> tuple[dict[str, str], list]:
-    """So many people with most keypoints labelled: as a data set, and each with its image."""
-    document = json.loads((data / "train" / "person_keypoints.json").read_text())
-    names = {image["id"]: image["file_name"] for image in document["images"]}
-    chosen = [
-        person
-        for person in document["annotations"]
-        if names[person["image_id"]].startswith("coco_") and person["num_keypoints"] >= 14
-    ][:count]
-    held = {person["image_id"] for person in chosen}
-    document["annotations"] = chosen
-    document["images"] = [image for image in document["images"] if image["id"] in held]
-    (folder / "people.json").write_text(json.dumps(document))
-    path = data / "train" / "coco_0.zip"
-    with zipfile.ZipFile(path) as archive:
-        images = [
-            Image.open(io.BytesIO(archive.read(f"images/{names[person['image_id']]}"))).convert("RGB")
-            for person in chosen
-        ]
-    people = {"dataset": "coco", "annotations": str(folder / "people.json"), "images": str(path)}
-    return people, list(zip(images, chosen, strict=True))
