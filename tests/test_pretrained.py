@@ -189,7 +189,7 @@ def test_a_file_cut_short(tmp_path, zipped, share):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], r"expected tensors by name, alone or under 'state_dict', got list"),
+        ([1, 2], r"expected tensors by name, alone or under 'state_dict' or 'model', got list"),
         ({}, r"expected tensors by name, .*got dict"),
         ({"epoch": 3}, r"expected tensors by name, got int for 'epoch'"),
         ({"state_dict": {"layer": {"weight": torch.ones(1)}}}, r"got dict with 'weight' for 'layer'"),
