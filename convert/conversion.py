@@ -22,6 +22,7 @@ def convert(
     dest: str | Path,
     *,
     to: str = "native",
+    int8: bool = False,
     split: bool = False,
     dataset: str | None = None,
     overwrite: bool = False,
@@ -33,12 +34,13 @@ def convert(
     token: str | None = None,
     local_files_only: bool = False,
 ) -> list[Path]:
-    """Convert a checkpoint. Weights keep the dtype they are stored in.
+    """Convert a checkpoint. Weights keep the dtype they are stored in; those stored as int8 become float32.
 
     Args:
         source: a folder (native or of the Hub), a .safetensors, .pth, .pt or .bin file, or a Hub id "user/name".
         dest: the folder to write.
         to: "native" or "huggingface".
+        int8: store the kernels of a native checkpoint as int8, in a quarter of the bytes; they lose digits.
         split: write a plain ViTPose for each head into dest/<data set>/, with the data set's expert folded in.
         dataset: write a plain ViTPose for this data set alone.
         overwrite: replace a checkpoint that is there already.
@@ -57,6 +59,8 @@ def convert(
     """
     if to not in LAYOUTS:
         raise ValueError(f"to: expected one of {', '.join(LAYOUTS)}, got {to!r}")
+    if int8 and to != "native":
+        raise ValueError(f"int8: expected the native layout, got {to!r}")
     if split and dataset is not None:
         raise ValueError("split writes every data set, dataset chooses one: expected one of the two, got both")
     path = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
@@ -72,17 +76,21 @@ def convert(
         taken = [name for name in names if (dest / name / checkpoint.CONFIG_FILE).exists()]
         if taken and not overwrite:
             raise ValueError(f"{dest}: already holds {', '.join(taken)}; choose another folder, or ask to overwrite")
-        return [write(model.specialize(name), dest / name, to=to, overwrite=overwrite) for name in names]
-    return [write(model if dataset is None else model.specialize(dataset), dest, to=to, overwrite=overwrite)]
+        return [write(model.specialize(name), dest / name, to=to, int8=int8, overwrite=overwrite) for name in names]
+    model = model if dataset is None else model.specialize(dataset)
+    return [write(model, dest, to=to, int8=int8, overwrite=overwrite)]
 
 
-def write(model: VitPose, folder: str | Path, *, to: str = "native", overwrite: bool = False) -> Path:
+def write(
+    model: VitPose, folder: str | Path, *, to: str = "native", int8: bool = False, overwrite: bool = False
+) -> Path:
     """Write a model as a native folder or one of the Hub, whole or not at all.
 
     Args:
         model: with one head for "huggingface". All its tensors are then written in its `param_dtype`.
         folder: made where it does not exist.
         to: "native" or "huggingface".
+        int8: of a native folder, as of `convert`.
         overwrite: replace a checkpoint that is there already.
 
     Returns:
@@ -93,7 +101,7 @@ def write(model: VitPose, folder: str | Path, *, to: str = "native", overwrite: 
             `overwrite` is not set.
     """
     if to == "native":
-        checkpoint.save(model, folder, overwrite=overwrite)
+        checkpoint.save(model, folder, overwrite=overwrite, int8=int8)
         return Path(folder)
     values, preprocessor = to_hub(model.config, param_dtype=model.backbone.param_dtype)
     checkpoint.write_folder(

@@ -10,7 +10,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from vitpose_jax import parameters
-from vitpose_jax.checkpoint import CONFIG_FILE, MODEL_TYPE, LazyTensor, native_config, read_json
+from vitpose_jax.checkpoint import CONFIG_FILE, MODEL_TYPE, LazyTensor, dequantized, native_config, read_json
 from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.modeling import VitPose, abstract_vitpose
 from vitpose_jax.skeletons import Skeleton, get_skeleton
@@ -66,6 +66,7 @@ def open_source(
     if declared is not None:
         layout, config = declared[0], config or declared[1]
     if layout == "native":
+        tensors = dequantized(tensors, source=str(weights))
         parameters.refuse(parameters.differences(target_shapes(config), tensors), source=str(weights))
     else:
         check(layout, config, tensors, source=str(weights))

@@ -27,6 +27,7 @@ ORDER = (
     "poses",
     "batching",
     "draw",
+    "quantized",
     "checkpoint",
     "convert",
     "pretrained",

@@ -2,7 +2,8 @@
 
 config.json holds the fields of `VitPoseConfig` with `"model_type": "vitpose_jax"` and a format number;
 model.safetensors holds every parameter and running statistic under its flat name (`parameters.flatten`).
-Reading it needs neither torch nor orbax, and does not initialise a model first.
+Reading it needs neither torch nor orbax, and does not initialise a model first. Kernels may be stored as int8
+(quantized.py); nobody who reads a checkpoint need know.
 """
 
 import dataclasses
@@ -19,7 +20,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from vitpose_jax import parameters
+from vitpose_jax import parameters, quantized
 from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.modeling import VitPose, abstract_vitpose
 
@@ -44,29 +45,38 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file: shape and dtype are known, the numbers are read whenever they are asked for."""
+    """A tensor in a file: shape and dtype are known, the numbers are read whenever they are asked for.
+
+    Attributes:
+        shape, dtype: of what is read.
+        read: does it.
+        stored: the dtype in the file, where that is another one: int8.
+    """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
+    stored: np.dtype | None = None
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.read(), dtype=dtype, copy=copy)
 
 
-def save(model: VitPose, folder: str | Path, *, overwrite: bool = False) -> None:
+def save(model: VitPose, folder: str | Path, *, overwrite: bool = False, int8: bool = False) -> None:
     """Write a model in the native format, whole or not at all.
 
     Args:
         model: its parameters are stored in the dtype they have.
         folder: made where it does not exist.
         overwrite: replace a checkpoint that is there already.
+        int8: store the kernels as int8 with float scales, see quantized.py; they lose digits.
 
     Raises:
         ValueError: where `folder` holds a checkpoint and `overwrite` is not set, or is not a folder.
     """
     values = {"model_type": MODEL_TYPE, "format": FORMAT, **model.config.to_dict()}
-    write_folder(folder, parameters.flatten(model), {CONFIG_FILE: values}, overwrite=overwrite)
+    tensors = parameters.flatten(model)
+    write_folder(folder, quantized.quantize(tensors) if int8 else tensors, {CONFIG_FILE: values}, overwrite=overwrite)
 
 
 def load(folder: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None) -> VitPose:
@@ -85,7 +95,7 @@ def load(folder: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTy
     config = native_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
     abstract = abstract_vitpose(config, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)
     path = folder / WEIGHTS_FILE
-    return parameters.fill(abstract, open_safetensors(path), source=str(path))
+    return parameters.fill(abstract, dequantized(open_safetensors(path), source=str(path)), source=str(path))
 
 
 def native_config(values: Mapping[str, Any], path: Path) -> VitPoseConfig:
@@ -146,6 +156,30 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
         dtype = np.dtype(_DTYPES[header.get_dtype()])
         tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, functools.partial(file.get_tensor, name))
     return tensors
+
+
+def dequantized(tensors: Mapping[str, LazyTensor], *, source: str) -> dict[str, LazyTensor]:
+    """The tensors of a native file with every int8 kernel and its scale made one float32 tensor.
+
+    Args:
+        tensors: as they are stored.
+        source: where they come from, for the error.
+
+    Raises:
+        ValueError: where scales are missing or mis-shaped: all of them at once.
+    """
+    parameters.refuse(quantized.problems(tensors), source=source)
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.int8:
+            scale = result.pop(name + quantized.SCALE)
+            read = functools.partial(_dequantize, tensor, scale)
+            result[name] = LazyTensor(tensor.shape, np.dtype(np.float32), read, tensor.dtype)
+    return result
+
+
+def _dequantize(values: LazyTensor, scale: LazyTensor) -> np.ndarray:
+    return quantized.dequantize(values.read(), scale.read().astype(np.float32))
 
 
 def write_folder(

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -70,7 +71,7 @@ class Description:
         layout: "native", "huggingface" or "original".
         config: of the model; its `skeletons` are the heads, its `experts` the data sets with an expert.
         parameters: number of trainable parameters.
-        dtype: in which the weights are stored.
+        dtype: in which the weights are stored: "int8" where the kernels are.
         size: bytes of the files with the weights.
         ignored: reason: how many tensors the model does not need for that reason.
     """
@@ -112,7 +113,9 @@ def describe(
         layout=layout,
         config=config,
         parameters=sum(math.prod(variable.get_value().shape) for _, variable in nnx.to_flat_state(weights)),
-        dtype=stored_dtype(layout, tensors).name,
+        dtype="int8"
+        if any(tensor.stored == np.int8 for tensor in tensors.values())
+        else stored_dtype(layout, tensors).name,
         size=sum(file.stat().st_size for file in files),
         ignored=dict(collections.Counter(unused.values())),
     )

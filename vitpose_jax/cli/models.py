@@ -22,6 +22,7 @@ def convert(
     dataset: Annotated[str | None, typer.Option(help="A plain model for this data set alone.")] = None,
     image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width of a crop, in pixels.")] = None,
     skeleton: Annotated[str | None, typer.Option(help="What the head's channels are: coco, crowdpose, ...")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Store the weights in a quarter of the bytes; native.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
 ) -> None:
@@ -29,7 +30,7 @@ def convert(
     from vitpose_jax.convert import convert as run
 
     options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "skeleton": skeleton}
-    for folder in run(source, dest, to=to.value, overwrite=overwrite, revision=revision, **options):
+    for folder in run(source, dest, to=to.value, int8=int8, overwrite=overwrite, revision=revision, **options):
         print(folder)
 
 
