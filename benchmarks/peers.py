@@ -50,6 +50,16 @@ class Peer:
             torch.cuda.synchronize()
         return heatmaps
 
+    def peak_bytes(self, crops) -> int:
+        """The most memory that a forward pass takes on CUDA, besides what is there before it."""
+        import torch
+
+        self.forward(crops)
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        self.forward(crops)
+        return torch.cuda.max_memory_allocated() - before
+
     def to_torch(self, values):
         """Channels-last arrays as tensors, channels first."""
         import torch

@@ -36,7 +36,7 @@ FLIP = [False]
 ROUNDS = 9
 PEERS = ["eager", "compile"]
 STAGES = ["forward", "crop", "decode", "path"]
-MORE_STAGES = ["moe", "dispatch", "load"]
+MORE_STAGES = ["moe", "dispatch", "load", "memory"]
 IMAGE = (480, 640)
 OURS = "vitpose-jax"
 
@@ -122,6 +122,16 @@ def moe(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, C
     }
 
 
+def memory(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, float]:
+    """Megabytes that a forward pass needs besides parameters, crops and heatmaps; of a peer on CUDA alone."""
+    size, model = ours.config.image_size, ours.model
+    crops = jnp.zeros((people, *size, 3), model.backbone.dtype)
+    compiled = jax.jit(lambda model, crops: model(crops, 0)).lower(model, crops).compile()
+    found = {OURS: compiled.memory_analysis().temp_size_in_bytes}
+    found |= {name: peer.peak_bytes(peer.to_torch(crops)) for name, peer in peers.items() if peer.device == "cuda"}
+    return {name: size / 1e6 for name, size in found.items()}
+
+
 def _one(peers: dict[str, Peer]) -> dict[str, Peer]:
     """Crops and decoding are the same for all peers."""
     return dict(list(peers.items())[:1])
@@ -171,6 +181,10 @@ def measure_stages(options: argparse.Namespace, label: dict, ours: PoseEstimator
     rows = []
     makers = {"forward": forward, "crop": crop, "decode": decode, "moe": moe}
     for stage in options.stages:
+        if stage == "memory" and not label["flip"]:
+            found = memory(ours, peers, label["people"])
+            rows += [{**label, "stage": stage, "program": name, "megabytes": size} for name, size in found.items()]
+            continue
         if stage == "path":
             variants = path(ours, peers, label["people"], label["flip"])
         elif stage in makers and not label["flip"] and (stage != "moe" or ours.config.experts):
@@ -239,6 +253,11 @@ def table(rows: list[dict]) -> str:
         for row in rows
         if row["stage"] == "load"
     ]
+    memory = [
+        [row["preset"], row["dtype"], str(row["people"]), row["program"], f"{row['megabytes']:.0f}"]
+        for row in rows
+        if row["stage"] == "memory"
+    ]
     programs = [
         [row["preset"], row["dtype"], str(row["people"]), str(row["programs"])]
         for row in rows
@@ -247,6 +266,8 @@ def table(rows: list[dict]) -> str:
     parts = [markdown([*header, "of ceiling", "first call, ms"], steady)]
     if once:
         parts.append(markdown(["stage", "model", "dtype", "program", "ms"], once))
+    if memory:
+        parts.append(markdown(["model", "dtype", "people", "program", "memory of a forward pass, MB"], memory))
     parts.append(markdown(["model", "dtype", "most people", "programs compiled by the estimator"], programs))
     return "\n\n".join(parts)
 
