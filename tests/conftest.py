@@ -12,6 +12,7 @@ import jax
 import jaxtyping
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 
 jax.config.update("jax_default_matmul_precision", "highest")
@@ -35,6 +36,28 @@ def photographs(data) -> list[np.ndarray]:
     """Twelve photographs of the sample data, RGB."""
     paths = sorted((data / "coco_val" / "images").iterdir())[:12]
     return [np.asarray(Image.open(path).convert("RGB")) for path in paths]
+
+
+@pytest.fixture(scope="session")
+def programs(tmp_path_factory) -> pathlib.Path:
+    """The folder of compiled programs."""
+    return tmp_path_factory.mktemp("programs")
+
+
+@pytest.fixture(scope="module")
+def compiled_once(programs):
+    """Models of one kind, also in processes of their own, need each program compiled only once."""
+    names = {"jax_compilation_cache_dir": str(programs), "jax_persistent_cache_min_compile_time_secs": 0}
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+    compilation_cache.reset_cache()
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+        del os.environ[name.upper()]
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

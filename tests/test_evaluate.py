@@ -10,12 +10,11 @@ import socket
 import subprocess
 import sys
 import time
+import tracemalloc
 from typing import Any
 
-import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from scipy.io import savemat
 from test_cli import run
@@ -26,31 +25,15 @@ from test_modeling import random_model
 from vitpose_jax import PoseEstimator, Poses, VitPoseConfig, checkpoint
 from vitpose_jax.estimator import ItemError
 from vitpose_jax.evaluation import PROTOCOLS, Dataset, evaluate, read_dataset
+from vitpose_jax.evaluation.journal import Journal
 from vitpose_jax.evaluation.oks import instance_scores
 from vitpose_jax.evaluation.scoring import measure, per_keypoint, to_results
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 TINY = {"image_size": (32, 32), "hidden_size": 12, "num_layers": 1, "num_heads": 1, "mlp_ratio": 1, "decoder": "simple"}
 FILES = ["metrics.json", "per_keypoint.csv", "poses.jsonl", "results.json"]
 TESTS = pathlib.Path(__file__).parent
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Many estimators of one kind, also in processes of their own, need each program compiled only once."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-        del os.environ[name.upper()]
-    compilation_cache.reset_cache()
 
 
 class Knowing(PoseEstimator):
@@ -268,6 +251,7 @@ def test_the_files(small, estimator, whole):
     assert document["settings"]["model"] == "tiny"
     assert document["settings"]["flip_test"] is True
     assert document["failures"] == []
+    assert document["deviations"] == ["boxes of the annotations, not detections"]
     lines = (whole / "poses.jsonl").read_text().splitlines()
     assert [json.loads(line)["image"] for line in lines[1:]] == list(range(40))
 
@@ -425,6 +409,47 @@ def test_what_does_not_fit_is_said_first(data, small, estimator):
         evaluate(PoseEstimator(model, stretch=True), mpii)
     with pytest.raises(ValueError, match="decode: expected one of udp"):
         evaluate.__wrapped__(estimator, small_dataset(small), decode="nonsense")
+    with pytest.raises(ValueError, match="oks_nms: expected 'hard', 'soft' or None, got 'none'"):
+        evaluate.__wrapped__(estimator, small_dataset(small), oks_nms="none")
+    with pytest.raises(ValueError, match="oks_nms: expected none for mpii"):
+        evaluate(PoseEstimator(model, stretch=True), mpii, oks_nms="soft")
+    with pytest.raises(ValueError, match="expected one of resume and overwrite, got both"):
+        evaluate(estimator, small_dataset(small), resume=True, overwrite=True)
+
+
+def test_what_is_not_as_published_is_said(data, small, estimator):
+    dataset = read_sample(data, "ochuman")
+    assert evaluate(PoseEstimator(estimator.model, border="opencv"), dataset).deviations == []
+    other = PoseEstimator(estimator.model, border="scipy", padding=1.5)
+    options = {"decode": "udp", "flip_test": False, "limit": 2, "oks_nms": None, "keypoint_threshold": 0.0}
+    assert evaluate(other, dataset, **options).deviations == [
+        "decode udp, not quarter",
+        "flip_test False, not True",
+        "border scipy, not opencv",
+        "padding 1.5, not 1.25",
+        "oks_nms None, not hard",
+        "keypoint_threshold 0.0, not 0.2",
+        "limit 2, not None",
+    ]
+
+
+def test_a_journal_is_read_line_by_line(tmp_path):
+    """Beside the poses of all people nothing is held but the line that is read."""
+    rng = np.random.default_rng(0)
+    outcomes = {number: np.round(rng.uniform(0, 999, (4, 133, 3)), 5) for number in range(100)} | {100: "broken"}
+    Journal(tmp_path, {}, 133, resume=False).append(outcomes)
+    tracemalloc.start()
+    found = Journal(tmp_path, {}, 133, resume=True).outcomes
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 1.3 * sum(poses.nbytes for poses in found.values() if not isinstance(poses, str))
+    assert list(found) == list(outcomes)
+    for number, outcome in outcomes.items():
+        np.testing.assert_array_equal(found[number], outcome)
+    with (tmp_path / "poses.jsonl").open("a") as file:
+        file.write('{"image":3,"poses":[[1.0,2.0]]}\n')
+    with pytest.raises(ValueError, match=r"poses.jsonl:103: expected poses of an evaluation"):
+        Journal(tmp_path, {}, 133, resume=True)
 
 
 def test_stretched_crops_reach_the_program(estimator):
@@ -495,6 +520,10 @@ def test_the_command(capsys, data, small, tmp_path):
     assert [line.split()[0] for line in printed.splitlines()[:10]] == [
         "AP", "AP50", "AP75", "AP(M)", "AP(L)", "AR", "AR50", "AR75", "AR(M)", "AR(L)",
     ]  # fmt: skip
+    assert printed.splitlines()[10:12] == [
+        "not as published: boxes of the annotations, not detections",
+        "not as published: limit 3, not None",
+    ]
     assert "in 3 images" in printed
     assert "published figures for coco are with a detector's boxes" in said
     assert sorted(path.name for path in output.iterdir()) == FILES
@@ -543,6 +572,8 @@ def test_broken_images_end_the_command_with_1(capsys, small, tmp_path):
         (("--ground-truth-boxes", "--dataset", "lsp"), "no data set named 'lsp' to evaluate; expected one of coco"),
         (("--ground-truth-boxes", "--dataset", "ochuman", "--images", "nowhere"), "nowhere: expected the folder"),
         (("--ground-truth-boxes", "--annotations", "nothing.json"), "nothing.json"),
+        (("--ground-truth-boxes", "--dataset", "mpii", "--images", "nowhere"), "mpii: PCKh needs the sizes of heads"),
+        (("--ground-truth-boxes", "--dataset", "mpii", "--soft-nms"), "oks_nms: expected none for mpii"),
         (("--ground-truth-boxes", "--dataset", "ap10k"), "no data set 'ap10k' in this model; it knows coco"),
         (("--ground-truth-boxes", "--max-batch", "3"), "max_batch: expected a power of two"),
         (("--ground-truth-boxes", "--devices", "99"), "--devices: expected at most"),

@@ -1,18 +1,15 @@
 """Trainings from files: what is read, written, measured; and that a training that was cut short ends as any other."""
 
 import json
-import os
 import pathlib
 import signal
 import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from fitted import draw_people
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
 from test_cli import run
 
@@ -21,26 +18,9 @@ from vitpose_jax.training import config as configs
 from vitpose_jax.training import loop
 from vitpose_jax.training.config import TrainConfig, from_dict, read_config
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 TINY = {"image_size": [64, 48], "hidden_size": 12, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2, "decoder": "simple"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Trainings of one kind, also in processes of their own, need each program compiled only once."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-        os.environ[name.upper()] = str(value)
-    compilation_cache.reset_cache()
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-        del os.environ[name.upper()]
-    compilation_cache.reset_cache()
 
 
 def write_people(folder: pathlib.Path, images: int) -> dict[str, str]:

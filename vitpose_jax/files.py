@@ -35,16 +35,17 @@ def find_images(names: Iterable[str]) -> list[pathlib.Path]:
     return list(paths)
 
 
-def write_whole(path: pathlib.Path, content: bytes, *, sync: bool = False) -> None:
+def write_whole(path: pathlib.Path, content: bytes | Iterable[bytes], *, sync: bool = False) -> None:
     """Write a file so that nobody ever sees half of it: under another name in the same folder, then renamed.
 
-    With `sync` it is on the disk, whatever happens to the machine, before it takes the place of another.
+    Its content may come in pieces. With `sync` it is on the disk, whatever happens to the machine, before it takes the
+    place of another.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(content)
+            file.writelines([content] if isinstance(content, bytes) else content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())

@@ -49,12 +49,18 @@ def evaluate(
 
     from vitpose_jax.evaluation.datasets import read_dataset
     from vitpose_jax.evaluation.protocols import get_protocol
+    from vitpose_jax.evaluation.scoring import check_nms
 
-    # What is quickly seen to be wrong is said before the model is loaded.
+    # What is quickly seen to be wrong is said before anything is read.
     protocol = get_protocol(dataset)
+    nms = "soft" if soft_nms else "hard"
+    check_nms(protocol, nms)
+    if protocol.metric == "pckh" and head_boxes is None:
+        raise ValueError(f"{protocol.name}: PCKh needs the sizes of heads: --head-boxes mpii_gt_val.mat")
     found = read_dataset(
         protocol, annotations, images, detections=detections, min_score=min_score, head_boxes=head_boxes
     )
+
     if detections is None and protocol.boxes == "detections":
         say(f"the published figures for {protocol.name} are with a detector's boxes")
 
@@ -83,7 +89,7 @@ def evaluate(
         found,
         flip_test=flip_test,
         decode=None if decode is None else decode.value,
-        oks_nms="soft" if soft_nms else "hard",
+        oks_nms=nms,
         limit=limit,
         output=output,
         resume=resume,
@@ -102,6 +108,8 @@ def evaluate(
         say(f"error: ... and {len(evaluation.failures) - 10} more, all in {output / 'metrics.json'}")
     if counts["boxes_without_area"]:
         say(f"{counts['boxes_without_area']} boxes without area in {detections} were left out")
+    for line in evaluation.deviations:
+        print(f"not as published: {line}")
     print(f"{counts['boxes']} boxes in {counts['images_with_boxes']} images, {counts['results']} results: {output}")
     if evaluation.failures:
         say(f"error: {counts['failed_images']} images with {counts['failed_boxes']} boxes failed and count as missed")

@@ -83,6 +83,7 @@ class Dataset:
         detections: the file of a detector's boxes; None where boxes are the annotated ones.
         num_images: of the annotation file, with or without boxes.
         skipped_boxes: detections without area.
+        min_score: of the detections that were kept.
         image_ids: of the images that count; None for all in the annotation file.
     """
 
@@ -92,6 +93,7 @@ class Dataset:
     detections: pathlib.Path | None
     num_images: int
     skipped_boxes: int = 0
+    min_score: float = 0.0
     image_ids: tuple[int | str, ...] | None = None
 
     @property
@@ -136,15 +138,15 @@ def read_dataset(
     """
     protocol = name if isinstance(name, Protocol) else get_protocol(name)
     path, folder = pathlib.Path(annotations), pathlib.Path(images)
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: expected the folder of the images")
     if min_score and detections is None:
         raise ValueError(f"min_score: expected with detections alone, got {min_score} with the annotated boxes")
     if head_boxes is not None and protocol.layout != "mpii":
         raise ValueError(f"head_boxes: expected with the data set mpii alone, got {head_boxes} with {protocol.name}")
+    if protocol.layout == "mpii" and detections is not None:
+        raise ValueError(f"{protocol.name} is evaluated in its annotated boxes, got detections {detections}")
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: expected the folder of the images")
     if protocol.layout == "mpii":
-        if detections is not None:
-            raise ValueError(f"{protocol.name} is evaluated in its annotated boxes, got detections {detections}")
         entries = [
             (image_id_of(pathlib.Path(file)), file, rows) for file, rows in read_mpii(path, protocol, head_boxes)
         ]
@@ -167,6 +169,7 @@ def read_dataset(
         detections=detections,
         num_images=num_images,
         skipped_boxes=skipped,
+        min_score=min_score,
     )
 
 

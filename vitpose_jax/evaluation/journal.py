@@ -6,11 +6,12 @@ of a block are written at once and forced to the disk. A process of several that
 `poses.1.jsonl` and so on; all of these are read again. A last line that was torn off is passed over.
 """
 
+import itertools
 import json
 import os
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -68,13 +69,14 @@ class Journal:
     def append(self, outcomes: Mapping[int, Outcome]) -> None:
         """Write the outcomes of a block; they are on the disk when this returns."""
         with self._path.open("ab") as file:
-            file.write(to_lines(outcomes))
+            file.writelines(to_lines(outcomes))
             file.flush()
             os.fsync(file.fileno())
 
     def rewrite(self, outcomes: Mapping[int, Outcome]) -> None:
         """Write this process's journal anew, the images in the order of the data set."""
-        write_whole(self._path, _line({"settings": self._settings}) + to_lines(outcomes), sync=True)
+        lines = itertools.chain([_line({"settings": self._settings})], to_lines(outcomes))
+        write_whole(self._path, lines, sync=True)
 
     def remove_others(self) -> None:
         """Delete all other processes' journals, once this one holds everything."""
@@ -83,12 +85,21 @@ class Journal:
                 path.unlink(missing_ok=True)
 
     def _read(self, path: pathlib.Path) -> dict[int, Outcome]:
-        lines = path.read_bytes().split(b"\n")
-        # What follows the last line break was torn off.
-        entries = [_parse(line, f"{path}:{number}") for number, line in enumerate(lines[:-1], 1)]
-        if not entries:
-            return {}
-        found = entries[0].get("settings")
+        outcomes = {}
+        with path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if not line.endswith(b"\n"):
+                    break  # torn off
+                where = f"{path}:{number}"
+                if number == 1:
+                    self._check_settings(_parse(line, where), path)
+                else:
+                    image, outcome = parse_outcome(line, self._num_keypoints, where)
+                    outcomes[image] = outcome
+        return outcomes
+
+    def _check_settings(self, entry: dict[str, Any], path: pathlib.Path) -> None:
+        found = entry.get("settings")
         if not isinstance(found, dict):
             raise ValueError(f"{path}: expected the settings of the evaluation in the first line")
         for key in sorted({*self._settings, *found}):
@@ -96,7 +107,6 @@ class Journal:
                 raise ValueError(
                     f"{path}: made with other settings; {key} was {found.get(key)!r}, now {self._settings.get(key)!r}"
                 )
-        return parse_outcomes(entries[1:], self._num_keypoints, str(path))
 
 
 def journals(folder: pathlib.Path) -> list[pathlib.Path]:
@@ -105,35 +115,32 @@ def journals(folder: pathlib.Path) -> list[pathlib.Path]:
     return sorted(path for path in found if re.fullmatch(r"poses(\.\d+)?\.jsonl", path.name))
 
 
-def to_lines(outcomes: Mapping[int, Outcome]) -> bytes:
+def to_lines(outcomes: Mapping[int, Outcome]) -> Iterator[bytes]:
     """One line of JSON for each image, in the order of the data set."""
-    lines = []
-    for image, outcome in sorted(outcomes.items()):
+    for image in sorted(outcomes):
+        outcome = outcomes[image]
         if isinstance(outcome, str):
-            lines.append(_line({"image": image, "error": outcome}))
+            yield _line({"image": image, "error": outcome})
         else:
-            lines.append(_line({"image": image, "poses": outcome.reshape(len(outcome), -1).tolist()}))
-    return b"".join(lines)
+            yield _line({"image": image, "poses": outcome.reshape(len(outcome), -1).tolist()})
 
 
-def from_lines(lines: bytes, num_keypoints: int) -> dict[int, Outcome]:
+def from_lines(lines: Iterable[bytes], num_keypoints: int) -> dict[int, Outcome]:
     """The inverse of `to_lines`."""
-    return parse_outcomes([json.loads(line) for line in lines.splitlines()], num_keypoints, "poses")
+    return dict(parse_outcome(line, num_keypoints, "poses") for line in lines)
 
 
-def parse_outcomes(entries: list[dict[str, Any]], num_keypoints: int, where: str) -> dict[int, Outcome]:
-    """Outcomes of the entries that hold them.
+def parse_outcome(line: bytes, num_keypoints: int, where: str) -> tuple[int, Outcome]:
+    """The image of a line, and its outcome.
 
     Raises:
-        ValueError: for what is no such entry.
+        ValueError: for what is no such line.
     """
+    entry = _parse(line, where)
     try:
-        return {
-            int(entry["image"]): str(entry["error"])
-            if "error" in entry
-            else np.asarray(entry["poses"], np.float64).reshape(-1, num_keypoints, 3)
-            for entry in entries
-        }
+        if "error" in entry:
+            return int(entry["image"]), str(entry["error"])
+        return int(entry["image"]), np.asarray(entry["poses"], np.float64).reshape(-1, num_keypoints, 3)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{where}: expected poses of an evaluation; {type(error).__name__}: {error}") from error
 

@@ -17,7 +17,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -28,10 +28,19 @@ from vitpose_jax.estimator import PREFETCH, ItemError, PoseEstimator
 from vitpose_jax.evaluation.datasets import Dataset
 from vitpose_jax.evaluation.journal import DECIMALS, Journal, Outcome, from_lines, journals, to_lines
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD
-from vitpose_jax.evaluation.scoring import NMS_THRESHOLD, check_scorable, measure, per_keypoint, to_results
+from vitpose_jax.evaluation.scoring import (
+    NMS_THRESHOLD,
+    Nms,
+    check_nms,
+    check_scorable,
+    measure,
+    per_keypoint,
+    to_results,
+)
 from vitpose_jax.files import write_whole
 from vitpose_jax.poses import Poses
 from vitpose_jax.postprocess import Decode, get_decoding
+from vitpose_jax.preprocess import BOX_PADDING
 
 # A block ends with the image that brings it to so many times `max_batch` boxes. Between blocks the device waits for
 # the first images to be read; what a kill loses is a block.
@@ -51,6 +60,7 @@ class Evaluation:
         failures: (image, reason) of those that could not be read.
         results: COCO results.
         settings: everything the numbers depend on, ready for JSON.
+        deviations: where the settings are not those of the published figures, a line for each.
     """
 
     metrics: dict[str, float]
@@ -59,6 +69,7 @@ class Evaluation:
     failures: list[tuple[str, str]]
     results: list[dict[str, Any]]
     settings: dict[str, Any]
+    deviations: list[str]
 
 
 def evaluate(
@@ -67,7 +78,7 @@ def evaluate(
     *,
     flip_test: bool = True,
     decode: Decode | None = None,
-    oks_nms: Literal["hard", "soft"] | None = "hard",
+    oks_nms: Nms = "hard",
     keypoint_threshold: float = KEYPOINT_THRESHOLD,
     nms_threshold: float = NMS_THRESHOLD,
     limit: int | None = None,
@@ -84,7 +95,7 @@ def evaluate(
     first one writes it.
 
     Args:
-        estimator: for the original's numbers with border="opencv", and with stretch=True for MPII.
+        estimator: with stretch=True for MPII; for the original's numbers with border="opencv", see `deviations`.
         dataset: from `read_dataset`.
         flip_test: average with the mirrored image.
         decode: None for the protocol's.
@@ -101,18 +112,19 @@ def evaluate(
 
     Raises:
         ValueError: where the estimator has no head for the data set or does not crop as it asks; where the output
-            folder holds results and neither resume nor overwrite is given; where they are of other settings.
+            folder holds results and not one of resume and overwrite is given; where they are of other settings.
         ImportError: where the package that the metric needs is not installed.
     """
     folder = None if output is None else pathlib.Path(output)
     protocol = dataset.protocol
     decode = decode or protocol.decode
     get_decoding(decode)
+    check_nms(protocol, oks_nms)
+    if resume and overwrite:
+        raise ValueError("expected one of resume and overwrite, got both")
     _check_estimator(estimator, dataset)
     dataset = dataset if limit is None else dataset.first(limit)
     check_scorable(dataset)
-    if oks_nms == "soft" and protocol.metric == "pckh":
-        raise ValueError(f"oks_nms: expected none for {protocol.name}, whose boxes are the annotated ones, got 'soft'")
     _check_images(dataset)
     if folder is not None:
         earlier = [folder / name for name in (METRICS, RESULTS, PER_KEYPOINT) if (folder / name).exists()]
@@ -142,6 +154,7 @@ def evaluate(
 
     blocks = list(_blocks(dataset, BATCHES_IN_BLOCK * estimator.max_batch))
     mine = [block for block in blocks[process::processes] if not set(block) <= outcomes.keys()]
+    computed: dict[int, Outcome] = {}
     with _bar(dataset, mine, shown=progress and process == 0) as bar:
         for block in mine:
             found = {}
@@ -150,8 +163,9 @@ def evaluate(
                 bar.update(len(dataset.samples[place].boxes))
             if journal is not None:
                 journal.append(found)
-            outcomes |= found
-    outcomes = _gather(outcomes, protocol.skeleton.num_keypoints)
+            computed |= found
+    # What an earlier run left, all have read for themselves.
+    outcomes = dict(sorted((outcomes | _gather(computed, protocol.skeleton.num_keypoints)).items()))
 
     poses = {place: outcome for place, outcome in outcomes.items() if not isinstance(outcome, str)}
     failed = {place: outcome for place, outcome in sorted(outcomes.items()) if isinstance(outcome, str)}
@@ -164,6 +178,16 @@ def evaluate(
         keypoint_threshold=keypoint_threshold,
         nms_threshold=nms_threshold,
     )
+    settings = {
+        **made,
+        "model": model_name,
+        "image_size": list(estimator.config.image_size),
+        "min_score": dataset.min_score,
+        "oks_nms": nms,
+        "nms_threshold": nms_threshold,
+        "keypoint_threshold": keypoint_threshold,
+        "versions": {"vitpose_jax": __version__, "jax": jax.__version__},
+    }
     evaluation = Evaluation(
         metrics=measure(dataset, poses, results),
         per_keypoint=per_keypoint(dataset, poses),
@@ -178,15 +202,8 @@ def evaluate(
         },
         failures=[(str(dataset.samples[place].path), reason) for place, reason in failed.items()],
         results=results,
-        settings={
-            **made,
-            "model": model_name,
-            "image_size": list(estimator.config.image_size),
-            "oks_nms": nms,
-            "nms_threshold": nms_threshold,
-            "keypoint_threshold": keypoint_threshold,
-            "versions": {"vitpose_jax": __version__, "jax": jax.__version__},
-        },
+        settings=settings,
+        deviations=_deviations(dataset, settings),
     )
     if journal is not None:
         if process == 0:
@@ -232,6 +249,26 @@ def _how_made(estimator: PoseEstimator, dataset: Dataset, **options: Any) -> dic
         "stretch": estimator.stretch,
         **options,
     }
+
+
+def _deviations(dataset: Dataset, settings: dict[str, Any]) -> list[str]:
+    """Where settings are not those of the published figures."""
+    protocol = dataset.protocol
+    published = {
+        "decode": protocol.decode,
+        "dtype": "float32",
+        "flip_test": True,
+        "border": "opencv",
+        "padding": BOX_PADDING,
+        "min_score": 0.0,
+        "oks_nms": None if protocol.metric == "pckh" else "hard",
+        "nms_threshold": NMS_THRESHOLD,
+        "keypoint_threshold": KEYPOINT_THRESHOLD,
+        "limit": None,
+    }
+    lines = [f"{name} {settings[name]}, not {value}" for name, value in published.items() if settings[name] != value]
+    boxes = "annotations" if dataset.detections is None else "detections"
+    return [f"boxes of the {boxes}, not {protocol.boxes}"] * (boxes != protocol.boxes) + lines
 
 
 def _hash_model(estimator: PoseEstimator) -> str:
@@ -294,16 +331,19 @@ def _bar(dataset: Dataset, blocks: list[list[int]], *, shown: bool) -> Any:
 
 
 def _gather(outcomes: dict[int, Outcome], num_keypoints: int) -> dict[int, Outcome]:
-    """The outcomes of all processes, in the order of the data set."""
-    if jax.process_count() > 1:
-        lines = np.frombuffer(to_lines(outcomes), np.uint8)
-        lengths = np.asarray(multihost_utils.process_allgather(np.asarray([len(lines)]))).ravel()
-        padded = np.zeros(lengths.max(), np.uint8)
-        padded[: len(lines)] = lines
-        everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
-        for row, length in zip(everyone, lengths, strict=True):
-            outcomes = outcomes | from_lines(row[:length].tobytes(), num_keypoints)
-    return dict(sorted(outcomes.items()))
+    """The outcomes of all processes."""
+    if jax.process_count() == 1:
+        return outcomes
+    lines = np.frombuffer(b"".join(to_lines(outcomes)), np.uint8)
+    lengths = np.asarray(multihost_utils.process_allgather(np.asarray([len(lines)]))).ravel()
+    # An array without elements cannot be gathered.
+    padded = np.zeros(max(1, lengths.max()), np.uint8)
+    padded[: len(lines)] = lines
+    everyone = np.asarray(multihost_utils.process_allgather(padded)).reshape(len(lengths), -1)
+    for process, (row, length) in enumerate(zip(everyone, lengths, strict=True)):
+        if process != jax.process_index():
+            outcomes = outcomes | from_lines(io.BytesIO(row[:length].tobytes()), num_keypoints)
+    return outcomes
 
 
 def _write(evaluation: Evaluation, folder: pathlib.Path) -> None:
@@ -319,6 +359,7 @@ def _write(evaluation: Evaluation, folder: pathlib.Path) -> None:
         "counts": evaluation.counts,
         "failures": [{"image": image, "reason": reason} for image, reason in evaluation.failures],
         "settings": evaluation.settings,
+        "deviations": evaluation.deviations,
     }
     write_whole(folder / METRICS, _to_json(document, indent=1))
 

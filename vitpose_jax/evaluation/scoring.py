@@ -5,7 +5,7 @@ Plain NumPy on the host. The poses of an image are (n, K, 3): x, y in its pixels
 
 import importlib.util
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from vitpose_jax.evaluation.average_precision import (
 )
 from vitpose_jax.evaluation.datasets import Dataset, Sample
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD, instance_scores, object_keypoint_similarity, oks_nms
+from vitpose_jax.evaluation.protocols import Protocol
 from vitpose_jax.preprocess import BOX_PADDING, boxes_to_center_scale
 
 NMS_THRESHOLD = 0.9
@@ -25,6 +26,19 @@ NMS_THRESHOLD = 0.9
 MATCH_OKS = 0.5
 # The share of a person's size within which a keypoint counts as found, in the table of keypoints.
 NEAR = 0.1
+Nms: TypeAlias = Literal["hard", "soft"] | None
+
+
+def check_nms(protocol: Protocol, nms: str | None) -> None:
+    """See that a kind of OKS-NMS exists, and that a protocol has any use for it.
+
+    Raises:
+        ValueError: for an unknown one; for "soft" with MPII, whose boxes are the annotated ones.
+    """
+    if nms not in ("hard", "soft", None):
+        raise ValueError(f"oks_nms: expected 'hard', 'soft' or None, got {nms!r}")
+    if nms == "soft" and protocol.metric == "pckh":
+        raise ValueError(f"oks_nms: expected none for {protocol.name}, whose boxes are the annotated ones, got 'soft'")
 
 
 def check_scorable(dataset: Dataset) -> None:
@@ -56,7 +70,7 @@ def to_results(
     *,
     image_size: tuple[int, int] = (256, 192),
     padding: float = BOX_PADDING,
-    nms: Literal["hard", "soft"] | None = "hard",
+    nms: Nms = "hard",
     keypoint_threshold: float = KEYPOINT_THRESHOLD,
     nms_threshold: float = NMS_THRESHOLD,
 ) -> list[dict[str, Any]]:
@@ -76,8 +90,7 @@ def to_results(
     Raises:
         ValueError: for an unknown nms.
     """
-    if nms not in ("hard", "soft", None):
-        raise ValueError(f"oks_nms: expected 'hard', 'soft' or None, got {nms!r}")
+    check_nms(dataset.protocol, nms)
     sigmas = dataset.protocol.skeleton.sigmas
     areas, results = _padded_areas(dataset, image_size, padding), []
     for place, points in sorted(poses.items()):
