@@ -1,16 +1,23 @@
 """Many devices and many processes train as one does."""
 
+import contextlib
 import json
 import os
+import pathlib
+import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
+from test_train import TINY, lines, settings, tensors, write_people
 
 from vitpose_jax import VitPoseConfig
+from vitpose_jax.training import loop
 from vitpose_jax.training.optim import parameter_shapes
 from vitpose_jax.training.sharding import make_mesh, parameter_specs, put_batch
 
@@ -115,10 +122,107 @@ def test_meshes_that_cannot_be():
 
 
 def test_a_batch_on_a_mesh_of_one():
-    from test_modeling import TINY
     from test_step import random_batch
 
-    batch = random_batch(VitPoseConfig(**TINY), ["coco"] * 3)
+    batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
     for name, leaf in batch._asdict().items():
         np.testing.assert_array_equal(getattr(placed, name), leaf, err_msg=name)
+
+
+PROCESS = """
+import sys, time
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.config.update("jax_default_matmul_precision", "highest")
+address, number, pause, path = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+from vitpose_jax.training import loop
+from vitpose_jax.training.config import read_config
+
+make = loop.make_train_step
+def slower(*arguments, **options):
+    step = make(*arguments, **options)
+    return lambda *given: (time.sleep(float(pause)), step(*given))[1]
+loop.make_train_step = slower
+loop.fit(read_config(path), resume=True)
+"""
+
+
+@contextlib.contextmanager
+def two_processes(path: pathlib.Path, *, pause: float = 0.0) -> Iterator[list[subprocess.Popen]]:
+    """Two processes, with one device each, that train together, or go on with it; killed at the end.
+
+    Args:
+        path: of the training.
+        pause: seconds by which every step is slowed down.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(number), str(pause), str(path)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
+def test_two_processes_train_as_one(tmp_path):
+    """Parameters shared out among them, both killed in the middle and started again; every part of a training random.
+
+    A step moves a parameter by up to the learning rate, 1e-3. Adam divides a gradient by its own size, also one that
+    is 0 but for rounding, as that of the keys' bias is: with eps above such errors they stay small. So a difference of
+    a hundredth of a step, 1e-5, would be one of people, random numbers or statistics; rounding makes some 1e-6.
+    """
+    people = write_people(tmp_path / "people", 6)
+    changes = {
+        "model": {**TINY, "decoder": "classic"},
+        "steps": 6,
+        "optim": {"warmup_steps": 0, "learning_rate": 1e-3, "eps": 1e-6, "drop_path": 0.1},
+    }
+    output = tmp_path / "together"
+    alone = loop.fit(settings(people, tmp_path / "alone", **changes))
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(settings(people, output, **changes, mesh={"fsdp": 2}).to_dict()))
+
+    with two_processes(path, pause=0.4) as processes:
+        deadline = time.monotonic() + 300
+        while not ((output / "checkpoints" / "3").is_dir() and max(lines(output), default=0) >= 4):
+            assert time.monotonic() < deadline
+            for process in processes:
+                assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+    assert max(lines(output)) < 6
+    with two_processes(path) as processes:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+
+    for name in ("loss", "gradient_norm", "accuracy"):
+        ours, expected = lines(output, name), lines(tmp_path / "alone", name)
+        assert list(ours) == list(expected)
+        np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(lines(output)[1], lines(tmp_path / "alone")[1], rtol=1e-6)
+    ours = tensors(output / "last")
+    for name, leaf in tensors(alone.model).items():
+        np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=1e-5, err_msg=name)
+
+    # One process can go on with what two have begun.
+    changes["steps"] = 7
+    for folder in (output, tmp_path / "alone"):
+        assert loop.fit(settings(people, folder, **changes), resume=True).step == 7
+    np.testing.assert_allclose(lines(output)[7], lines(tmp_path / "alone")[7], rtol=1e-5)

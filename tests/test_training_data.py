@@ -468,22 +468,23 @@ def test_the_seed_decides_the_order(source):
 
 
 @pytest.mark.parametrize("ratios", [None, (3, 1)])
-def test_processes_read_people_of_their_own(source, ratios):
+def test_processes_together_read_what_one_reads(source, ratios):
+    """The same people in the same places of a batch: there the random numbers of an augmentation belong to."""
     sources = source if ratios is None else [source, source]
-    count = 3
-    rows = []
+    options = {"seed": 0, "config": CONFIG, "ratios": ratios, "num_threads": 1}
+    with make_loader(sources, batch_size=6, **options) as alone:
+        expected, state = read(alone, 23), alone.get_state()
+    count, rows = 3, []
     for index in range(count):
-        with make_loader(
-            sources, batch_size=2, seed=0, config=CONFIG, ratios=ratios, process_index=index, process_count=count
-        ) as loader:
-            rows.append(read(loader, 23))
-    if ratios is None:
-        interleaved = np.stack(rows, axis=1).ravel()
-        for start in range(0, len(interleaved) - PEOPLE + 1, PEOPLE):
-            assert sorted(interleaved[start : start + PEOPLE]) == list(range(PEOPLE))
-    else:
+        with make_loader(sources, batch_size=2, process_index=index, process_count=count, **options) as loader:
+            assert loader.steps_per_epoch == alone.steps_per_epoch
+            rows.append(np.reshape(read(loader, 23), (23, 2)))
+            # So a training can go on in another number of processes.
+            assert loader.get_state() == state
+    np.testing.assert_array_equal(np.concatenate(rows, axis=1).ravel(), expected)
+    if ratios is not None:
         # Of 138 people three quarters are 4.5 epochs of the one source, the rest 1.5 of the other.
-        counts = collections.Counter(np.ravel(rows).tolist())
+        counts = collections.Counter(expected)
         assert min(counts.values()) >= 4 + 1 and max(counts.values()) <= 5 + 2
     with pytest.raises(ValueError, match="process_index: expected 0 to 2, got 3"):
         make_loader(source, batch_size=2, seed=0, config=CONFIG, process_index=3, process_count=3)

@@ -1,21 +1,18 @@
 """The state of a training on disk: the last one, and that of the best model, by orbax.
 
     checkpoints/<step>/state      the `TrainState`, each process its part
-    checkpoints/<step>/position   JSON: where the data loaders of all processes stand, and what else is noted
+    checkpoints/<step>/position   JSON: where the data loader stands, the same in all processes, and what else is noted
 
 Writing goes on in the background while training does. A checkpoint has another name until it is whole: what a kill
 cuts short is not seen again. In several processes all call alike, and the folder is one that all share.
 """
 
-import json
 import math
 import os
 import pathlib
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from vitpose_jax.training.step import TrainState
 
@@ -64,7 +61,7 @@ class Checkpoints:
 
         Args:
             state: the next step may use it up once this returns.
-            loader: `Loader.get_state` of this process.
+            loader: `Loader.get_state`.
             note: anything ready for JSON.
             value: how good the model is, more being better; None or NaN where nobody measured:
                 then any other is better.
@@ -72,7 +69,7 @@ class Checkpoints:
         jax.block_until_ready(state)
         step = int(state.step)
         metrics = {"value": -math.inf if value is None or math.isnan(value) else value}
-        position = {"loaders": _everyones(loader), "note": note}
+        position = {"loader": loader, "note": note}
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), position=ocp.args.JsonSave(position))
         self._manager.save(step, args=items, metrics=metrics, force=True)
 
@@ -84,10 +81,10 @@ class Checkpoints:
             step: of which checkpoint; None for the last.
 
         Returns:
-            The state, the state of the loader of this process, and what was noted.
+            The state, the state of the loader, and what was noted.
 
         Raises:
-            ValueError: where there is no such checkpoint, or it is of another number of processes.
+            ValueError: where there is no such checkpoint.
         """
         step = self.last if step is None else step
         if step is None or step not in self.steps:
@@ -95,12 +92,8 @@ class Checkpoints:
         abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), like)
         items = ocp.args.Composite(state=ocp.args.StandardRestore(abstract), position=ocp.args.JsonRestore())
         restored = self._manager.restore(step, args=items)
-        loaders = restored["position"]["loaders"]
-        if len(loaders) != jax.process_count():
-            raise ValueError(
-                f"{self._manager.directory}: expected {len(loaders)} processes as before, got {jax.process_count()}"
-            )
-        return restored["state"], loaders[jax.process_index()], restored["position"]["note"]
+        position = restored["position"]
+        return restored["state"], position["loader"], position["note"]
 
     def wait(self) -> None:
         """Until everything is on disk."""
@@ -119,15 +112,3 @@ class Checkpoints:
 
 def _value(metrics: dict[str, float]) -> float:
     return metrics["value"]
-
-
-def _everyones(loader: dict[str, Any]) -> list[dict[str, Any]]:
-    """The loader states of all processes, in their order."""
-    if jax.process_count() == 1:
-        return [loader]
-    lines = np.frombuffer(json.dumps(loader).encode(), np.uint8)
-    lengths = np.ravel(multihost_utils.process_allgather(np.asarray([len(lines)])))
-    padded = np.zeros(lengths.max(), np.uint8)
-    padded[: len(lines)] = lines
-    rows = np.reshape(multihost_utils.process_allgather(padded), (len(lengths), -1))
-    return [json.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]

@@ -2,7 +2,7 @@
 
 What comes in which batch is a function of the seed and the number of the batch alone: any batch can be made without
 those before it. So a loader's state is one number, and goes on exactly where it was saved, also with another number
-of threads or workers.
+of threads, workers or processes: these share a batch out among them, stretch by stretch.
 """
 
 import functools
@@ -176,10 +176,10 @@ class Loader(Iterator[TrainingBatch]):
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on after the batch that was the last one when `get_state` gave this state.
 
-        The numbers of threads, workers and epochs may be others.
+        The numbers of threads, workers, processes and epochs may be others.
 
         Raises:
-            ValueError: for the state of other data, another batch size, seed or process.
+            ValueError: for the state of other data, another seed or another batch size of all processes together.
         """
         step = state.get("step")
         held = {name: value for name, value in state.items() if name != "step"}
@@ -218,7 +218,8 @@ def make_loader(
     """Batches of people.
 
     The order is new in each epoch. People are read in one endless row, so that a batch may hold the last people of
-    an epoch and the first of the next, and none are dropped. With several processes each reads people of its own.
+    an epoch and the first of the next, and none are dropped. Several processes together have the batch that one alone
+    would have, in its order: each reads a stretch of it.
 
     Args:
         sources: the data sets; each is trained on with the head and the expert of its skeleton's name.
@@ -258,15 +259,13 @@ def make_loader(
 
     total = sum(len(source) for source in sources)
     steps_per_epoch = max(1, total // (batch_size * process_count))
-    people = _people(sources, config, ratios, seed, slice(process_index, None, process_count))
-    batches = people.batch(batch_size, batch_fn=pack)
+    share = _Share(_people(sources, config, ratios, seed), batch_size, process_index, process_count)
+    batches = _grain().MapDataset.source(share).batch(batch_size, batch_fn=pack)
     identity = {
-        "batch_size": batch_size,
+        "batch_size": batch_size * process_count,
         "seed": seed,
         "people": [len(source) for source in sources],
         "ratios": None if ratios is None else [float(ratio) for ratio in ratios],
-        "process_index": process_index,
-        "process_count": process_count,
     }
     return Loader(
         batches if epochs is None else batches[: epochs * steps_per_epoch],
@@ -282,9 +281,8 @@ def _people(
     config: VitPoseConfig,
     ratios: Sequence[int | float] | None,
     seed: int,
-    part: slice,
 ) -> Any:
-    """An endless row of people with their heads, of which a process reads a part."""
+    """An endless row of people with their heads."""
     grain = _grain()
     datasets = [
         grain.MapDataset.source(source).map(functools.partial(_with, head=_head(source, config))) for source in sources
@@ -292,11 +290,24 @@ def _people(
     # Grain's seed of an epoch is the seed plus its number: those of other seeds and data sets must not lie near.
     seeds = np.random.SeedSequence(seed).generate_state(len(sources)).tolist()
     if ratios is None:
-        return grain.MapDataset.concatenate(datasets).shuffle(seeds[0]).repeat(MOST_EPOCHS)[part]
-    # Data sets follow one another in a fixed pattern: divided among processes only after it was laid, it would give
-    # one process more of one data set than another.
-    rows = [dataset.shuffle(each).repeat(MOST_EPOCHS)[part] for dataset, each in zip(datasets, seeds, strict=True)]
+        return grain.MapDataset.concatenate(datasets).shuffle(seeds[0]).repeat(MOST_EPOCHS)
+    rows = [dataset.shuffle(each).repeat(MOST_EPOCHS) for dataset, each in zip(datasets, seeds, strict=True)]
     return grain.MapDataset.mix(rows, list(map(float, ratios)))
+
+
+class _Share:
+    """The people of one process: of each batch of all, its stretch of it."""
+
+    def __init__(self, people: Any, batch_size: int, process_index: int, process_count: int):
+        self._people, self._batch_size = people, batch_size
+        self._index, self._count = process_index, process_count
+
+    def __len__(self) -> int:
+        return len(self._people) // (self._batch_size * self._count) * self._batch_size
+
+    def __getitem__(self, index: int) -> tuple[Person, _Head]:
+        batch, row = divmod(index, self._batch_size)
+        return self._people[(batch * self._count + self._index) * self._batch_size + row]
 
 
 def _with(person: Person, head: _Head) -> tuple[Person, _Head]:
