@@ -3,10 +3,11 @@
     python benchmarks/train_step.py                                     # the defaults below
     python benchmarks/train_step.py --presets base --crops 64 --dtypes bfloat16 --output train_gpu
 
-A step is: forward with stochastic depth, joints MSE, backward, clipping, AdamW with a rate for each layer. "step" is
-ours from crops and targets, as PyTorch's is; "whole step" begins at images and boxes, with augmentation, crops and
-targets in the same program, which PyTorch's leaves to the CPU. PyTorch's is the network of transformers, in bfloat16
-under autocast, eager and under torch.compile.
+A step is: forward, joints MSE, backward, clipping, AdamW with a rate for each layer. "step" is ours from crops and
+targets, as PyTorch's is; "whole step" begins at images and boxes, with augmentation, crops and targets in the same
+program, which PyTorch's leaves to the CPU. Ours have stochastic depth, which computes every branch and then leaves
+some out; PyTorch's is the network of transformers, which has none, in bfloat16 under autocast: eager, and with
+--peers eager compile also under torch.compile.
 
 Steps are taken in turn, warm. "Of ceiling" is the share of the rate of a large matrix product that is reached,
 counting three times the multiplications of a forward pass; what --remat computes again does not count.
@@ -147,7 +148,6 @@ def theirs(
 def torch_step(peer: Any, config: VitPoseConfig, settings: OptimConfig, crops: int, dtype: str) -> Callable:
     import torch
 
-    peer.model.config.backbone_config.drop_path_rate = settings.drop_path
     peer.model.train()
     scales = layer_scales(config, settings.layer_decay)
     depth = config.num_layers
