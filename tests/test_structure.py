@@ -18,6 +18,7 @@ ORDER = (
     "skeletons",
     "config",
     "parameters",
+    "windows",
     "modeling",
     "sampling",
     "preprocess",

@@ -18,6 +18,9 @@ PATCH_PADDING = 2
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 DECODERS = ("classic", "simple")
 
+# Fields that older files do not have: there they have their defaults.
+LATER = ("window_size", "window_shift", "window_pool")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VitPoseConfig:
@@ -44,6 +47,10 @@ class VitPoseConfig:
         skeletons: one head for each; with experts each name is one of `experts`.
         image_mean, image_std: per-channel mean and deviation of a crop scaled to 0..1.
         initializer_range: deviation of freshly initialised weights.
+        window_size: rows and columns of patches inside which patches attend to each other, for large crops
+            (windows.py); a grid that is no multiple ends in smaller windows. None for attention among all.
+        window_shift: whether every second block's windows are shifted by half of one.
+        window_pool: whether every window also attends to the means of all windows.
 
     Raises:
         ValueError: where fields contradict each other, naming the field, what was expected and what came.
@@ -68,9 +75,12 @@ class VitPoseConfig:
     image_mean: tuple[float, ...] = IMAGENET_MEAN
     image_std: tuple[float, ...] = IMAGENET_STD
     initializer_range: float = 0.02
+    window_size: tuple[int, int] | None = None
+    window_shift: bool = False
+    window_pool: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "out_indices"):
+        for name in ("image_size", "patch_size", "out_indices", "window_size"):
             if isinstance(getattr(self, name), list | tuple):
                 sides = tuple(int(n) if isinstance(n, numbers.Integral) else n for n in getattr(self, name))
                 object.__setattr__(self, name, sides)
@@ -89,10 +99,13 @@ class VitPoseConfig:
             if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
                 yield f"{name}: expected a positive number, got {getattr(self, name)!r}"
                 return
-        if not isinstance(self.qkv_bias, bool):
-            yield f"qkv_bias: expected true or false, got {self.qkv_bias!r}"
-        for name in ("image_size", "patch_size"):
+        for name in ("qkv_bias", "window_shift", "window_pool"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name}: expected true or false, got {getattr(self, name)!r}"
+        for name in ("image_size", "patch_size", "window_size"):
             value = getattr(self, name)
+            if name == "window_size" and value is None:
+                continue
             if len(value) != 2 or not all(isinstance(side, int) and side > 0 for side in value):
                 yield f"{name}: expected two positive whole numbers (height, width), got {value}"
                 return
@@ -123,6 +136,9 @@ class VitPoseConfig:
             yield f"skeletons: expected names among the distinct experts {self.experts}, got {names}"
         if len(self.image_mean) != self.num_channels or len(self.image_std) != self.num_channels:
             yield f"image_mean, image_std: expected {self.num_channels} numbers each"
+        for name in ("window_shift", "window_pool"):
+            if getattr(self, name) and self.window_size is None:
+                yield f"{name}: expected a window_size with it, got none"
 
     @property
     def num_experts(self) -> int:
@@ -195,8 +211,12 @@ class VitPoseConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings and lists, ready for JSON."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        """Numbers, strings and lists, ready for JSON; fields of `LATER` only where they are not the default."""
+        fields = dataclasses.fields(self)
+        values = {field.name: getattr(self, field.name) for field in fields}
+        for field in fields:
+            if field.name in LATER and values[field.name] == field.default:
+                del values[field.name]
         values["skeletons"] = [skeleton.to_dict() for skeleton in self.skeletons]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 
@@ -208,10 +228,10 @@ class VitPoseConfig:
             ValueError: for unknown or missing fields, or fields that contradict each other.
         """
         expected = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != expected:
+        missing = expected - set(LATER) - set(values)
+        if missing or set(values) - expected:
             raise ValueError(
-                f"VitPoseConfig: missing fields {sorted(expected - set(values))}, "
-                f"unknown fields {sorted(set(values) - expected)}"
+                f"VitPoseConfig: missing fields {sorted(missing)}, unknown fields {sorted(set(values) - expected)}"
             )
         changed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
         changed["skeletons"] = tuple(Skeleton.from_dict(skeleton) for skeleton in values["skeletons"])

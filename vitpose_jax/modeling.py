@@ -29,7 +29,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from vitpose_jax import parameters
+from vitpose_jax import parameters, windows
 from vitpose_jax.config import PATCH_PADDING, VitPoseConfig
 
 DatasetIndex: TypeAlias = int | Int[Array, ""] | Int[Array, " n"] | Int[np.ndarray, " n"]
@@ -76,7 +76,7 @@ class PatchEmbed(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with queries, keys and values in one projection."""
+    """Multi-head self-attention with queries, keys and values in one projection; among all tokens, or in windows."""
 
     def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         dim = config.hidden_size
@@ -89,13 +89,16 @@ class Attention(nnx.Module):
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=config.qkv_bias, **kwargs)
         self.proj = nnx.Linear(dim, dim, **kwargs)
         self.num_heads = config.num_heads
+        self.windows = windows.windows_of(config)
 
     def __call__(
-        self, tokens: Float[Array, "n tokens dim"]
-    ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"]]:
+        self, tokens: Float[Array, "n tokens dim"], shift: windows.Shift | None = None
+    ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"] | None]:
         n, length, dim = tokens.shape
         head_dim = dim // self.num_heads
         qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, head_dim)
+        if self.windows is not None:
+            return self.proj(windows.attend(qkv, self.windows, shift).reshape(n, length, dim)), None
         # Heads before tokens, and the keys transposed: the layouts that matrix products want (benchmarks/README.md).
         query = qkv[:, :, 0].transpose(0, 2, 1, 3)
         key = qkv[:, :, 1].transpose(0, 2, 3, 1)
@@ -167,8 +170,9 @@ class Block(nnx.Module):
         tokens: Float[Array, "n tokens dim"],
         dataset_index: DatasetIndex = 0,
         drop_path: DropPath | None = None,
-    ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"]]:
-        attended, weights = self.attention(self.norm1(tokens))
+        shift: windows.Shift | None = None,
+    ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"] | None]:
+        attended, weights = self.attention(self.norm1(tokens), shift)
         tokens = tokens + _drop(attended, drop_path, 0)
         return tokens + _drop(self.mlp(self.norm2(tokens), dataset_index), drop_path, 1), weights
 
@@ -247,13 +251,14 @@ class Backbone(nnx.Module):
             key: of the random choice; needed with `drop_path`.
             remat: keep only the blocks' inputs for the gradient and compute the rest of them again.
             output_hidden_states: also return the embedding and every block's output.
-            output_attentions: also return every block's attention weights.
+            output_attentions: also return every block's attention weights; not with windows.
             feature_blocks: also return the normalised outputs of these blocks: 1 to depth, or 0 for the
                 embedding; the reference returns those of `config.out_indices`.
 
         Raises:
-            ValueError: where the crops are not of the configured size, a block number is out of range, or
-                `drop_path` is not from 0 to less than 1 or comes without a key.
+            ValueError: where the crops are not of the configured size, a block number is out of range,
+                `drop_path` is not from 0 to less than 1 or comes without a key, or attention weights are asked
+                for that windows do not have.
         """
         config = self.config
         expected = (*config.image_size, config.num_channels)
@@ -265,10 +270,13 @@ class Backbone(nnx.Module):
             raise ValueError(f"drop_path: expected a rate from 0 to less than 1, got {drop_path}")
         if drop_path and key is None:
             raise ValueError(f"drop_path {drop_path}: expected a key for the random choice, got none")
+        cut = windows.windows_of(config)
+        if output_attentions and cut is not None:
+            raise ValueError("output_attentions: expected attention among all patches, got windows of them")
 
         def step(tokens, layer):
-            block, drop = layer
-            tokens, weights = block(tokens, dataset_index, drop)
+            block, drop, shift = layer
+            tokens, weights = block(tokens, dataset_index, drop, shift)
             return tokens, (tokens if inside else None, weights if output_attentions else None)
 
         # The decoder reads the last of out_indices: blocks after it run only for those who look inside.
@@ -279,7 +287,7 @@ class Backbone(nnx.Module):
         if drop_path:
             rates = jnp.linspace(0, drop_path, config.num_layers)
             drops = rates, jax.random.split(key, (config.num_layers, 2))
-        layers = self.blocks, drops
+        layers = self.blocks, drops, None if cut is None else windows.block_shifts(cut, config.num_layers)
         if depth < config.num_layers:
             layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
         embedded = self.patch_embed(crops.astype(self.dtype))
@@ -527,6 +535,20 @@ class VitPose(nnx.Module):
         positions = np.asarray(tensors[name].astype(jnp.float32))
         tensors[name] = parameters.resize_positions(positions, self.config.grid_size, config.grid_size)
         return self._rebuild(config, tensors)
+
+    def with_windows(
+        self, window_size: tuple[int, int] | None, *, shift: bool = False, pool: bool = False
+    ) -> "VitPose":
+        """The same parameters with attention inside windows, for crops that were resized to many patches.
+
+        Heatmaps differ from those of attention among all patches: the paper fine-tunes with the windows.
+
+        Args:
+            window_size: rows and columns of patches, (8, 8) in the paper; None for attention among all.
+            shift, pool: how windows hear of each other, see windows.py; in the paper both do better than either.
+        """
+        config = self.config.replace(window_size=window_size, window_shift=shift, window_pool=pool)
+        return self._rebuild(config, parameters.flatten(self))
 
     def _rebuild(self, config: VitPoseConfig, tensors: dict[str, Array]) -> "VitPose":
         kwargs = {"dtype": self.backbone.dtype, "param_dtype": self.backbone.param_dtype}
