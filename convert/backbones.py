@@ -28,6 +28,7 @@ Tensors = dict[str, np.ndarray]
 
 _POSITIONS = "backbone.patch_embed.pos_embed"
 _PATCHES = "backbone.patch_embed.proj.kernel"
+_KNOWLEDGE_TOKEN = "backbone.knowledge_token."
 
 # layout: (a tensor that tells the layout, that of the positions, that of the patches)
 _MARKS = {
@@ -61,7 +62,8 @@ def load_backbone(source: str | Path | VitPose, config: VitPoseConfig) -> Tensor
             channels of the second layer, as in the original, unless the source has experts of those names.
 
     Returns:
-        Float32 arrays by flat name, "backbone.blocks.attention.qkv.kernel"; all that the backbone has.
+        Float32 arrays by flat name, "backbone.blocks.attention.qkv.kernel"; all that the backbone has, but for a
+        knowledge token that the source has not.
 
     Raises:
         ValueError: where the source is not found, damaged or of another kind, where it does not agree with the
@@ -81,6 +83,8 @@ def load_backbone(source: str | Path | VitPose, config: VitPoseConfig) -> Tensor
     tensors[_PATCHES] = resize_patches(tensors[_PATCHES], config.patch_size)
     tensors = _with_experts(tensors, theirs, config, where)
     expected = {name: shape for name, shape in target_shapes(config).items() if name.startswith("backbone.")}
+    if not theirs.knowledge_token:
+        expected = {name: shape for name, shape in expected.items() if not name.startswith(_KNOWLEDGE_TOKEN)}
     parameters.refuse(parameters.differences(expected, tensors), source=where)
     return tensors
 
@@ -162,6 +166,7 @@ def _config_of(layout: str, tensors: Mapping[str, LazyTensor], config: VitPoseCo
             hidden_act=hidden_act,
             experts=(),
             part_features=0,
+            knowledge_token=0,
         )
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error

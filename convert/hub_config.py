@@ -158,6 +158,8 @@ def to_hub(config: VitPoseConfig, *, param_dtype: DTypeLike) -> tuple[dict[str, 
         raise ValueError(f"mlp_ratio: a Hub checkpoint needs a whole number, got {config.mlp_ratio}")
     if config.window_size is not None:
         raise ValueError(f"transformers has no attention in windows, got window_size {config.window_size}")
+    if config.knowledge_token:
+        raise ValueError(f"transformers has no knowledge token, got one of width {config.knowledge_token}")
     (skeleton,) = config.skeletons
     labels = COCO_LABELS if skeleton == COCO else skeleton.keypoints
     activation = next(name for name, ours in ACTIVATIONS.items() if ours == config.hidden_act)

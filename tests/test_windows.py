@@ -252,3 +252,5 @@ def test_files_without_the_later_fields_are_read(tmp_path):
 def test_parameters_are_those_without_windows():
     plain, cut = (parameters.flatten(random_model(VitPoseConfig(**LARGE, **more))) for more in ({}, fields((2, 3))))
     assert {name: leaf.shape for name, leaf in plain.items()} == {name: leaf.shape for name, leaf in cut.items()}
+    model = random_model(VitPoseConfig(**LARGE, **fields((2, 3), shift=True)))
+    assert len(jax.tree.leaves(model)) == len(cut)

@@ -19,7 +19,7 @@ ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 DECODERS = ("classic", "simple")
 
 # Fields that older files do not have: there they have their defaults.
-LATER = ("window_size", "window_shift", "window_pool")
+LATER = ("window_size", "window_shift", "window_pool", "knowledge_token")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,6 +51,8 @@ class VitPoseConfig:
             (windows.py); a grid that is no multiple ends in smaller windows. None for attention among all.
         window_shift: whether every second block's windows are shifted by half of one.
         window_pool: whether every window also attends to the means of all windows.
+        knowledge_token: width of a token that a teacher has learnt and that is appended to the patches'
+            (training/distill.py); 0 for none. Not with windows.
 
     Raises:
         ValueError: where fields contradict each other, naming the field, what was expected and what came.
@@ -78,6 +80,7 @@ class VitPoseConfig:
     window_size: tuple[int, int] | None = None
     window_shift: bool = False
     window_pool: bool = False
+    knowledge_token: int = 0
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "out_indices", "window_size"):
@@ -136,6 +139,10 @@ class VitPoseConfig:
             yield f"skeletons: expected names among the distinct experts {self.experts}, got {names}"
         if len(self.image_mean) != self.num_channels or len(self.image_std) != self.num_channels:
             yield f"image_mean, image_std: expected {self.num_channels} numbers each"
+        if not isinstance(self.knowledge_token, int) or self.knowledge_token < 0:
+            yield f"knowledge_token: expected its width, or 0 for none, got {self.knowledge_token!r}"
+        if self.knowledge_token and self.window_size is not None:
+            yield f"knowledge_token: expected none with a window_size, got width {self.knowledge_token}"
         for name in ("window_shift", "window_pool"):
             if getattr(self, name) and self.window_size is None:
                 yield f"{name}: expected a window_size with it, got none"

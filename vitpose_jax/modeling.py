@@ -199,14 +199,36 @@ class BackboneOutput(NamedTuple):
     Attributes:
         tokens: (n, tokens, dim), what the decoder reads: the last of `out_indices`, normalised.
         hidden_states: (1 + depth, n, tokens, dim), the embedding and every block's output, not normalised.
-        attentions: (depth, n, heads, tokens, tokens), every block's attention weights.
+        attentions: (depth, n, heads, tokens, tokens), every block's attention weights; a knowledge token is the
+            last of the tokens here, and in the other parts left out.
         feature_maps: for each block asked for, its output, normalised, as (n, rows, columns, dim).
     """
 
     tokens: Float[Array, "n tokens dim"]
     hidden_states: Float[Array, "states n tokens dim"] | None = None
-    attentions: Float[Array, "depth n heads tokens tokens"] | None = None
+    attentions: Float[Array, "depth n heads all_tokens all_tokens"] | None = None
     feature_maps: tuple[Float[Array, "n rows columns dim"], ...] = ()
+
+
+class KnowledgeToken(nnx.Module):
+    """Appends one token to those of the patches: what a teacher has learnt, for a student (training/distill.py).
+
+    It is stored in the teacher's width. Where that is not the model's, a linear layer brings it there.
+    """
+
+    def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
+        init = nnx.initializers.truncated_normal(config.initializer_range)
+        width, dim = config.knowledge_token, config.hidden_size
+        self.token = nnx.Param(init(rngs.params(), (width,), param_dtype))
+        self.fits = width == dim
+        if not self.fits:
+            self.proj = nnx.Linear(width, dim, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
+        self.dtype = dtype
+
+    def __call__(self, tokens: Float[Array, "n tokens dim"]) -> Float[Array, "n tokens+1 dim"]:
+        token = self.token[...].astype(self.dtype)
+        token = token if self.fits else self.proj(token)
+        return jnp.concatenate([tokens, jnp.broadcast_to(token, (len(tokens), 1, len(token)))], axis=1)
 
 
 class Backbone(nnx.Module):
@@ -222,6 +244,8 @@ class Backbone(nnx.Module):
     ):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype}
         self.patch_embed = PatchEmbed(config, **kwargs, rngs=rngs)
+        if config.knowledge_token:
+            self.knowledge_token = KnowledgeToken(config, **kwargs, rngs=rngs)
         self.blocks = nnx.vmap(lambda rngs: Block(config, **kwargs, rngs=rngs))(rngs.split(config.num_layers))
         self.norm = _layer_norm(config, dtype=dtype, rngs=rngs)
         self.config = config
@@ -291,12 +315,14 @@ class Backbone(nnx.Module):
         if depth < config.num_layers:
             layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
         embedded = self.patch_embed(crops.astype(self.dtype))
+        if config.knowledge_token:
+            embedded = self.knowledge_token(embedded)
         # In a loop the compiler cannot merge the second computation with the first: no barrier is needed.
         step = jax.checkpoint(step, prevent_cse=False) if remat else step
         tokens, (states, attentions) = jax.lax.scan(step, embedded, layers)
         if not inside:
-            return BackboneOutput(tokens=self.norm(tokens))
-        states = jnp.concatenate([embedded[None], states])
+            return BackboneOutput(tokens=self.norm(_patches(tokens, config)))
+        states = _patches(jnp.concatenate([embedded[None], states]), config)
         shape = (len(crops), *config.grid_size, config.hidden_size)
         return BackboneOutput(
             tokens=self.norm(states[last]),
@@ -304,6 +330,10 @@ class Backbone(nnx.Module):
             attentions=attentions,
             feature_maps=tuple(self.norm(states[index]).reshape(shape) for index in feature_blocks),
         )
+
+
+def _patches(tokens: Float[Array, "*n tokens dim"], config: VitPoseConfig) -> Float[Array, "*n patches dim"]:
+    return tokens[..., : config.num_patches, :] if config.knowledge_token else tokens
 
 
 class Deconv(nnx.Module):

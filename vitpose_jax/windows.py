@@ -12,8 +12,8 @@ None of this has parameters. What a shift moves over one border comes back at th
 as is what fills up the last windows: so all blocks have the same shapes and are scanned over.
 """
 
+import dataclasses
 import math
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,8 @@ from vitpose_jax.config import VitPoseConfig
 Shift = Int[Array, "2"]
 
 
-class Windows(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Windows:
     """How a grid is cut.
 
     Attributes:

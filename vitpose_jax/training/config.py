@@ -112,6 +112,22 @@ class LogConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """Learning from a trained model, see distill.py; `teacher`, `token` or both.
+
+    Attributes:
+        teacher: whose heatmaps are to be met: whatever `from_pretrained` reads.
+        weight: of their mean squared difference in the loss.
+        token: a model that has learnt a knowledge token; it is taken over and stays as it is. `model.knowledge_token`
+            is its width.
+    """
+
+    teacher: str | None = None
+    weight: float = 1.0
+    token: str | None = None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """A training.
 
@@ -127,6 +143,7 @@ class TrainConfig:
         optim: fields of `OptimConfig`; the others are those of the preset of the model.
         augmentation: fields of `Augmentation`.
         loss: "mse", or "ohkm" for the worst 8 keypoints of each person.
+        distillation: from which trained models it learns besides; None for none.
         sigma: of the targets in heatmap pixels; None for 2 at 64 rows, and so in proportion.
         precision: in which the network computes; parameters are float32.
         remat: less memory for a third more computation.
@@ -149,6 +166,7 @@ class TrainConfig:
     optim: dict[str, Any] = dataclasses.field(default_factory=dict)
     augmentation: dict[str, Any] = dataclasses.field(default_factory=dict)
     loss: Literal["mse", "ohkm"] = "mse"
+    distillation: DistillationConfig | None = None
     sigma: float | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
@@ -173,6 +191,12 @@ class TrainConfig:
                     raise ValueError(f"{name}: expected one of every_epochs and every_steps, got both")
                 _positive(f"{name}.every_epochs", part.every_epochs)
                 _positive(f"{name}.every_steps", part.every_steps)
+        if self.distillation is not None:
+            if self.distillation.teacher is None and self.distillation.token is None:
+                raise ValueError("distillation: expected a teacher, a token or both, got none")
+            _positive("distillation.weight", self.distillation.weight)
+            if self.distillation.token is not None and not self.vitpose.knowledge_token:
+                raise ValueError("distillation.token: expected its width as model.knowledge_token, got none")
         if self.seed < 0:
             raise ValueError(f"seed: expected 0 or more, got {self.seed}")
         if not self.data:
@@ -234,6 +258,8 @@ class TrainConfig:
         hints = typing.get_type_hints(OptimConfig)
         _known(self.optim, [name for name in hints if name != "total_steps"], "optim.")
         changes = {name: _convert(value, hints[name], f"optim.{name}") for name, value in self.optim.items()}
+        if self.distillation is not None and self.distillation.token is not None:
+            changes["frozen"] = (*changes.get("frozen", ()), "knowledge_token")
         if self.model.get("preset") in PRESETS:
             return OptimConfig.preset(self.model["preset"], total_steps=total_steps, **changes)
         return OptimConfig(total_steps=total_steps, **changes)

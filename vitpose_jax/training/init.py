@@ -13,6 +13,9 @@ from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.convert.backbones import load_backbone, load_vitpose
 from vitpose_jax.modeling import VitPose, abstract_vitpose
 
+# What a source need not have.
+NEW = ("heads.", "backbone.knowledge_token.")
+
 
 def initialize(
     config: VitPoseConfig,
@@ -24,11 +27,13 @@ def initialize(
 ) -> VitPose:
     """A model to train: the backbone of a source, and heads that are new or, where they fit, a ViTPose's.
 
+    A knowledge token is new where the source has none.
+
     Args:
-        config: of the model to be; crops, patches, experts and skeletons may differ from the source's.
+        config: of the model to be; crops, patches, windows, experts and skeletons may differ from the source's.
         source: of the backbone, as of `load_backbone`: MAE, DINOv2, or another ViTPose, whose heads are taken
             over for the data sets that have the same name and keypoints here, with the same decoder.
-        rngs: for the new heads, N(0, 0.001).
+        rngs: for what is new; heads are N(0, 0.001).
         dtype, param_dtype: in which the model computes, and in which it stores its parameters.
 
     Raises:
@@ -37,11 +42,11 @@ def initialize(
     given = source if isinstance(source, VitPose) else load_vitpose(source)
 
     @jax.jit
-    def fresh_heads(key: Key[Array, ""]) -> dict[str, Array]:
+    def fresh(key: Key[Array, ""]) -> dict[str, Array]:
         model = VitPose(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(key))
-        return {name: leaf for name, leaf in parameters.flatten(model).items() if name.startswith("heads.")}
+        return {name: leaf for name, leaf in parameters.flatten(model).items() if name.startswith(NEW)}
 
-    tensors = fresh_heads(rngs.params())
+    tensors = fresh(rngs.params())
     tensors |= load_backbone(source if given is None else given, config)
     if given is not None and given.config.decoder == config.decoder:
         known = {(skeleton.name, skeleton.keypoints) for skeleton in given.config.skeletons}

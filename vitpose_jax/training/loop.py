@@ -26,8 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from vitpose_jax import checkpoint, convert, parameters
+from vitpose_jax import checkpoint, convert, from_pretrained, parameters
+from vitpose_jax.convert.hub_config import to_hub
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.datasets import Dataset, read_dataset
 from vitpose_jax.evaluation.runner import evaluate
@@ -37,6 +39,7 @@ from vitpose_jax.modeling import VitPose, abstract_vitpose
 from vitpose_jax.training.checkpoints import Checkpoints
 from vitpose_jax.training.config import TrainConfig, changed
 from vitpose_jax.training.data import Loader, make_loader
+from vitpose_jax.training.distill import Teacher, make_teacher, with_token
 from vitpose_jax.training.init import initialize
 from vitpose_jax.training.people import PersonSource
 from vitpose_jax.training.reports import METRICS, Log, cut
@@ -100,6 +103,7 @@ def fit(config: TrainConfig, *, resume: bool = False, progress: bool = False) ->
         )
 
     with contextlib.ExitStack() as stack:
+        teacher = _teacher(config, mesh)
         measured = _measured(config)
         loader = stack.enter_context(contextlib.closing(_loader(config)))
         per_epoch = max(1, loader.steps_per_epoch // accumulate)
@@ -119,6 +123,7 @@ def fit(config: TrainConfig, *, resume: bool = False, progress: bool = False) ->
             sigma=config.sigma,
             remat=config.remat,
             mesh=mesh,
+            teacher=teacher,
         )
         checkpoints = stack.enter_context(Checkpoints(output / CHECKPOINTS))
         best: dict[str, float] | None = None
@@ -192,7 +197,10 @@ def fit(config: TrainConfig, *, resume: bool = False, progress: bool = False) ->
 
 
 def _prepare(config: TrainConfig, output: pathlib.Path, *, resume: bool) -> None:
-    """See that the output folder is free, or holds the training to go on with."""
+    """See that the output folder is free, or holds the training to go on with; and that all of it can be written."""
+    if config.huggingface:
+        # Now, and not when the best model has been found.
+        to_hub(config.vitpose, param_dtype=jnp.float32)
     held = output / CONFIG
     if not held.exists():
         return
@@ -255,8 +263,19 @@ def _model(config: TrainConfig) -> VitPose:
     options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "param_dtype": jnp.float32}
     rngs = nnx.Rngs(config.seed)
     if config.init is None:
-        return VitPose(config.vitpose, **options, rngs=rngs)
-    return initialize(config.vitpose, config.init, **options, rngs=rngs)
+        model = VitPose(config.vitpose, **options, rngs=rngs)
+    else:
+        model = initialize(config.vitpose, config.init, **options, rngs=rngs)
+    asked = config.distillation
+    return model if asked is None or asked.token is None else with_token(model, asked.token)
+
+
+def _teacher(config: TrainConfig, mesh: Mesh | None) -> Teacher | None:
+    asked = config.distillation
+    if asked is None or asked.teacher is None:
+        return None
+    model = from_pretrained(asked.teacher, dtype=jnp.dtype(config.precision))
+    return make_teacher(model, config.vitpose, weight=asked.weight, mesh=mesh, source=asked.teacher)
 
 
 def _every(part: Any, per_epoch: int, *, default: int) -> int:

@@ -3,7 +3,7 @@
 Parameters to be trained are a dict from flat name to array, and so are gradients and the optimiser's moments:
 names decide what is frozen, decayed, scaled and sharded (`rules.match_rules`). A training step is
 
-    model = nnx.view(model, use_running_average=False, raise_if_not_found=False)
+    model = training_view(model, optim_config.frozen)
     graphdef, trained, rest = split(model, optim_config.frozen)
     optimizer = make_optimizer(optim_config, model.config)
     state = optimizer.init(trained)
@@ -44,15 +44,18 @@ Tensors = dict[str, Array]
 
 SCHEDULES = ("step", "cosine")
 
-# What the paper freezes, besides patterns of one's own.
+# What the paper freezes, besides patterns of one's own. The last two are for distillation: a student keeps the token
+# it was given; a teacher learns one and nothing else.
 FROZEN = {
     "attention": r"backbone\.blocks\.(attention|norm1)\..+",
     "ffn": r"backbone\.(patch_embed|blocks\.(mlp|norm2))\..+",
     "backbone": r"backbone\..+",
+    "knowledge_token": r"backbone\.knowledge_token\.token",
+    "all_but_knowledge_token": r"(?!backbone\.knowledge_token\.token$).+",
 }
 
 # No decay for what is one-dimensional in the original; the blocks' are stacked here and have one axis more.
-WEIGHT_DECAY = ((r".+[._]bias|.+\.scale|.+\.pos_embed", False), (r".+[._]kernel", True))
+WEIGHT_DECAY = ((r".+[._]bias|.+\.scale|.+\.pos_embed|.+\.token", False), (r".+[._]kernel", True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,8 @@ class OptimConfig:
         milestones: where "step" goes down: whole numbers are steps, fractions are of `total_steps`.
         accumulate: gradients averaged for one update.
         frozen: what is not trained: "attention" (with its norm), "ffn" (with its norm and the embedding, as
-            the original freezes it), "backbone", or regular expressions that match whole flat names.
+            the original freezes it), "backbone", "knowledge_token", "all_but_knowledge_token", or regular
+            expressions that match whole flat names. BatchNorm whose scale is frozen predicts, and is not changed.
         drop_path: stochastic depth, for the call of the model.
         ema_decay: of the exponential moving average of the parameters (`update_ema`); None for no average.
 
@@ -173,11 +177,11 @@ def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.Gradien
         ValueError: where `frozen` matches nothing or everything; and its `init`, for parameters other than
             those to be trained, all of them listed.
     """
-    shapes = parameter_shapes(vitpose)
-    shapes = {name: shapes[name] for name, kept in trainable(config.frozen, shapes).items() if kept}
+    all_shapes = parameter_shapes(vitpose)
+    shapes = {name: all_shapes[name] for name, kept in trainable(config.frozen, all_shapes).items() if kept}
     all_scales = layer_scales(vitpose, config.layer_decay)
     scales = {name: np.reshape(all_scales[name], (-1,) + (1,) * (len(shapes[name]) - 1)) for name in shapes}
-    decays = {name: config.weight_decay * decayed for name, decayed in match_rules(WEIGHT_DECAY, shapes).items()}
+    decays = {name: config.weight_decay * decayed for name, decayed in match_rules(WEIGHT_DECAY, all_shapes).items()}
 
     def decay_and_scale(updates: Tensors, trained: Tensors) -> Tensors:
         return {name: (updates[name] + decays[name] * trained[name]) * scales[name] for name in updates}
@@ -226,13 +230,14 @@ def layer_scales(config: VitPoseConfig, decay: float) -> dict[str, Float[np.ndar
 
     Returns:
         By flat name: decay^(depth + 1) for the embedding, decay^(depth - i) for block i, from 0, and 1 for the
-        last norm and the heads. Parameters of the blocks have depth numbers, for their leading axis; others one.
+        last norm, the heads and a knowledge token. Parameters of the blocks have depth numbers, for their leading
+        axis; others one.
     """
     depth = config.num_layers
     rules = (
         (r"backbone\.patch_embed\..+", decay ** np.array([depth + 1.0])),
         (r"backbone\.blocks\..+", decay ** np.arange(depth, 0.0, -1.0)),
-        (r"backbone\.norm\..+|heads\..+", np.ones(1)),
+        (r"backbone\.(norm|knowledge_token)\..+|heads\..+", np.ones(1)),
     )
     return match_rules([(pattern, scale.astype(np.float32)) for pattern, scale in rules], parameter_shapes(config))
 
@@ -258,6 +263,25 @@ def parameter_shapes(config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a model's parameters by flat name, without BatchNorm's running statistics."""
     flat = nnx.to_flat_state(nnx.state(abstract_vitpose(config), nnx.Param))
     return dict(sorted((".".join(map(str, path)), tuple(variable.get_value().shape)) for path, variable in flat))
+
+
+def training_view(model: VitPose, frozen: Sequence[str] = ()) -> VitPose:
+    """The model set to train: BatchNorm uses the batch and counts it, but where its scale is frozen.
+
+    Args:
+        model: its arrays are shared.
+        frozen: as of `OptimConfig`.
+
+    Raises:
+        ValueError: as `trainable`.
+    """
+    kept = trainable(frozen, parameter_shapes(model.config))
+    return nnx.view(
+        model,
+        only=lambda path, _: kept.get(".".join(map(str, (*path, "scale"))), False),
+        use_running_average=False,
+        raise_if_not_found=False,
+    )
 
 
 def split(model: VitPose, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef, Tensors, Tensors]:

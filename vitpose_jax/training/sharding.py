@@ -22,7 +22,7 @@ Tree = TypeVar("Tree")
 
 # The first axis that may be shared out; None for none. Blocks are scanned over along their axis 0.
 FSDP = (
-    (r".+[._]bias|.+\.scale|.+\.mean|.+\.var", None),
+    (r".+[._]bias|.+\.scale|.+\.mean|.+\.var|.+\.token", None),
     (r"backbone\.blocks\..+", 1),
     (r".+", 0),
 )
@@ -126,6 +126,13 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     batch = batch._replace(pixels=pixels, shapes=batch.shapes + starts)
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+
+def put_parameters(tensors: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
+    """Parameters by flat name on the devices of a mesh, as those of a state lie there."""
+    tensors = {name: np.asarray(leaf) for name, leaf in tensors.items()}
+    specs = parameter_specs({name: leaf.shape for name, leaf in tensors.items()}, mesh.shape["fsdp"])
+    return {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in tensors.items()}
 
 
 def to_host(tree: Tree) -> Tree:

@@ -4,6 +4,7 @@
       augment_crops         crops and keypoints in them, varied at random
       gaussian_heatmaps     targets and their weights
       VitPose               heatmaps, in the model's dtype; parameters stay float32
+      Teacher               its heatmaps of the same crops, where one is learnt from (distill.py)
       loss, gradients
       make_optimizer        clipping, Adam, decay, learning rates
       update_ema            the average of the parameters, where it is kept
@@ -27,6 +28,7 @@ from vitpose_jax.modeling import VitPose
 from vitpose_jax.preprocess import Border
 from vitpose_jax.training.augment import Augmentation, augment_crops
 from vitpose_jax.training.data import TrainingBatch
+from vitpose_jax.training.distill import Teacher
 from vitpose_jax.training.losses import heatmap_pck, joints_mse, joints_mse_by_dataset, online_hard_keypoints
 from vitpose_jax.training.optim import (
     OptimConfig,
@@ -36,6 +38,7 @@ from vitpose_jax.training.optim import (
     make_optimizer,
     merge,
     split,
+    training_view,
     update_ema,
 )
 from vitpose_jax.training.sharding import batch_sharding, replicated, state_sharding
@@ -82,7 +85,7 @@ def init_state(
     Raises:
         ValueError: as `split` and `make_optimizer`, for what is frozen.
     """
-    model = nnx.view(model, use_running_average=False, raise_if_not_found=False)
+    model = training_view(model, optim_config.frozen)
     graphdef, trained, rest = split(model, optim_config.frozen)
     optimizer = make_optimizer(optim_config, model.config)
 
@@ -113,6 +116,7 @@ def make_train_step(
     remat: bool = False,
     border: Border = "opencv",
     mesh: Mesh | None = None,
+    teacher: Teacher | None = None,
 ) -> TrainStep:
     """The compiled step.
 
@@ -126,11 +130,14 @@ def make_train_step(
         remat: compute the blocks again for the gradient instead of keeping what they made.
         border: what lies outside an image, see preprocess.py.
         mesh: of the state and the batches (`sharding.put_batch`); None for one device.
+        teacher: a model to learn from, too; from `make_teacher`, on the same mesh.
 
     Returns:
         A function of the state, which is used up; a batch; and a key, the same for all steps. It gives the new state
         and the metrics: "loss", "accuracy" (`heatmap_pck`), "gradient_norm" before clipping, "learning_rate"; with
-        several heads also "loss/coco", "accuracy/coco" and so on: these losses add up to the whole.
+        several heads also "loss/coco", "accuracy/coco" and so on: these losses add up to the whole. With a teacher
+        "distillation", the mean squared difference from its heatmaps: all keypoints count, labelled or not; and
+        "loss" has weight x that added.
 
     Raises:
         ValueError: for an unknown loss, or "ohkm" with several heads.
@@ -174,7 +181,7 @@ def make_train_step(
         )
         return crops, targets, counted * labels
 
-    def objective(trained, rest, crops, targets, weights, dataset_index, key):
+    def objective(trained, rest, crops, targets, weights, dataset_index, taught, key):
         model = merge(graphdef, trained, rest)
         index = dataset_index if len(heads) > 1 else model_config.dataset_index()
         heatmaps = model(crops, index, drop_path=optim_config.drop_path, key=key, remat=remat)
@@ -188,15 +195,26 @@ def make_train_step(
                 metrics |= {f"loss/{name}": losses[index], f"accuracy/{name}": heatmap_pck(heatmaps, targets, mine)}
         else:
             value = (joints_mse if loss == "mse" else online_hard_keypoints)(heatmaps, targets, weights)
+        if taught is not None:
+            everything = jnp.ones_like(weights)
+            if len(heads) > 1:
+                losses = joints_mse_by_dataset(heatmaps, taught, everything, dataset_index, num_keypoints)
+                metrics["distillation"] = jnp.sum(losses)
+            else:
+                metrics["distillation"] = joints_mse(heatmaps, taught, everything)
+            value += teacher.weight * metrics["distillation"]
         return value, (rest | batch_stats(model), metrics)
 
-    def train_step(state: TrainState, batch: TrainingBatch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: TrainingBatch, key: PRNGKeyArray, teachers: Tensors | None = None
+    ) -> tuple[TrainState, Metrics]:
         augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step))
         crops, targets, weights = crops_and_targets(batch, augment_key)
         if mesh is not None:
             crops = jax.lax.with_sharding_constraint(crops, batch_sharding(mesh))
+        taught = None if teacher is None else teacher.heatmaps(teachers, crops, batch.dataset_index)
         (value, (rest, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.trained, state.rest, crops, targets, weights, batch.dataset_index, drop_key
+            state.trained, state.rest, crops, targets, weights, batch.dataset_index, taught, drop_key
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
@@ -213,8 +231,11 @@ def make_train_step(
         }
         return TrainState(state.step + 1, trained, rest, opt_state, ema), metrics
 
+    # The teacher's parameters are an argument: as constants they would be compiled in.
+    teachers = () if teacher is None else (teacher.tensors,)
     if mesh is None:
-        return jax.jit(train_step, donate_argnums=0)
+        step = jax.jit(train_step, donate_argnums=0)
+        return step if teacher is None else lambda *arguments: step(*arguments, *teachers)
     compiled: list[TrainStep] = []
 
     def run(state: TrainState, batch: TrainingBatch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
@@ -222,6 +243,6 @@ def make_train_step(
             # The new state lies as the old one did.
             layout = jax.tree.map(lambda leaf: leaf.sharding, state)
             compiled.append(jax.jit(train_step, donate_argnums=0, out_shardings=(layout, replicated(mesh))))
-        return compiled[0](state, batch, key)
+        return compiled[0](state, batch, key, *teachers)
 
     return run
