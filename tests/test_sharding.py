@@ -27,13 +27,14 @@ TESTS = os.path.dirname(__file__)
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 ON_EIGHT = """
-import json, sys
+import dataclasses, json, sys
 import jax, numpy as np
 jax.config.update("jax_default_matmul_precision", "highest")
 from test_modeling import random_model
 from test_step import random_batch
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.training.augment import Augmentation
+from vitpose_jax.training.distill import make_teacher
 from vitpose_jax.training.optim import OptimConfig
 from vitpose_jax.training.sharding import make_mesh, put_batch, to_host
 from vitpose_jax.training.step import init_state, make_train_step
@@ -41,11 +42,19 @@ from vitpose_jax.training.step import init_state, make_train_step
 assert len(jax.devices()) == 8
 config = VitPoseConfig(image_size=(32, 32), hidden_size=24, num_layers=2, num_heads=2, mlp_ratio=2)
 settings = OptimConfig(total_steps=9, warmup_steps=0, drop_path=0.2, ema_decay=0.5, eps=1e-6)
+given = teacher = None
+if sys.argv[2] == "taught":
+    given = random_model(config.replace(hidden_size=32, num_layers=1), seed=1)
+    config = config.replace(knowledge_token=32)
+    settings = dataclasses.replace(settings, frozen=("knowledge_token",))
 found = {}
 for name, shape in json.loads(sys.argv[1]).items():
     mesh = None if shape is None else make_mesh(*shape)
+    if given is not None:
+        teacher = make_teacher(given, config, weight=2.0, mesh=mesh)
     graphdef, optimizer, state = init_state(random_model(config), settings, mesh)
-    step = make_train_step(config, graphdef, optimizer, optim_config=settings, augmentation=Augmentation(), mesh=mesh)
+    options = {"optim_config": settings, "augmentation": Augmentation(), "mesh": mesh, "teacher": teacher}
+    step = make_train_step(config, graphdef, optimizer, **options)
     losses = []
     for number in range(3):
         batch = random_batch(config, ["coco"] * 8, seed=number)
@@ -54,15 +63,18 @@ for name, shape in json.loads(sys.argv[1]).items():
     kernel = state.trained["backbone.blocks.mlp.fc1.kernel"]
     moment = next(leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape)
     parts = [list(leaf.addressable_shards[0].data.shape) for leaf in (kernel, moment, state.ema["backbone.norm.scale"])]
+    if teacher is not None:
+        leaf = teacher.tensors["backbone.blocks.mlp.fc1.kernel"]
+        parts.append(list(leaf.addressable_shards[0].data.shape))
     sums = {key: float(np.sum(np.abs(leaf))) for key, leaf in to_host(state.ema | state.rest).items()}
     found[name] = {"losses": losses, "parts": parts, "sums": sums}
 print(json.dumps(found))
 """
 
 
-def on_eight_devices(meshes: dict[str, list[int] | None]) -> dict:
+def on_eight_devices(meshes: dict[str, list[int] | None], kind: str = "plain") -> dict:
     environment = {**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": TESTS}
-    command = [sys.executable, "-c", ON_EIGHT, json.dumps(meshes)]
+    command = [sys.executable, "-c", ON_EIGHT, json.dumps(meshes), kind]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -80,6 +92,14 @@ def test_eight_devices_train_as_one():
     found = on_eight_devices({"one": None, "both": [2, 4]})
     assert_as_on_one(found, "both")
     assert found["both"]["parts"] == [[2, 24, 12], [2, 24, 12], [24]]
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_from_a_teacher_as_one():
+    """With a frozen token of its; the teacher is laid out as a state is."""
+    found = on_eight_devices({"one": None, "both": [2, 4]}, "taught")
+    assert_as_on_one(found, "both")
+    assert found["both"]["parts"] == [[2, 24, 12], [2, 24, 12], [24], [1, 32, 16]]
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ expert of the crop's data set (`MoeMlp`); and it has one decoder for each data s
 
 Arrays are channels last. The blocks are one `Block` whose parameters carry a leading axis of length depth,
 scanned over: that compiles, dispatches and runs fastest (benchmarks/README.md has the figures).
+For large crops attention can be cut into windows (windows.py).
 `dtype` computes and `param_dtype` stores. Softmax, and the statistics and parameters of norms, are float32
 whatever the two say.
 
@@ -575,7 +576,7 @@ class VitPose(nnx.Module):
 
         Args:
             window_size: rows and columns of patches, (8, 8) in the paper; None for attention among all.
-            shift, pool: how windows hear of each other, see windows.py; in the paper both do better than either.
+            shift, pool: how windows hear of each other, see windows.py; the paper combines them.
         """
         config = self.config.replace(window_size=window_size, window_shift=shift, window_pool=pool)
         return self._rebuild(config, parameters.flatten(self))
