@@ -89,6 +89,7 @@ def test_the_python_runs(tmp_path, monkeypatch):
     assert namespace["second"].shape == (2, 16, 12, 12)
 
 
+@pytest.mark.slow
 def test_windows_learn(people, trained, tmp_path):
     config = shrunk("Windows", 0, people, tmp_path / "output", init=str(trained), model={"window_size": [2, 2]})
     assert config.vitpose.window_shift and config.vitpose.window_pool
@@ -132,6 +133,7 @@ def test_a_student_nears_its_teacher(people, trained, tmp_path):
     assert not any("teacher" in name for name in tensors(result.model))
 
 
+@pytest.mark.slow
 def test_a_token_goes_from_teacher_to_student(people, trained, tmp_path):
     """And a training that is interrupted ends as any other."""
     # A teacher of large random weights: what it attends to decides much of what it says.
