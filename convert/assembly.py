@@ -9,7 +9,8 @@ one target tensor is held besides the model.
 import functools
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -25,9 +26,11 @@ from .transforms import to_flax, to_torch
 
 # (source name, index into the target, transform)
 Piece = tuple[str, tuple, str]
+Plan = dict[str, list[Piece]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
-def plan(layout: str, config: VitPoseConfig) -> dict[str, list[Piece]]:
+def plan(layout: str, config: VitPoseConfig) -> Plan:
     """For each target tensor of a model, the source tensors it is made of.
 
     Args:
@@ -37,11 +40,24 @@ def plan(layout: str, config: VitPoseConfig) -> dict[str, list[Piece]]:
     Raises:
         ValueError: for a model that the layout has no place for, such as a second head in "huggingface".
     """
-    shapes = held_shapes(layout, config)
-    pieces: dict[str, list[Piece]] = {name: [] for name in shapes}
-    for source, target, transform in RULES[layout]:
-        name, _, fields = target.rstrip("]").partition("[")
-        name = _with_head_name(name, config)
+    rules = ((source, _with_head_name(target, config), transform) for source, target, transform in RULES[layout])
+    return follow(rules, held_shapes(layout, config), layout=layout)
+
+
+def follow(rules: Iterable[tuple[str, str | None, str]], shapes: Shapes, *, layout: str) -> Plan:
+    """For each target tensor the source tensors it is made of, by rules as in `rules.py`.
+
+    Args:
+        rules: those whose target is not among the shapes do not apply.
+        shapes: of the target tensors.
+        layout: for the error.
+
+    Raises:
+        ValueError: where no rule leads to a tensor.
+    """
+    pieces: Plan = {name: [] for name in shapes}
+    for source, target, transform in rules:
+        name, _, fields = (target or "").rstrip("]").partition("[")
         if name not in shapes:
             continue
         fields = fields.split(", ") if fields else []
@@ -77,12 +93,16 @@ def held_shapes(layout: str, config: VitPoseConfig) -> dict[str, tuple[int, ...]
 
 def source_shapes(layout: str, config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor that a checkpoint must hold, by its name there."""
+    return shapes_at_source(plan(layout, config), held_shapes(layout, config))
+
+
+def shapes_at_source(pieces: Plan, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """The shape of every source tensor of a plan, by its name, given those of the targets."""
     result = {}
-    shapes = held_shapes(layout, config)
-    for name, pieces in plan(layout, config).items():
+    for name, parts in pieces.items():
         # All elements are one and the same: an array of any shape that needs no memory.
         stand_in = np.broadcast_to(np.float32(0), shapes[name])
-        result |= {source: to_torch(transform, stand_in[index]).shape for source, index, transform in pieces}
+        result |= {source: to_torch(transform, stand_in[index]).shape for source, index, transform in parts}
     return result
 
 
@@ -106,11 +126,20 @@ def check(layout: str, config: VitPoseConfig, tensors: Mapping[str, LazyTensor],
     """
     unused = ignored(layout, config, tensors)
     used = {name: tensor for name, tensor in tensors.items() if name not in unused}
-    expected = source_shapes(layout, config)
-    problems = list(parameters.differences(expected, used))
+    compare(source_shapes(layout, config), used, source=source)
+
+
+def compare(expected: Shapes, tensors: Mapping[str, LazyTensor], *, source: str) -> None:
+    """Refuse tensors that are not just those expected, all problems at once.
+
+    Raises:
+        ValueError: listing every tensor that is missing, unexpected, of another shape or not of floating-point
+            numbers.
+    """
+    problems = list(parameters.differences(expected, tensors))
     problems += [
         f"{name}: expected floating-point numbers, got {tensor.dtype}"
-        for name, tensor in used.items()
+        for name, tensor in tensors.items()
         if name in expected and not jnp.issubdtype(tensor.dtype, jnp.floating)
     ]
     parameters.refuse(problems, source=source)
@@ -150,11 +179,15 @@ def assemble(
         ValueError: as `check`.
     """
     check(layout, config, tensors, source=source)
-    shapes = held_shapes(layout, config)
+    return gather(plan(layout, config), held_shapes(layout, config), tensors)
+
+
+def gather(pieces: Plan, shapes: Shapes, tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """The target tensors of a plan. Read when they are asked for."""
     targets = {}
-    for name, pieces in plan(layout, config).items():
-        stored = functools.reduce(np.promote_types, (tensors[piece[0]].dtype for piece in pieces))
-        read = functools.partial(_assemble, shapes[name], stored, pieces, tensors)
+    for name, parts in pieces.items():
+        stored = functools.reduce(np.promote_types, (tensors[piece[0]].dtype for piece in parts))
+        read = functools.partial(_assemble, shapes[name], stored, parts, tensors)
         targets[name] = LazyTensor(shapes[name], stored, read)
     return targets
 
@@ -168,11 +201,15 @@ def to_torch_tensors(layout: str, model: VitPose) -> dict[str, np.ndarray]:
     Raises:
         ValueError: as `plan`.
     """
+    return scatter(plan(layout, model.config), parameters.flatten(model), dtype=model.backbone.param_dtype)
+
+
+def scatter(pieces: Plan, leaves: Mapping[str, Any], *, dtype: DTypeLike) -> dict[str, np.ndarray]:
+    """The source tensors of a plan, given the targets: the inverse of `gather`, with BatchNorm's counters as 0."""
     result = {}
-    leaves = parameters.flatten(model)
-    for name, pieces in plan(layout, model.config).items():
-        target = np.asarray(leaves[name]).astype(model.backbone.param_dtype, copy=False)
-        for source, index, transform in pieces:
+    for name, parts in pieces.items():
+        target = np.asarray(leaves[name]).astype(dtype, copy=False)
+        for source, index, transform in parts:
             result[source] = np.asarray(to_torch(transform, target[index]), order="C")
     counters = [name.removesuffix("running_var") for name in result if name.endswith("running_var")]
     return result | {f"{prefix}num_batches_tracked": np.zeros((), np.int64) for prefix in counters}
@@ -187,10 +224,10 @@ def _assemble(
     return result
 
 
-def _with_head_name(name: str, config: VitPoseConfig) -> str | None:
+def _with_head_name(target: str, config: VitPoseConfig) -> str | None:
     # "heads.1.conv.kernel" -> "heads.aic.conv.kernel"; None where the model has no head 1
-    numbered = re.fullmatch(r"heads\.(\d+)\.(.+)", name)
+    numbered = re.fullmatch(r"heads\.(\d+)\.(.+)", target)
     if numbered is None:
-        return name
+        return target
     number = int(numbered[1])
     return f"heads.{config.skeletons[number].name}.{numbered[2]}" if number < len(config.skeletons) else None

@@ -5,7 +5,7 @@ an error: it may change what the network computes.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -126,8 +126,8 @@ def from_hub(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | None, 
             f"got {backbone.get('model_type')!r}"
         )
     try:
-        problems = [*_key_problems(values, USED, IGNORED_TOP, "")]
-        problems += _key_problems(backbone, USED_BACKBONE, IGNORED_BACKBONE, "backbone_config.")
+        problems = [*key_problems(values, USED, IGNORED_TOP, "")]
+        problems += key_problems(backbone, USED_BACKBONE, IGNORED_BACKBONE, "backbone_config.")
         problems += _preprocessor_problems(preprocessor or {})
         if str(backbone.get("hidden_act", "gelu")) not in ACTIVATIONS:
             problems.append(f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {backbone['hidden_act']!r}")
@@ -225,7 +225,7 @@ def _config(values: Mapping[str, Any], backbone: Mapping[str, Any], preprocessor
         layer_norm_eps=float(backbone.get("layer_norm_eps", 1e-12)),
         experts=_experts(values, num_experts, skeleton),
         part_features=backbone.get("part_features", 256) if num_experts > 1 else 0,
-        out_indices=_out_indices(backbone, num_layers),
+        out_indices=out_indices(backbone, num_layers),
         decoder=decoder,
         # The classic decoder enlarges by 4 whatever the key says.
         scale_factor=values.get("scale_factor", 4) if decoder == "simple" else 4,
@@ -236,11 +236,18 @@ def _config(values: Mapping[str, Any], backbone: Mapping[str, Any], preprocessor
     )
 
 
-def _key_problems(values: Mapping[str, Any], used: frozenset[str], ignored: Mapping[str, str], prefix: str):
+def key_problems(
+    values: Mapping[str, Any],
+    used: frozenset[str],
+    ignored: Mapping[str, str],
+    prefix: str,
+    fixed: Mapping[str, tuple[Any, ...]] = FIXED,
+) -> Iterator[str]:
+    """One line for every key that has not the value it must have, or is not known."""
     for key, value in values.items():
-        if key in FIXED:
-            if value not in FIXED[key]:
-                yield f"{prefix}{key}: expected {FIXED[key][-1]!r}, got {value!r}"
+        if key in fixed:
+            if value not in fixed[key]:
+                yield f"{prefix}{key}: expected {fixed[key][-1]!r}, got {value!r}"
         elif key not in used and key not in ignored:
             yield f"{prefix}{key}: unknown, and it may matter; got {value!r}"
 
@@ -256,7 +263,8 @@ def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:
     return (value, value) if isinstance(value, int) else tuple(value)
 
 
-def _out_indices(backbone: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
+def out_indices(backbone: Mapping[str, Any], num_layers: int) -> tuple[int, ...]:
+    """Which of the stages 0 ("stem") to `num_layers` the keys out_indices and out_features name; else the last."""
     stages = ["stem", *(f"stage{number}" for number in range(1, num_layers + 1))]
     indices, features = backbone.get("out_indices"), backbone.get("out_features")
     if features is not None:
@@ -289,21 +297,25 @@ def _experts(values: Mapping[str, Any], num_experts: int, skeleton: Skeleton) ->
 def _skeleton(values: Mapping[str, Any]) -> Skeleton:
     if "skeleton" in values:
         return Skeleton.from_dict(values["skeleton"])
-    if values.get("id2label") is None:
-        # transformers leaves out two labels, its default.
-        labels = tuple(f"LABEL_{index}" for index in range(values.get("num_labels", 2)))
-    else:
-        by_index = {int(index): str(label) for index, label in values["id2label"].items()}
-        if sorted(by_index) != list(range(len(by_index))):
-            raise ValueError(f"id2label: expected the indices 0 to {len(by_index) - 1}, got {sorted(by_index)}")
-        labels = tuple(by_index[index] for index in range(len(by_index)))
+    names = labels(values)
     edges = tuple((int(start), int(end)) for start, end in values.get("edges") or ())
-    if labels == COCO_LABELS:
+    if names == COCO_LABELS:
         return COCO
     for known in SKELETONS.values():
-        if labels == known.keypoints:
+        if names == known.keypoints:
             return known
     generic = tuple(f"LABEL_{index}" for index in range(COCO.num_keypoints))
-    if labels == generic and edges == COCO.edges:
+    if names == generic and edges == COCO.edges:
         return COCO
-    return Skeleton(name="custom", keypoints=labels, flip_pairs=flip_pairs_from_names(labels), edges=edges)
+    return Skeleton(name="custom", keypoints=names, flip_pairs=flip_pairs_from_names(names), edges=edges)
+
+
+def labels(values: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names of the classes that a config.json gives, in their order."""
+    if values.get("id2label") is None:
+        # transformers leaves out two labels, its default.
+        return tuple(f"LABEL_{index}" for index in range(values.get("num_labels", 2)))
+    by_index = {int(index): str(label) for index, label in values["id2label"].items()}
+    if sorted(by_index) != list(range(len(by_index))):
+        raise ValueError(f"id2label: expected the indices 0 to {len(by_index) - 1}, got {sorted(by_index)}")
+    return tuple(by_index[index] for index in range(len(by_index)))

@@ -16,3 +16,7 @@ BFLOAT16 = 5e-2
 # The same for keypoints in pixels of the image, people some 200 pixels high: the median, and nineteen of twenty.
 BFLOAT16_MEDIAN = 0.1
 BFLOAT16_MOST = 0.5
+# A detector's logits, boxes as shares of the image, and feature maps on the way: absolute.
+DETECTOR = 1e-4
+# Boxes in pixels of the image, given the same logits.
+BOXES = 1e-2

@@ -1,0 +1,235 @@
+"""DetectorConfig: everything that decides the shapes and the arithmetic of a detector, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, NamedTuple
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+SAMPLINGS = ("bilinear", "nearest")
+
+# The stem halves height and width twice; every stage but the first halves them again.
+STEM_STRIDE = 4
+# A bottleneck block computes on this part of its channels.
+BOTTLENECK_REDUCTION = 4
+
+# Fields that are positive whole numbers, and those that are positive numbers.
+COUNTS = (
+    "num_channels",
+    "embedding_size",
+    "encoder_hidden_size",
+    "encoder_layers",
+    "encoder_heads",
+    "encoder_ffn_size",
+    "hidden_size",
+    "num_queries",
+    "num_levels",
+    "num_points",
+    "decoder_layers",
+    "decoder_heads",
+    "decoder_ffn_size",
+)
+MEASURES = ("temperature", "hidden_expansion", "offset_scale", "layer_norm_eps", "batch_norm_eps", "rescale_factor")
+
+
+class BlockShape(NamedTuple):
+    """A residual block of the backbone.
+
+    Attributes:
+        features_in, features: channels that come in and go out.
+        stride: 2 where it halves height and width.
+        shortcut: "none" adds the input as it is; "project" sends it through a 1x1 convolution of that stride;
+            "pool" averages 2x2 pixels first, then projects.
+    """
+
+    features_in: int
+    features: int
+    stride: int
+    shortcut: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DetectorConfig:
+    """An RT-DETR (Zhao et al. 2023, arXiv:2304.08069) or RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
+
+    Attributes:
+        version: 1 or 2; they differ in how the decoder's sampling points are placed.
+        image_size: height and width that images are resized to; multiples of the coarsest stride.
+        num_channels: channels of an image.
+        embedding_size: channels after the stem.
+        hidden_sizes, depths: channels and number of blocks of the backbone's stages.
+        layer_type: "basic" blocks (two 3x3 convolutions) or "bottleneck".
+        hidden_act: of the stem and after each residual block.
+        downsample_in_first_stage: whether the first stage halves height and width too.
+        downsample_in_bottleneck: whether a bottleneck halves in its first convolution instead of its second.
+        out_indices: the stages (counted from 1) whose feature maps the encoder reads.
+        encoder_hidden_size: channels of the encoder.
+        encoder_layers, encoder_heads, encoder_ffn_size: of the transformer on single feature maps.
+        encoder_levels: those feature maps, as indices into `out_indices`.
+        encoder_act: inside that transformer.
+        normalize_before: LayerNorm before attention and MLP there, not after.
+        temperature: of the sines that tell positions there.
+        fusion_act: of the convolutions that fuse feature maps.
+        hidden_expansion: their inner channels, in units of `encoder_hidden_size`.
+        hidden_size: channels of the decoder.
+        num_queries: most objects found in an image.
+        num_levels: feature maps that the decoder samples; those beyond `out_indices` are made by strided convolutions.
+        num_points: samples for each head and level.
+        decoder_layers, decoder_heads, decoder_ffn_size, decoder_act: of the decoder.
+        offset_scale: how far sampling points lie from a box's centre, in units of its size.
+        sampling: "bilinear", or "nearest" pixel as a v2 for discrete sampling has it.
+        layer_norm_eps, batch_norm_eps: the latter of encoder and decoder; the backbone has 1e-5.
+        labels: names of the classes.
+        rescale_factor: grey levels 0 to 255 are multiplied with it.
+        image_mean, image_std: then this is subtracted and divided by; zeros and ones where nothing is normalised.
+
+    Raises:
+        ValueError: where fields contradict each other, naming the field, what was expected and what came.
+    """
+
+    version: int = 1
+    image_size: tuple[int, int] = (640, 640)
+    num_channels: int = 3
+    embedding_size: int = 64
+    hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048)
+    depths: tuple[int, ...] = (3, 4, 6, 3)
+    layer_type: str = "bottleneck"
+    hidden_act: str = "relu"
+    downsample_in_first_stage: bool = False
+    downsample_in_bottleneck: bool = False
+    out_indices: tuple[int, ...] = (2, 3, 4)
+    encoder_hidden_size: int = 256
+    encoder_layers: int = 1
+    encoder_heads: int = 8
+    encoder_ffn_size: int = 1024
+    encoder_levels: tuple[int, ...] = (2,)
+    encoder_act: str = "gelu"
+    normalize_before: bool = False
+    temperature: int | float = 10000.0
+    fusion_act: str = "silu"
+    hidden_expansion: int | float = 1.0
+    hidden_size: int = 256
+    num_queries: int = 300
+    num_levels: int = 3
+    num_points: int = 4
+    decoder_layers: int = 6
+    decoder_heads: int = 8
+    decoder_ffn_size: int = 1024
+    decoder_act: str = "relu"
+    offset_scale: int | float = 0.5
+    sampling: str = "bilinear"
+    layer_norm_eps: int | float = 1e-5
+    batch_norm_eps: int | float = 1e-5
+    labels: tuple[str, ...] = ("person",)
+    rescale_factor: int | float = 1 / 255
+    image_mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    image_std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("DetectorConfig: " + "; ".join(problems))
+
+    def _problems(self):
+        for name in COUNTS:
+            if not _is_count(getattr(self, name)):
+                yield f"{name}: expected a positive whole number, got {getattr(self, name)!r}"
+                return
+        for name in MEASURES:
+            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
+                yield f"{name}: expected a positive number, got {getattr(self, name)!r}"
+                return
+        for name in ("image_size", "hidden_sizes", "depths", "out_indices"):
+            if not getattr(self, name) or not all(map(_is_count, getattr(self, name))):
+                yield f"{name}: expected positive whole numbers, got {getattr(self, name)}"
+                return
+        for name in ("hidden_act", "encoder_act", "fusion_act", "decoder_act"):
+            if getattr(self, name) not in ACTIVATIONS:
+                yield f"{name}: expected one of {', '.join(ACTIVATIONS)}, got {getattr(self, name)!r}"
+        for name, known in (("version", (1, 2)), ("layer_type", ("basic", "bottleneck")), ("sampling", SAMPLINGS)):
+            if getattr(self, name) not in known:
+                yield f"{name}: expected one of {known}, got {getattr(self, name)!r}"
+        if self.version == 1 and (self.offset_scale, self.sampling) != (0.5, "bilinear"):
+            yield f"offset_scale, sampling: version 1 has 0.5 and bilinear, got {self.offset_scale}, {self.sampling}"
+        if len(self.hidden_sizes) != len(self.depths):
+            yield f"depths: expected one for each of {len(self.hidden_sizes)} hidden_sizes, got {self.depths}"
+            return
+        last = len(self.depths)
+        if list(self.out_indices) != sorted(set(self.out_indices)) or self.out_indices[-1] > last:
+            yield f"out_indices: expected rising stage numbers from 1 to {last}, got {self.out_indices}"
+            return
+        if self.out_indices != tuple(range(self.out_indices[0], self.out_indices[-1] + 1)):
+            yield f"out_indices: expected stages that follow one another, got {self.out_indices}"
+        if len(self.image_size) != 2 or any(side % self.strides[-1] for side in self.image_size):
+            yield f"image_size: expected height and width, multiples of {self.strides[-1]}, got {self.image_size}"
+        if not set(self.encoder_levels) <= set(range(len(self.out_indices))):
+            yield f"encoder_levels: expected numbers below {len(self.out_indices)}, got {self.encoder_levels}"
+        if len(set(self.encoder_levels)) != len(self.encoder_levels):
+            yield f"encoder_levels: expected distinct numbers, got {self.encoder_levels}"
+        if self.num_levels < len(self.out_indices):
+            yield f"num_levels: expected at least {len(self.out_indices)}, as out_indices, got {self.num_levels}"
+        if self.num_levels > len(self.out_indices) + 1 and self.hidden_size != self.encoder_hidden_size:
+            yield f"num_levels: {self.num_levels} of them need hidden_size and encoder_hidden_size to be equal"
+        for size, heads in (("hidden_size", "decoder_heads"), ("encoder_hidden_size", "encoder_heads")):
+            if getattr(self, size) % getattr(self, heads):
+                yield f"{heads}: expected a divisor of {size} {getattr(self, size)}, got {getattr(self, heads)}"
+        if self.encoder_hidden_size % 4:
+            yield f"encoder_hidden_size: expected a multiple of 4, got {self.encoder_hidden_size}"
+        if self.layer_type == "bottleneck" and any(size % BOTTLENECK_REDUCTION for size in self.hidden_sizes):
+            yield f"hidden_sizes: expected multiples of {BOTTLENECK_REDUCTION} for bottlenecks, got {self.hidden_sizes}"
+        elif any(block.shortcut == "pool" and block.stride == 1 for stage in self.stages for block in stage):
+            yield f"embedding_size: expected {self.hidden_sizes[0]}, as the first stage has, got {self.embedding_size}"
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            yield f"labels: expected one or more distinct names, got {self.labels}"
+        if len(self.image_mean) != self.num_channels or len(self.image_std) != self.num_channels:
+            yield f"image_mean, image_std: expected {self.num_channels} numbers each"
+        tokens = sum(height * width for height, width in self.level_sizes) if len(self.image_size) == 2 else 0
+        if self.num_queries > tokens:
+            yield f"num_queries: expected at most the {tokens} places of the feature maps, got {self.num_queries}"
+
+    @property
+    def strides(self) -> tuple[int, ...]:
+        """Pixels of the image from one place of a feature map to the next, for each of `out_indices`."""
+        return tuple(STEM_STRIDE * 2 ** (index - 1 + self.downsample_in_first_stage) for index in self.out_indices)
+
+    @property
+    def level_sizes(self) -> tuple[tuple[int, int], ...]:
+        """Height and width of the feature maps that the decoder samples."""
+        height, width = self.image_size
+        sizes = [(height // stride, width // stride) for stride in self.strides]
+        # Every further level is made from the last feature map, by one convolution of stride 2.
+        further = tuple((side + 1) // 2 for side in sizes[-1])
+        return (*sizes, *[further] * (self.num_levels - len(sizes)))
+
+    @property
+    def expanded_size(self) -> int:
+        """Inner channels of the convolutions that fuse feature maps."""
+        return int(self.encoder_hidden_size * self.hidden_expansion)
+
+    @property
+    def stages(self) -> tuple[tuple[BlockShape, ...], ...]:
+        """The blocks of the backbone's stages."""
+        result = []
+        features_in = self.embedding_size
+        for number, (features, depth) in enumerate(zip(self.hidden_sizes, self.depths, strict=True)):
+            stride = 2 if number or self.downsample_in_first_stage else 1
+            first = BlockShape(features_in, features, stride, self._shortcut(features_in, features, stride))
+            result.append((first, *[BlockShape(features, features, 1, "none")] * (depth - 1)))
+            features_in = features
+        return tuple(result)
+
+    def _shortcut(self, features_in: int, features: int, stride: int) -> str:
+        # Of a stage's first block. A basic one always projects, and pools where the channels change.
+        if self.layer_type == "basic":
+            return "pool" if features_in != features else "project"
+        if stride == 2:
+            return "pool"
+        return "project" if features_in != features else "none"
+
+    def replace(self, **changes: Any) -> DetectorConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
