@@ -12,12 +12,12 @@ import pathlib
 from typing import Any, NamedTuple
 
 
-class Detections(NamedTuple):
-    """The boxes of one image.
+class FileBoxes(NamedTuple):
+    """The boxes of one image, from a file or the command line.
 
     Attributes:
         image_id: the number or name under which results of the image are written.
-        boxes: rows of x y w h in pixels, not checked; None for the whole image.
+        boxes: rows of x y w h in pixels, not checked; None for those of a detector, or the whole image.
         scores: of the detector, one a box; None where there are none.
         category: `category_id` of the boxes; that of the first where they differ.
     """
@@ -84,7 +84,7 @@ class DetectionFile:
         """Whether the file says anything of an image, be it that there is nobody."""
         return self._id(image) is not None
 
-    def __getitem__(self, image: pathlib.Path) -> Detections:
+    def __getitem__(self, image: pathlib.Path) -> FileBoxes:
         """The boxes of an image; none where the file names none.
 
         Raises:
@@ -93,7 +93,7 @@ class DetectionFile:
         key = self._id(image)
         found = self._entries.get(str(key), [])
         image_id = found[0]["image_id"] if found else image_id_of(image) if key is None else key
-        return Detections(
+        return FileBoxes(
             image_id,
             [entry["bbox"] for entry in found],
             [float(entry.get("score", 1.0)) for entry in found],

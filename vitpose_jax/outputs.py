@@ -6,7 +6,7 @@ import pathlib
 
 import numpy as np
 
-from vitpose_jax.detections import Detections
+from vitpose_jax.detections import FileBoxes
 from vitpose_jax.draw import draw as draw_poses
 from vitpose_jax.files import write_whole
 from vitpose_jax.poses import Poses
@@ -71,7 +71,7 @@ class Results:
             k = skeleton.num_keypoints
             Poses.create(np.zeros((1, k, 2)), np.zeros((1, k)), np.zeros((1, 4)), skeleton).to_openpose()
 
-    def add(self, path: pathlib.Path, found: Detections, poses: Poses) -> None:
+    def add(self, path: pathlib.Path, found: FileBoxes, poses: Poses) -> None:
         """Write the results of an image; those of a COCO file are kept for `finish`."""
         if self._draw:
             drawing = io.BytesIO()
