@@ -1,4 +1,4 @@
-"""Poses drawn on an image, with Pillow alone.
+"""Poses and boxes drawn on an image, with Pillow alone.
 
 Every person is drawn on an enlarged copy of the part of the image it covers, which is then averaged back: edges come
 out smooth, and a pixel on which nothing was drawn comes out as it was.
@@ -6,6 +6,7 @@ out smooth, and a pixel on which nothing was drawn comes out as it was.
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -68,6 +69,42 @@ def draw(
             _draw_box(canvas, box, line_width)
         if shown.any():
             _draw_person(canvas, skeleton, keypoints, shown, line_width or _line_width(keypoints[shown], box))
+    return canvas
+
+
+def draw_boxes(
+    image: Any,
+    boxes: Float[np.ndarray, "n 4"],
+    names: Sequence[str],
+    scores: Float[np.ndarray, " n"],
+    *,
+    line_width: float | int | None = None,
+) -> Image.Image:
+    """A copy of an image with boxes drawn on it, each with its name and score.
+
+    Args:
+        image: as for `load_image`; the one the boxes are of.
+        boxes: x, y, width, height in pixels of that image.
+        names, scores: one for each box.
+        line_width: in pixels; None scales it with each box.
+
+    Returns:
+        An RGB image.
+
+    Raises:
+        ValueError: where names or scores are not as many as the boxes, and as `load_image`.
+    """
+    if not len(boxes) == len(names) == len(scores):
+        raise ValueError(f"expected {len(boxes)} names and scores, got {len(names)} and {len(scores)}")
+    canvas = Image.fromarray(load_image(image))
+    pen = ImageDraw.Draw(canvas)
+    # The surest last, on top of the others.
+    for box, name, score in reversed(list(zip(boxes, names, scores, strict=True))):
+        _draw_box(canvas, box, line_width)
+        corner = tuple(np.clip(box[:2], 0, np.array(canvas.size) - 1).tolist())
+        text = f"{name} {score:.2f}"
+        pen.rectangle(pen.textbbox(corner, text), fill=OUTLINE)
+        pen.text(corner, text, fill=RIM)
     return canvas
 
 

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from vitpose_jax.batching import Batch, Item, batch_sizes, batches, groups, pixel_bucket
+from vitpose_jax.detector import Detector
 from vitpose_jax.images import load_image
 from vitpose_jax.modeling import VitPose
 from vitpose_jax.pipeline import predict
@@ -60,8 +61,8 @@ class _Request(NamedTuple):
     """What is asked of an image.
 
     Attributes:
-        boxes: checked; None for the whole image.
-        indices: the data set of each box.
+        boxes: checked; None for those of the detector, or the whole image.
+        indices: the data set of each box; of all boxes, where they are None.
         skeletons: those of the boxes; without boxes, the one they would have.
         skeleton_index: which of them each box has.
     """
@@ -106,6 +107,7 @@ class PoseEstimator:
         stretch: crop each box with its own aspect, stretched to the crop, as the original does for MPII.
         devices: share every batch out among these; a power of two of them, at most `max_batch`. None for JAX's
             default device.
+        detector: finds the boxes of images that come without.
 
     Raises:
         ValueError: for a max_batch or a number of devices that is no power of two, or an unknown border.
@@ -120,6 +122,7 @@ class PoseEstimator:
         padding: float = BOX_PADDING,
         stretch: bool = False,
         devices: Sequence[jax.Device] | None = None,
+        detector: Detector | None = None,
     ):
         count = 1 if devices is None else len(devices)
         if max_batch is None:
@@ -132,6 +135,7 @@ class PoseEstimator:
         check_border(border)
         self.model = model
         self.config = model.config
+        self.detector = detector
         self.max_batch, self.border, self.padding, self.stretch = max_batch, border, padding, stretch
         # The module is taken apart once: bare arrays are handed over faster than a module, and a module by jax.jit
         # faster than by nnx.jit (benchmarks/variants.py).
@@ -172,6 +176,7 @@ class PoseEstimator:
         padding: float = BOX_PADDING,
         stretch: bool = False,
         devices: Sequence[jax.Device] | None = None,
+        detector: Detector | str | os.PathLike | None = None,
         **kwargs: Any,
     ) -> "PoseEstimator":
         """An estimator with a pretrained model.
@@ -179,10 +184,23 @@ class PoseEstimator:
         Args:
             source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`.
             max_batch, border, padding, stretch, devices: as for the class.
+            detector: a `Detector`, or where to find one: a Hub id or a folder.
             kwargs: for `vitpose_jax.from_pretrained`: dtype, revision, image_size, skeleton, ...
         """
         model = from_pretrained(source, **kwargs)
-        return cls(model, max_batch=max_batch, border=border, padding=padding, stretch=stretch, devices=devices)
+        if detector is not None and not isinstance(detector, Detector):
+            shared = ("dtype", "param_dtype", "cache_dir", "token", "local_files_only")
+            options = {name: kwargs[name] for name in shared if name in kwargs}
+            detector = Detector.from_pretrained(detector, **options)
+        return cls(
+            model,
+            max_batch=max_batch,
+            border=border,
+            padding=padding,
+            stretch=stretch,
+            devices=devices,
+            detector=detector,
+        )
 
     @overload
     def __call__(self, images: ImageLike, boxes: Boxes = ..., **kwargs: Any) -> Poses: ...
@@ -204,8 +222,8 @@ class PoseEstimator:
 
         Args:
             images: a path, a PIL image or a uint8 array (height, width, 3) in RGB; or a list of them.
-            boxes: (n, 4) x y w h in pixels of the image; no boxes are fine; None for the whole image. For a
-                list of images a list with one such entry for each.
+            boxes: (n, 4) x y w h in pixels of the image; no boxes are fine; None for those of the detector, or for
+                the whole image where there is none. For a list of images a list with one such entry for each.
             dataset: which expert and head: a name or number, or a sequence with one for each box; for a list
                 of images, one for all or a sequence with one such entry for each image. None: the first head.
             flip_test: also run the mirrored crops and average.
@@ -309,6 +327,8 @@ class PoseEstimator:
         its size, such as that of one image with as many pixels.
         """
         image = np.zeros((*image_size, 3), np.uint8)
+        if self.detector is not None:
+            self.detector(image)
         most = self.max_batch if num_boxes is None else min(num_boxes, self.max_batch)
         for size in sorted(
             {size for n in range(1, most + 1) for size in batch_sizes(n, self.max_batch, self._min_batch)}
@@ -353,20 +373,25 @@ class PoseEstimator:
         with _PIL_LOCK if isinstance(image, Image.Image) else contextlib.nullcontext():
             pixels = load_image(image)
         pixel_bucket(pixels.shape[0] * pixels.shape[1])  # raises for an image larger than any row
-        boxes = request.boxes
-        if boxes is None:
+        boxes, box_scores, indices, skeleton_index = request.boxes, None, request.indices, request.skeleton_index
+        if boxes is None and self.detector is not None:
+            found = self.detector(pixels)
+            boxes, box_scores = found.boxes, found.scores
+            indices, skeleton_index = (np.repeat(index, len(boxes)) for index in (indices, skeleton_index))
+        elif boxes is None:
             boxes = np.asarray([[0, 0, pixels.shape[1], pixels.shape[0]]], np.float32)
         shape = (len(boxes), max(skeleton.num_keypoints for skeleton in request.skeletons))
         poses = Poses(
             keypoints=np.full((*shape, 2), np.nan, np.float32),
             scores=np.zeros(shape, np.float32),
             boxes=boxes,
-            skeleton_index=request.skeleton_index,
+            skeleton_index=skeleton_index,
             skeletons=request.skeletons,
+            box_scores=box_scores,
         )
         if len(boxes) == 0:
             pixels = np.zeros((0, 0, 3), np.uint8)  # nobody will look at them again
-        return Item(image=pixels, boxes=boxes, indices=request.indices, poses=poses, missing=len(boxes))
+        return Item(image=pixels, boxes=boxes, indices=indices, poses=poses, missing=len(boxes))
 
     def _flow(
         self, items: Iterable[Item | ItemError], *, flip_test: bool, decode: Decode, max_images: int

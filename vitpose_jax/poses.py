@@ -21,7 +21,7 @@ Row: TypeAlias = tuple[Skeleton, Float[np.ndarray, "k 2"], Float[np.ndarray, " k
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["keypoints", "scores", "boxes", "skeleton_index"],
+    data_fields=["keypoints", "scores", "boxes", "skeleton_index", "box_scores"],
     meta_fields=["skeletons"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -32,9 +32,10 @@ class Poses:
         keypoints: float32 (x, y) in pixels of the image, pixel centres at integers. K is the largest of the
             skeletons'; slots that a row's skeleton does not have hold NaN.
         scores: peak values of the heatmaps. They are not probabilities and may pass 1. 0 in unused slots.
-        boxes: x, y, width, height in pixels of the image, as they were given.
+        boxes: x, y, width, height in pixels of the image, as they were given or detected.
         skeleton_index: for each row, which of `skeletons` it has.
         skeletons: static; one, unless data sets were mixed in one call.
+        box_scores: of the detector that found the boxes; None where they were given, or stand for the whole image.
     """
 
     keypoints: Float[Array, "n K 2"] | Float[np.ndarray, "n K 2"]
@@ -42,6 +43,7 @@ class Poses:
     boxes: Float[Array, "n 4"] | Float[np.ndarray, "n 4"]
     skeleton_index: Int[Array, " n"] | Int[np.ndarray, " n"]
     skeletons: tuple[Skeleton, ...]
+    box_scores: Float[Array, " n"] | Float[np.ndarray, " n"] | None = None
 
     @classmethod
     def create(
@@ -125,6 +127,7 @@ class Poses:
             boxes=self.boxes[rows],
             skeleton_index=index,
             skeletons=skeletons,
+            box_scores=None if self.box_scores is None else self.box_scores[rows],
         )
 
     def __iter__(self) -> Iterator["Poses"]:
@@ -144,19 +147,22 @@ class Poses:
             {"poses": [{"skeleton": "coco", "box": [x, y, width, height],
                         "keypoints": [{"name": "nose", "x": 398.18, "y": 181.81, "score": 0.87}, ...]}, ...]}
 
-        Coordinates are in pixels of the image, rounded to five decimals; null where they are not finite.
+        Coordinates are in pixels of the image, rounded to five decimals; null where they are not finite. Boxes that
+        a detector found also have a "box_score".
         """
+        found = [{}] * len(self) if self.box_scores is None else [{"box_score": _or_null(x)} for x in self.box_scores]
         return {
             "poses": [
                 {
                     "skeleton": skeleton.name,
                     "box": [_or_null(number) for number in box],
+                    **score_of_box,
                     "keypoints": [
                         {"name": name, "x": _or_null(x), "y": _or_null(y), "score": _or_null(score)}
                         for name, (x, y), score in zip(skeleton.keypoints, keypoints, scores, strict=True)
                     ],
                 }
-                for skeleton, keypoints, scores, box in self.rows()
+                for (skeleton, keypoints, scores, box), score_of_box in zip(self.rows(), found, strict=True)
             ]
         }
 
@@ -170,12 +176,13 @@ class Poses:
 
         Args:
             image_id: the number of the image in the annotation file.
-            box_scores: the detector's scores, (n,); None for 1.
+            box_scores: the detector's scores, (n,); None for those of the poses, or else 1.
             category_id: of all rows; 1 is COCO's person.
 
         Raises:
             ValueError: where box_scores is not n finite numbers.
         """
+        box_scores = self.box_scores if box_scores is None else box_scores
         weights = np.ones(len(self)) if box_scores is None else np.asarray(box_scores, np.float64)
         if weights.shape != (len(self),) or not np.isfinite(weights).all():
             raise ValueError(f"box_scores: expected {len(self)} finite numbers, got {box_scores!r}")

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vitpose_jax import __version__
-from vitpose_jax.cli import evaluate, models, predict, train
+from vitpose_jax.cli import detect, evaluate, models, predict, train
 from vitpose_jax.cli.common import say
 
 app = typer.Typer(
@@ -23,7 +23,15 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         print(__version__)
 
 
-for command in (predict.predict, models.convert, models.info, models.init, evaluate.evaluate, train.train):
+for command in (
+    predict.predict,
+    detect.detect,
+    models.convert,
+    models.info,
+    models.init,
+    evaluate.evaluate,
+    train.train,
+):
     app.command()(command)
 
 

@@ -30,16 +30,25 @@ def predict(
         list[str] | None,
         typer.Option(
             help="A JSON file (COCO results or annotations, or a table of boxes), or one box x,y,w,h; repeatable. "
-            "Without it the whole image is one box.",
+            "Without it, and without a detector, the whole image is one box.",
             metavar="FILE|x,y,w,h",
         ),
+    ] = None,
+    detector: Annotated[
+        str | None, typer.Option(help="Find the boxes with this RT-DETR: a Hub id or a folder.", metavar="SOURCE")
+    ] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="What the detector looks for: a class, animals, all; else people.")
     ] = None,
     format: Annotated[Format, typer.Option(help="One JSON or OpenPose file an image, or one COCO file.")] = Format.json,
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its poses drawn on it.")] = False,
     threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,
     dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
     category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
-    min_score: Annotated[float | None, typer.Option(help="Use only boxes of at least this score.")] = None,
+    min_score: Annotated[
+        float | None,
+        typer.Option(help="Use only boxes of at least this score; 0.3 where a detector finds them."),
+    ] = None,
     flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored image.")] = False,
     decode: Annotated[Decode, typer.Option(help="How heatmaps become points.")] = Decode.udp,
     dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
@@ -47,11 +56,15 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do images whose results are there.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in boxes."""
-    from vitpose_jax.detections import DetectionFile, Detections, image_id_of, parse_box
+    from vitpose_jax.detections import DetectionFile, FileBoxes, image_id_of, parse_box
     from vitpose_jax.files import find_images
     from vitpose_jax.outputs import Results
     from vitpose_jax.preprocess import check_boxes
 
+    if boxes and detector:
+        raise ValueError("expected --boxes or --detector, got both")
+    if label and not detector:
+        raise ValueError("--label says what a detector looks for: expected --detector SOURCE")
     paths = find_images(images)
     if boxes and len(boxes) == 1 and pathlib.Path(boxes[0]).is_file():
         file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
@@ -61,9 +74,9 @@ def predict(
             say(f"{unnamed} of {len(paths)} images have no boxes in {boxes[0]}")
     else:
         given = check_boxes([parse_box(box) for box in boxes], name="--boxes").tolist() if boxes else None
-        detections = {path: Detections(image_id_of(path), given) for path in paths}
-        if not boxes:
-            say("no --boxes: the whole image is taken as one box")
+        detections = {path: FileBoxes(image_id_of(path), given) for path in paths}
+        if not boxes and not detector:
+            say("no --boxes and no --detector: the whole image is taken as one box")
     results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
     results.spare(paths)
     todo = [path for path in paths if not results.done(path)]
@@ -74,9 +87,15 @@ def predict(
 
     import jax.numpy as jnp
 
+    from vitpose_jax.detector import LABELS, THRESHOLD, Detector
     from vitpose_jax.estimator import ItemError, PoseEstimator
 
-    estimator = PoseEstimator.from_pretrained(model, dtype=jnp.dtype(dtype.value), revision=revision)
+    kwargs = {"dtype": jnp.dtype(dtype.value)}
+    finder = None
+    if detector:
+        low = THRESHOLD if min_score is None else min_score
+        finder = Detector.from_pretrained(detector, **kwargs, threshold=low, labels=label or LABELS)
+    estimator = PoseEstimator.from_pretrained(model, **kwargs, revision=revision, detector=finder)
     # What would fail for every image fails once.
     chosen = int(dataset) if dataset and dataset.isdecimal() else dataset
     results.check(estimator.config.skeleton(chosen))
@@ -108,7 +127,8 @@ def predict(
 def _print_poses(poses: "Poses") -> None:
     for number, person in enumerate(poses):
         x, y, width, height = person.boxes[0]
-        print(f"person {number}, box {x:g},{y:g},{width:g},{height:g}")
+        sure = "" if person.box_scores is None else f", score {person.box_scores[0]:.3f}"
+        print(f"person {number}, box {x:g},{y:g},{width:g},{height:g}{sure}")
         for name, (column, row), score in zip(
             person.skeleton.keypoints, person.keypoints[0], person.scores[0], strict=True
         ):
