@@ -192,7 +192,7 @@ def test_of_equal_proposals_the_first_are_taken(tmp_path):
     np.testing.assert_array_equal(detector.select(memory).index[0], np.arange(30))
 
 
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
 def test_half_precision_is_near_single_precision(tmp_path, dtype):
     # Before the choice of proposals, which is discrete, and in the decoder with the same inputs.
     folder = save(tiny_detector(2), tmp_path)
