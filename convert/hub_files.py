@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+from vitpose_jax.bundled import bundled_model
+
 from .torch_files import find_weights, weight_paths
 
 CONFIGS = ("config.json", "preprocessor_config.json")
@@ -23,7 +25,8 @@ def locate(
     """The path of a source; one of the Hub is fetched first, if it is not in the cache.
 
     Args:
-        source: a path that exists, or the id of a model on the Hub, "user/name".
+        source: a path that exists, the name of a model that comes with the package, or the id of one on the Hub,
+            "user/name".
         revision: branch, tag or commit on the Hub.
         cache_dir: where huggingface_hub caches; None for its own default.
         token: for private repositories; None for the one that library knows.
@@ -37,6 +40,13 @@ def locate(
         if revision is not None:
             raise ValueError(f"{source}: a revision ({revision!r}) goes with an id of the Hub, and this is a path")
         return path
+    bundled = bundled_model(str(source))
+    if bundled is not None:
+        if revision is not None:
+            raise ValueError(
+                f"{source}: a revision ({revision!r}) goes with an id of the Hub, and this model is bundled"
+            )
+        return bundled
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
         raise ValueError(f"{source}: no such file or folder, and not the id of a model on the Hub ('user/name') either")
     options = {"revision": revision, "cache_dir": cache_dir, "token": token}

@@ -13,8 +13,11 @@ from test_modeling import TINY, random_model
 
 from vitpose_jax import VitPoseConfig, checkpoint
 
-PROGRAM = """
-import itertools, sys, time
+# A shell has what it starts in the background ignore Ctrl-C, and so would these tests' programs there.
+HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+COMMAND_LINE = f"{HEARING}from vitpose_jax.cli import main; main()"
+PROGRAM = f"""{HEARING}
+import itertools, time
 import numpy as np
 from flax import nnx
 from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig
@@ -36,7 +39,11 @@ for number, _ in enumerate(estimator.stream(frames())):
 def interrupt(process: subprocess.Popen) -> tuple[int, str]:
     """Send the signal; the exit status and what stood on standard error."""
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    try:
+        _, errors = process.communicate(timeout=30)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     return process.returncode, errors
 
 
@@ -51,7 +58,7 @@ def test_a_stream():
 
 
 def test_the_command_line_leaves_whole_files(tmp_path):
-    run = [sys.executable, "-m", "vitpose_jax.cli"]
+    run = [sys.executable, "-c", COMMAND_LINE]
     checkpoint.save(random_model(VitPoseConfig(**TINY)), tmp_path / "model")
     for number in range(2000):
         Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / f"{number:04}.png")

@@ -1,5 +1,6 @@
-"""What the README shows, runs: its commands and its Python, word for word; the Hub is a cache made here."""
+"""What the README and docs/detection.md show, runs, word for word; the Hub is a cache made here."""
 
+import functools
 import json
 import pathlib
 import re
@@ -8,6 +9,8 @@ import shutil
 
 import huggingface_hub
 import pytest
+from detector_reference import save as save_detector
+from detector_reference import tiny_detector
 from PIL import Image
 from torch_reference import save, tiny_model
 
@@ -18,21 +21,25 @@ README = (ROOT / "README.md").read_text()
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str = README) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)
 
 
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> pathlib.Path:
-    """A folder with the project's docs to run in, and a cache of the Hub with tiny models under the real names."""
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    """A folder with the project's pictures to run in, and a cache of the Hub with tiny models under the real names."""
+    shutil.copytree(ROOT / "vitpose_jax" / "demo", tmp_path / "vitpose_jax" / "demo")
     monkeypatch.chdir(tmp_path)
-    for name, model in {
-        "vitpose-base-simple": tiny_model(),
-        "vitpose-plus-base": tiny_model(decoder="classic", num_experts=6, part_features=6),
+    for name, write in {
+        "usyd-community/vitpose-base-simple": functools.partial(save, tiny_model()),
+        "usyd-community/vitpose-plus-base": functools.partial(
+            save, tiny_model(decoder="classic", num_experts=6, part_features=6)
+        ),
+        "PekingU/rtdetr_r50vd_coco_o365": functools.partial(save_detector, tiny_detector()),
     }.items():
-        repository = tmp_path / "cache" / f"models--usyd-community--{name}"
-        save(model, repository / "snapshots" / COMMIT)
+        repository = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
+        (repository / "snapshots" / COMMIT).mkdir(parents=True)
+        write(repository / "snapshots" / COMMIT)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -55,9 +62,18 @@ def test_the_python_runs(checkout, capsys):
     assert "'AP': " in capsys.readouterr().out
 
 
+def test_the_page_on_detection_runs(checkout):
+    page = (ROOT / "docs" / "detection.md").read_text()
+    namespaces: list[dict] = [{} for _ in blocks("python", page)]
+    for block, namespace in zip(blocks("python", page), namespaces, strict=True):
+        exec(block, namespace)
+    assert [type(namespace["poses"]).__name__ for namespace in namespaces] == ["Poses"] * 3
+    assert (checkout / "drawn.png").is_file()
+
+
 def label_the_astronaut(folder: pathlib.Path) -> None:
     """A data set of one image, in the format of COCO."""
-    (folder / "images").symlink_to(folder / "docs")
+    (folder / "images").symlink_to(folder / "vitpose_jax" / "demo")
     box = [15, 10, 345, 502]
     document = {
         "images": [{"id": 1, "file_name": "astronaut.jpg", "width": 512, "height": 512}],
@@ -71,8 +87,7 @@ def label_the_astronaut(folder: pathlib.Path) -> None:
 
 
 def test_the_first_command_runs(checkout, capsys):
-    command = next(line for line in blocks("bash")[0].splitlines() if "predict" in line)
-    install, *parts = command.split(" && ")
+    install, *parts = blocks("bash")[0].strip().split(" && ")
     assert install == "python -m pip install ."
     for part in parts:
         program, *arguments = shlex.split(part)
@@ -81,7 +96,7 @@ def test_the_first_command_runs(checkout, capsys):
             cli.main(arguments)
         assert not exit_.value.code
     assert "left_shoulder" in capsys.readouterr().out
-    assert sorted(path.name for path in (checkout / "poses").iterdir()) == ["astronaut.json", "astronaut_poses.png"]
+    assert [path.name for path in (checkout / "demo").iterdir()] == ["astronaut_poses.png"]
 
 
 def test_the_commands_exist():

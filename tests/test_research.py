@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_modeling import random_model
 from test_train import TINY as ONE_BLOCK
-from test_train import assert_same, compiled_once, lines, loop, tensors, write_people
+from test_train import assert_same, lines, loop, tensors, write_people
 
 from vitpose_jax import VitPoseConfig, checkpoint, parameters
 from vitpose_jax.modeling import abstract_vitpose
@@ -18,8 +18,7 @@ from vitpose_jax.training.distill import TOKEN
 PAGE = (pathlib.Path(__file__).parents[1] / "docs" / "research.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 
-# Every fixture of the trainings' tests is needed here, too.
-__all__ = ["compiled_once"]
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 # Wide enough to learn in some seconds, with weights that make attention matter from the start.
 TINY = {**ONE_BLOCK, "num_layers": 2, "hidden_size": 24, "initializer_range": 0.25}

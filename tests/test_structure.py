@@ -30,6 +30,7 @@ ORDER = (
     "batching",
     "draw",
     "quantized",
+    "bundled",
     "checkpoint",
     "convert",
     "pretrained",

@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Int
 from PIL import Image
 
 from vitpose_jax.batching import Batch, Item, batch_sizes, batches, groups, pixel_bucket
+from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.detector import Detector
 from vitpose_jax.images import load_image
 from vitpose_jax.modeling import VitPose
@@ -169,7 +170,7 @@ class PoseEstimator:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike,
+        source: str | os.PathLike = DEFAULT_MODEL,
         *,
         max_batch: int | None = None,
         border: Border = "scipy",
@@ -182,7 +183,8 @@ class PoseEstimator:
         """An estimator with a pretrained model.
 
         Args:
-            source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`.
+            source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`. By default the model that comes
+                with the package.
             max_batch, border, padding, stretch, devices: as for the class.
             detector: a `Detector`, or where to find one: a Hub id or a folder.
             kwargs: for `vitpose_jax.from_pretrained`: dtype, revision, image_size, skeleton, ...
@@ -336,6 +338,11 @@ class PoseEstimator:
             self(
                 image, np.tile(np.asarray([0, 0, 1, 1]), (size, 1)), dataset=dataset, flip_test=flip_test, decode=decode
             )
+
+    @property
+    def device_kind(self) -> str:
+        """What the first device is: "cpu", "NVIDIA H100 80GB HBM3", "TPU v5 lite", ..."""
+        return jax.tree.leaves(self._leaves)[0].devices().pop().device_kind
 
     @property
     def num_compiled(self) -> int:

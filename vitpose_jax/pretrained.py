@@ -10,6 +10,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.convert.assembly import ignored
 from vitpose_jax.convert.hub_files import locate
@@ -20,7 +21,7 @@ from vitpose_jax.skeletons import Skeleton
 
 
 def from_pretrained(
-    source: str | Path,
+    source: str | Path = DEFAULT_MODEL,
     *,
     revision: str | None = None,
     dtype: DTypeLike = jnp.float32,
@@ -35,7 +36,8 @@ def from_pretrained(
     """Load a model.
 
     Args:
-        source: a folder (native or of the Hub), a .safetensors, .pth, .pt or .bin file, or a Hub id "user/name".
+        source: a folder (native or of the Hub), a .safetensors, .pth, .pt or .bin file, a Hub id "user/name", or the
+            name of the model that comes with the package.
         revision: branch, tag or commit on the Hub.
         dtype: in which the model computes: float32, bfloat16 or float16.
         param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.

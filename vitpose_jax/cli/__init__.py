@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vitpose_jax import __version__
-from vitpose_jax.cli import detect, evaluate, models, predict, train
+from vitpose_jax.cli import demo, detect, evaluate, models, predict, train
 from vitpose_jax.cli.common import say
 
 app = typer.Typer(
@@ -23,15 +23,17 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
         print(__version__)
 
 
-for command in (
+COMMANDS = (
+    demo.demo,
     predict.predict,
     detect.detect,
+    evaluate.evaluate,
+    train.train,
     models.convert,
     models.info,
     models.init,
-    evaluate.evaluate,
-    train.train,
-):
+)
+for command in COMMANDS:
     app.command()(command)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.cli.common import Decode, DType, progress_bar, say
 
 if TYPE_CHECKING:
@@ -22,7 +23,9 @@ class Format(enum.StrEnum):
 
 def predict(
     images: Annotated[list[str], typer.Argument(help="Images: files, folders or glob patterns.", metavar="IMAGE...")],
-    model: Annotated[str, typer.Option(help="A Hub id, a folder or a checkpoint file.", metavar="SOURCE")],
+    model: Annotated[
+        str, typer.Option(help="A Hub id, a folder, a checkpoint file, or the bundled model.", metavar="SOURCE")
+    ] = DEFAULT_MODEL,
     output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")] = pathlib.Path(
         "poses"
     ),
@@ -115,7 +118,7 @@ def predict(
                 continue
             results.add(path, detections[path], poses)
             if len(paths) == 1:
-                _print_poses(poses)
+                print_poses(poses)
     finally:
         results.finish()
     print(f"{len(todo) - failed} of {len(paths)} images done: {output}")
@@ -124,7 +127,8 @@ def predict(
         raise typer.Exit(1)
 
 
-def _print_poses(poses: "Poses") -> None:
+def print_poses(poses: "Poses") -> None:
+    """The keypoints of each person, a line each."""
     for number, person in enumerate(poses):
         x, y, width, height = person.boxes[0]
         sure = "" if person.box_scores is None else f", score {person.box_scores[0]:.3f}"

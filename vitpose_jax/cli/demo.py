@@ -1,0 +1,28 @@
+"""`vitpose-jax demo`: the bundled model on the bundled photograph."""
+
+import pathlib
+from typing import Annotated
+
+import typer
+
+from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_BOX, DEMO_IMAGE
+from vitpose_jax.cli.common import say
+from vitpose_jax.cli.predict import print_poses
+
+
+def demo(
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the drawing.", metavar="DIR")] = pathlib.Path("demo"),
+) -> None:
+    """Find the keypoints of a person in a photograph, with the model that comes with the package."""
+    say(f"loading {DEFAULT_MODEL}")
+    from vitpose_jax.draw import draw
+    from vitpose_jax.estimator import PoseEstimator
+
+    estimator = PoseEstimator.from_pretrained()
+    say(f"compiling for {estimator.device_kind}, and looking at {DEMO_IMAGE.name}")
+    poses = estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)
+    print_poses(poses)
+    output.mkdir(parents=True, exist_ok=True)
+    drawing = output / f"{DEMO_IMAGE.stem}_poses.png"
+    draw(DEMO_IMAGE, poses).save(drawing)
+    print(drawing)
