@@ -359,7 +359,7 @@ def test_all_that_may_change_exists():
 @pytest.mark.parametrize("path", sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.toml")), ids=str)
 def test_recipes_are_whole(path):
     config = read_config(path)
-    assert config.optim_config(1000).learning_rate in (1e-4, 5e-4, 1e-3)
+    assert config.optim_config(1000).learning_rate in (1e-4, 3e-4, 5e-4, 1e-3)
     assert {config.protocol(entry.dataset).skeleton.name for entry in config.data} == {
         skeleton.name for skeleton in config.vitpose.skeletons
     }
