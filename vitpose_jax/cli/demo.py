@@ -1,5 +1,6 @@
 """`vitpose-jax demo`: the bundled model on the bundled photograph."""
 
+import io
 import pathlib
 from typing import Annotated
 
@@ -17,12 +18,14 @@ def demo(
     say(f"loading {DEFAULT_MODEL}")
     from vitpose_jax.draw import draw
     from vitpose_jax.estimator import PoseEstimator
+    from vitpose_jax.files import write_whole
 
     estimator = PoseEstimator.from_pretrained()
     say(f"compiling for {estimator.device_kind}, and looking at {DEMO_IMAGE.name}")
     poses = estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)
     print_poses(poses)
-    output.mkdir(parents=True, exist_ok=True)
-    drawing = output / f"{DEMO_IMAGE.stem}_poses.png"
-    draw(DEMO_IMAGE, poses).save(drawing)
-    print(drawing)
+    drawing = io.BytesIO()
+    draw(DEMO_IMAGE, poses).save(drawing, "PNG")
+    path = output / f"{DEMO_IMAGE.stem}_poses.png"
+    write_whole(path, drawing.getvalue())
+    print(path)
