@@ -57,10 +57,7 @@ def convert(
         ValueError: for a source that cannot be read or is not a whole ViTPose, for a model that the format
             asked for cannot hold, and where `dest` holds a checkpoint and `overwrite` is not set.
     """
-    if to not in LAYOUTS:
-        raise ValueError(f"to: expected one of {', '.join(LAYOUTS)}, got {to!r}")
-    if int8 and to != "native":
-        raise ValueError(f"int8: expected the native layout, got {to!r}")
+    _check_layout(to, int8)
     if split and dataset is not None:
         raise ValueError("split writes every data set, dataset chooses one: expected one of the two, got both")
     path = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
@@ -100,6 +97,7 @@ def write(
         ValueError: for a model that the format cannot hold, and where `folder` holds a checkpoint and
             `overwrite` is not set.
     """
+    _check_layout(to, int8)
     if to == "native":
         checkpoint.save(model, folder, overwrite=overwrite, int8=int8)
         return Path(folder)
@@ -112,3 +110,10 @@ def write(
         overwrite=overwrite,
     )
     return Path(folder)
+
+
+def _check_layout(to: str, int8: bool) -> None:
+    if to not in LAYOUTS:
+        raise ValueError(f"to: expected one of {', '.join(LAYOUTS)}, got {to!r}")
+    if int8 and to != "native":
+        raise ValueError(f"int8: expected the native layout, got {to!r}")

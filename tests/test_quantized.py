@@ -16,7 +16,7 @@ from test_cli import run
 
 from vitpose_jax import checkpoint, from_pretrained, parameters, quantized
 from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.convert import convert
+from vitpose_jax.convert import convert, write
 from vitpose_jax.modeling import VitPose
 from vitpose_jax.pretrained import describe
 from vitpose_jax.skeletons import DATASETS
@@ -100,6 +100,8 @@ def test_conversion(tmp_path, capsys):
     assert_same(from_pretrained(folder), checkpoint.load(tmp_path / "int8"))
     with pytest.raises(ValueError, match="int8: expected the native layout, got 'huggingface'"):
         convert(tmp_path / "model", tmp_path / "none", to="huggingface", int8=True)
+    with pytest.raises(ValueError, match="int8: expected the native layout, got 'huggingface'"):
+        write(model, tmp_path / "none", to="huggingface", int8=True)
     assert not (tmp_path / "none").exists()
 
 

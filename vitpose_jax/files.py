@@ -1,9 +1,12 @@
 """Finding images by name, folder or pattern, and writing files whole or not at all."""
 
 import glob
+import io
 import os
 import pathlib
 from collections.abc import Iterable
+
+from PIL import Image
 
 IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
@@ -52,3 +55,10 @@ def write_whole(path: pathlib.Path, content: bytes | Iterable[bytes], *, sync: b
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_png(path: pathlib.Path, image: Image.Image) -> None:
+    """Write an image as `write_whole` does."""
+    content = io.BytesIO()
+    image.save(content, "PNG")
+    write_whole(path, content.getvalue())

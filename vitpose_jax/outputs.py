@@ -1,6 +1,5 @@
 """The files that `vitpose-jax predict` writes, and which of them are there already."""
 
-import io
 import json
 import pathlib
 
@@ -8,7 +7,7 @@ import numpy as np
 
 from vitpose_jax.detections import FileBoxes
 from vitpose_jax.draw import draw as draw_poses
-from vitpose_jax.files import write_whole
+from vitpose_jax.files import write_png, write_whole
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
 
@@ -74,9 +73,7 @@ class Results:
     def add(self, path: pathlib.Path, found: FileBoxes, poses: Poses) -> None:
         """Write the results of an image; those of a COCO file are kept for `finish`."""
         if self._draw:
-            drawing = io.BytesIO()
-            draw_poses(path, poses, threshold=self._threshold).save(drawing, "PNG")
-            write_whole(self._drawing(path), drawing.getvalue())
+            write_png(self._drawing(path), draw_poses(path, poses, threshold=self._threshold))
         if self._format == "coco":
             # COCO's tools pass over the name; a later run knows by it which image an entry is of.
             entries = poses.to_coco(found.image_id, box_scores=found.scores, category_id=found.category)

@@ -1,6 +1,5 @@
 """`vitpose-jax demo`: the bundled model on the bundled photograph."""
 
-import io
 import pathlib
 from typing import Annotated
 
@@ -18,14 +17,12 @@ def demo(
     say(f"loading {DEFAULT_MODEL}")
     from vitpose_jax.draw import draw
     from vitpose_jax.estimator import PoseEstimator
-    from vitpose_jax.files import write_whole
+    from vitpose_jax.files import write_png
 
     estimator = PoseEstimator.from_pretrained()
     say(f"compiling for {estimator.device_kind}, and looking at {DEMO_IMAGE.name}")
     poses = estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)
     print_poses(poses)
-    drawing = io.BytesIO()
-    draw(DEMO_IMAGE, poses).save(drawing, "PNG")
     path = output / f"{DEMO_IMAGE.stem}_poses.png"
-    write_whole(path, drawing.getvalue())
+    write_png(path, draw(DEMO_IMAGE, poses))
     print(path)

@@ -1,6 +1,5 @@
 """`vitpose-jax detect`: boxes of people, or of anything else, in images."""
 
-import io
 import json
 import pathlib
 from typing import Annotated
@@ -31,7 +30,7 @@ def detect(
 ) -> None:
     """Find people in images; `predict --boxes` reads the results."""
     from vitpose_jax.detections import image_id_of
-    from vitpose_jax.files import find_images, write_whole
+    from vitpose_jax.files import find_images, write_png, write_whole
 
     paths = find_images(images)
     results, drawings = output / RESULTS_FILE, {path: output / f"{path.stem}_detections.png" for path in paths}
@@ -65,9 +64,7 @@ def detect(
             continue
         entries += objects.to_coco(image_id_of(path))
         if draw:
-            drawing = io.BytesIO()
-            draw_boxes(path, objects.boxes, objects.names, objects.scores).save(drawing, "PNG")
-            write_whole(drawings[path], drawing.getvalue())
+            write_png(drawings[path], draw_boxes(path, objects.boxes, objects.names, objects.scores))
         if len(paths) == 1:
             for name, score, box in zip(objects.names, objects.scores, objects.boxes, strict=True):
                 print(f"{name:16} {score:.3f}   " + ",".join(f"{number:.1f}" for number in box))
