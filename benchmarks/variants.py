@@ -3,6 +3,7 @@
     python benchmarks/variants.py
 
 Every variant gives the same result (the largest difference from the first is printed). Rounds are interleaved, medians.
+`ahead.py` compiles the same variants for devices that are not there.
 """
 
 import functools
@@ -16,16 +17,21 @@ import numpy as np
 from common import PRODUCT_SIZE, markdown, product, report, take_turns
 from flax import nnx
 
-from vitpose_jax import VitPose, VitPoseConfig, modeling
+from vitpose_jax import VitPose, VitPoseConfig, modeling, ops, sampling
 from vitpose_jax.preprocess import boxes_to_center_scale, crop_to_image
-from vitpose_jax.sampling import warp
 
 PRESET = "base"
 BATCHES = (1, 8)
 ROUNDS = 9
 DISPATCH_CALLS = 200
 
-Variants = dict[str, Callable[[], object]]
+# A function, and what to call it with.
+Variants = dict[str, tuple[Callable, tuple]]
+
+
+def random(model: VitPose, *shape: int) -> jax.Array:
+    """Noise in the model's dtype."""
+    return jax.random.normal(jax.random.key(0), shape, model.backbone.dtype)
 
 
 def blocks(model: VitPose, batch: int) -> Variants:
@@ -33,92 +39,121 @@ def blocks(model: VitPose, batch: int) -> Variants:
     stacked = model.backbone.blocks
     depth = model.config.num_layers
     separate = [jax.tree.map(lambda leaf, i=i: leaf[i], stacked) for i in range(depth)]
-    tokens = jax.random.normal(jax.random.key(0), (batch, model.config.num_patches, model.config.hidden_size))
+    tokens = random(model, batch, model.config.num_patches, model.config.hidden_size)
 
     def scan(unroll):
-        run = jax.jit(lambda blocks, x: jax.lax.scan(lambda x, b: (b(x)[0], None), x, blocks, unroll=unroll)[0])
-        return lambda: run(stacked, tokens)
+        return lambda blocks, x: jax.lax.scan(lambda x, b: (b(x)[0], None), x, blocks, unroll=unroll)[0]
 
-    @jax.jit
     def loop(blocks, tokens):
         for block in blocks:
             tokens = block(tokens)[0]
         return tokens
 
-    return {"scan": scan(1), "scan, unrolled": scan(depth), "list of blocks": lambda: loop(separate, tokens)}
+    return {
+        "scan": (scan(1), (stacked, tokens)),
+        "scan, unrolled": (scan(depth), (stacked, tokens)),
+        "list of blocks": (loop, (separate, tokens)),
+    }
 
 
 def attention(model: VitPose, batch: int) -> Variants:
     """How queries meet keys, all blocks of the backbone with each."""
 
-    def einsum(self, tokens):
-        n, length, dim = tokens.shape
-        qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, -1)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5).astype(tokens.dtype)
-        return self.proj(jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(n, length, dim)), weights
+    def parts(self, tokens):
+        n, length, _ = tokens.shape
+        return [part.reshape(n, length, self.num_heads, -1) for part in jnp.split(self.qkv(tokens), 3, axis=-1)]
 
-    def library(self, tokens):
-        n, length, dim = tokens.shape
-        qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, -1)
-        mixed = jax.nn.dot_product_attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        return self.proj(mixed.reshape(n, length, dim)), tokens
-
-    def late_division(self, tokens):
+    def late_cut(self, tokens):
         n, length, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, -1)
         query, value = qkv[:, :, 0].transpose(0, 2, 1, 3), qkv[:, :, 2].transpose(0, 2, 1, 3)
-        logits = jnp.matmul(query, qkv[:, :, 1].transpose(0, 2, 3, 1)) * query.shape[-1] ** -0.5
-        weights = jnp.exp(logits - logits.max(-1, keepdims=True))
-        mixed = (weights @ value) / weights.sum(-1, keepdims=True)
-        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(n, length, dim)), tokens
+        logits = jnp.matmul(query, qkv[:, :, 1].transpose(0, 2, 3, 1), preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5).astype(tokens.dtype)
+        return self.proj((weights @ value).transpose(0, 2, 1, 3).reshape(n, length, dim)), weights
 
-    crops = jax.random.normal(jax.random.key(0), (batch, *model.config.image_size, 3))
-    kept = modeling.Attention.__call__
+    def einsum(self, tokens):
+        query, key, value = parts(self, tokens)
+        logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5).astype(tokens.dtype)
+        return self.proj(jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(tokens.shape)), weights
+
+    def library(self, tokens):
+        return self.proj(jax.nn.dot_product_attention(*parts(self, tokens)).reshape(tokens.shape)), tokens
+
+    def late_division(self, tokens):
+        query, key, value = parts(self, tokens)
+        query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
+        logits = jnp.matmul(query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
+        weights = jnp.exp(logits - logits.max(-1, keepdims=True))
+        mixed = jnp.matmul(weights.astype(tokens.dtype), value, preferred_element_type=jnp.float32)
+        mixed = (mixed / weights.sum(-1, keepdims=True)).astype(tokens.dtype)
+        return self.proj(mixed.transpose(0, 2, 1, 3).reshape(tokens.shape)), tokens
+
+    def run(way, model, crops):
+        # While the function is traced, the class has another way.
+        kept, modeling.Attention.__call__ = modeling.Attention.__call__, way
+        try:
+            return model.backbone(crops, 0).tokens
+        finally:
+            modeling.Attention.__call__ = kept
+
     ways = {
-        "heads first, keys transposed": kept,
-        "einsum on heads in the middle": einsum,
-        "jax.nn.dot_product_attention": library,
-        "division after the product": late_division,
+        "cut in three, heads first, keys transposed": lambda self, tokens, shift=None: kept(self, tokens, shift),
+        "heads told apart, then cut in three": lambda self, tokens, shift=None: late_cut(self, tokens),
+        "einsum on heads in the middle": lambda self, tokens, shift=None: einsum(self, tokens),
+        "jax.nn.dot_product_attention": lambda self, tokens, shift=None: library(self, tokens),
+        "division after the product": lambda self, tokens, shift=None: late_division(self, tokens),
     }
-    variants = {}
-    for name, way in ways.items():
-        modeling.Attention.__call__ = way
-        compiled = jax.jit(lambda model, crops: model.backbone(crops, 0).tokens).lower(model, crops).compile()
-        variants[name] = functools.partial(compiled, model, crops)
-    modeling.Attention.__call__ = kept
-    return variants
+    kept = modeling.Attention.__call__
+    crops = random(model, batch, *model.config.image_size, 3)
+    return {name: (functools.partial(run, way), (model, crops)) for name, way in ways.items()}
+
+
+def activation(model: VitPose, batch: int) -> Variants:
+    """The GELU between the layers of an MLP, all blocks of the backbone with each."""
+
+    def run(act, model, tokens):
+        def step(tokens, block):
+            return block.mlp.fc2(act(block.mlp.fc1(tokens))), None
+
+        return jax.lax.scan(step, tokens, model.backbone.blocks)[0]
+
+    tokens = random(model, batch, model.config.num_patches, model.config.hidden_size)
+    ways = {
+        "erf, in float32": ops.gelu,
+        "jax.nn.gelu (erfc)": lambda x: jax.nn.gelu(x, approximate=False),
+        "erfc, in float32": lambda x: jax.nn.gelu(x.astype(jnp.float32), approximate=False).astype(x.dtype),
+    }
+    return {name: (functools.partial(run, way), (model, tokens)) for name, way in ways.items()}
 
 
 def deconvolution(model: VitPose, batch: int) -> Variants:
-    """The second transposed convolution of the classic decoder: 32 x 24 pixels to 64 x 48, 256 channels."""
-    layer = next(iter(model.heads.values())).deconv2
+    """The second transposed convolution of the classic decoder, 32 x 24 pixels to 64 x 48, and its BatchNorm."""
+    head = next(iter(model.heads.values()))
     rows, columns = (2 * side for side in model.config.grid_size)
-    x = jax.random.normal(jax.random.key(0), (batch, rows, columns, modeling.DECONV_FEATURES))
-    kernel = layer.kernel[...]
-
-    def dilated(x, kernel):
-        return jax.lax.conv_general_dilated(
-            x, kernel, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+    x = random(model, batch, rows, columns, modeling.DECONV_FEATURES)
 
     def scattered(x, kernel):
         # Every input pixel times all 16 taps in one product, added up where they land.
         n, height, width, _ = x.shape
         taps = jnp.einsum("nhwi,abio->nhwabo", x, kernel[::-1, ::-1])
-        result = jnp.zeros((n, 2 * height + 2, 2 * width + 2, kernel.shape[-1]))
+        result = jnp.zeros((n, 2 * height + 2, 2 * width + 2, kernel.shape[-1]), x.dtype)
         for row in range(4):
             for column in range(4):
                 rows, columns = slice(row, row + 2 * height, 2), slice(column, column + 2 * width, 2)
                 result = result.at[:, rows, columns].add(taps[:, :, :, row, column])
         return result[:, 1:-1, 1:-1]
 
-    kept = jax.jit(type(layer).__call__)
-    others = {"over the dilated input": jax.jit(dilated), "one product, scattered": jax.jit(scattered)}
-    return {"2x2 into four parities": lambda: kept(layer, x)} | {
-        name: functools.partial(function, x, kernel) for name, function in others.items()
+    def run(way, x, head):
+        return jax.nn.relu(head.norm2(way(x, head.deconv2.kernel[...])))
+
+    ways = {
+        "by platform": ops.deconv,
+        "2x2 into four parities": functools.partial(ops._by_parity, convolve=ops._conv2x2),
+        "over the dilated input": ops._dilated,
+        "one product, scattered": scattered,
     }
+    return {name: (functools.partial(run, way), (x, head)) for name, way in ways.items()}
 
 
 def crops(model: VitPose, batch: int) -> Variants:
@@ -135,8 +170,15 @@ def crops(model: VitPose, batch: int) -> Variants:
         grid = jnp.broadcast_to(jnp.stack([columns, rows], -1), (batch, *size, 2))
         return crop_to_image(grid, center, scale, size)
 
-    def gather(image, boxes):
-        return warp(image.reshape(-1, 3), shapes, places(boxes))
+    def upright(form):
+        def run(image, boxes):
+            points = places(boxes)
+            return form(image.reshape(-1, 3), shapes, points[:, 0, :, 0], points[:, :, 0, 1])
+
+        return run
+
+    def gathered(pixels, shapes, x, y):
+        return sampling._gathered(pixels, shapes, x[:, None, :], y[:, :, None], "scipy")
 
     def library(image, boxes):
         points = places(boxes)
@@ -159,11 +201,20 @@ def crops(model: VitPose, batch: int) -> Variants:
         wide = jnp.einsum("nyh,hwc->nywc", rows, image.astype(jnp.float32))
         return jnp.floor(jnp.einsum("nxw,nywc->nyxc", columns, wide) + 0.5)
 
-    ways = {"gather from a row of pixels": gather, "map_coordinates": library, "two products": products}
-    return {name: functools.partial(jax.jit(function), image, boxes) for name, function in ways.items()}
+    ways = {
+        "by platform": upright(sampling.warp_upright),
+        "gather from a row of pixels": upright(gathered),
+        "stretches of rows, picked from": upright(functools.partial(sampling._picked, border="scipy")),
+        "map_coordinates": library,
+        "two products": products,
+    }
+    return {name: (way, (image, boxes)) for name, way in ways.items()}
 
 
-def hand_over() -> Variants:
+PARTS = (blocks, attention, activation, deconvolution, crops)
+
+
+def hand_over() -> dict[str, Callable[[], object]]:
     """How the model is given to jit, with a network so small that only that counts."""
     config = VitPoseConfig.preset(PRESET, image_size=(32, 32), hidden_size=16, num_heads=2, decoder="simple")
     model = VitPose(config, rngs=nnx.Rngs(0))
@@ -179,7 +230,7 @@ def hand_over() -> Variants:
     }
 
 
-def compare(title: str, batch: int, variants: Variants, rounds: int) -> Iterator[dict]:
+def compare(title: str, batch: int, variants: dict[str, Callable[[], object]], rounds: int) -> Iterator[dict]:
     """A row for each variant: time, time of the first call, largest difference from the first variant."""
     results = {name: np.asarray(function()) for name, function in variants.items()}
     expected = next(iter(results.values()))
@@ -203,9 +254,13 @@ def main() -> None:
     """Measure everything and write results/variants."""
     model = VitPose(VitPoseConfig.preset(PRESET), rngs=nnx.Rngs(0))
     rows = []
-    for part in (blocks, attention, deconvolution, crops):
+    for part in PARTS:
         for batch in BATCHES:
-            rows += compare(part.__name__, batch, part(model, batch), ROUNDS)
+            variants = {
+                name: functools.partial(jax.jit(function), *arguments)
+                for name, (function, arguments) in part(model, batch).items()
+            }
+            rows += compare(part.__name__, batch, variants, ROUNDS)
     rows += compare("hand-over", 1, hand_over(), DISPATCH_CALLS)
     cells = [
         [row["part"], str(row["batch"]), row["variant"], f"{row['ms']:.2f}", f"{row['difference']:.0e}"] for row in rows

@@ -19,6 +19,7 @@ ORDER = (
     "config",
     "parameters",
     "windows",
+    "ops",
     "modeling",
     "detection",
     "sampling",

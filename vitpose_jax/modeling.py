@@ -30,13 +30,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
-from vitpose_jax import parameters, windows
+from vitpose_jax import ops, parameters, windows
 from vitpose_jax.config import PATCH_PADDING, VitPoseConfig
 
 DatasetIndex: TypeAlias = int | Int[Array, ""] | Int[Array, " n"] | Int[np.ndarray, " n"]
 
 ACTIVATIONS = {
-    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+    "gelu": ops.gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
 }
@@ -68,12 +68,16 @@ class PatchEmbed(nnx.Module):
             rngs=rngs,
         )
         self.pos_embed = nnx.Param(init(rngs.params(), (1 + config.num_patches, config.hidden_size), param_dtype))
+        self.grid_size = config.grid_size
         self.dtype = dtype
 
     def __call__(self, crops: Float[Array, "n height width channels"]) -> Float[Array, "n tokens dim"]:
-        tokens = jax.lax.collapse(self.proj(crops), 1, 3)
-        pos_embed = self.pos_embed[...].astype(self.dtype)
-        return tokens + pos_embed[1:] + pos_embed[:1]
+        kernel, bias, pos_embed = (
+            leaf[...].astype(self.dtype) for leaf in (self.proj.kernel, self.proj.bias, self.pos_embed)
+        )
+        # The convolution as the product that it is: compilers make little of the gradient of one with such strides.
+        patches = ops.cut_patches(crops, self.proj.kernel_size, self.grid_size, PATCH_PADDING)
+        return patches @ jax.lax.collapse(kernel, 0, 3) + bias + pos_embed[1:] + pos_embed[:1]
 
 
 class Attention(nnx.Module):
@@ -97,13 +101,14 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "n tokens dim"], Float[Array, "n heads tokens tokens"] | None]:
         n, length, dim = tokens.shape
         head_dim = dim // self.num_heads
-        qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, head_dim)
+        qkv = self.qkv(tokens)
         if self.windows is not None:
+            qkv = qkv.reshape(n, length, 3, self.num_heads, head_dim)
             return self.proj(windows.attend(qkv, self.windows, shift).reshape(n, length, dim)), None
-        # Heads before tokens, and the keys transposed: the layouts that matrix products want (benchmarks/README.md).
-        query = qkv[:, :, 0].transpose(0, 2, 1, 3)
-        key = qkv[:, :, 1].transpose(0, 2, 3, 1)
-        value = qkv[:, :, 2].transpose(0, 2, 1, 3)
+        # Cut into three before the heads are told apart, heads before tokens, and the keys transposed: the layouts
+        # that matrix products want (benchmarks/README.md).
+        query, key, value = (part.reshape(n, length, self.num_heads, head_dim) for part in jnp.split(qkv, 3, axis=-1))
+        query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
         logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * head_dim**-0.5).astype(tokens.dtype)
         mixed = (weights @ value).transpose(0, 2, 1, 3).reshape(n, length, dim)
@@ -274,7 +279,8 @@ class Backbone(nnx.Module):
             drop_path: for training: the rate at which the last block's residual branches are left out, for each
                 crop on its own; it rises linearly from 0 in the first block. Branches kept are scaled up.
             key: of the random choice; needed with `drop_path`.
-            remat: keep only the blocks' inputs for the gradient and compute the rest of them again.
+            remat: keep only the blocks' inputs for the gradient and compute the rest of them again; without it the
+                products of their linear layers are kept, too.
             output_hidden_states: also return the embedding and every block's output.
             output_attentions: also return every block's attention weights; not with windows.
             feature_blocks: also return the normalised outputs of these blocks: 1 to depth, or 0 for the
@@ -318,8 +324,11 @@ class Backbone(nnx.Module):
         embedded = self.patch_embed(crops.astype(self.dtype))
         if config.knowledge_token:
             embedded = self.knowledge_token(embedded)
-        # In a loop the compiler cannot merge the second computation with the first: no barrier is needed.
-        step = jax.checkpoint(step, prevent_cse=False) if remat else step
+        # For the gradient, what linear layers put out is kept, and the rest is cheap to compute again: faster than to
+        # keep it, in a third of the memory. In a loop the compiler cannot merge the second computation with the first:
+        # no barrier is needed.
+        kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        step = jax.checkpoint(step, prevent_cse=False, policy=kept)
         tokens, (states, attentions) = jax.lax.scan(step, embedded, layers)
         if not inside:
             return BackboneOutput(tokens=self.norm(_patches(tokens, config)))
@@ -340,9 +349,7 @@ def _patches(tokens: Float[Array, "*n tokens dim"], config: VitPoseConfig) -> Fl
 class Deconv(nnx.Module):
     """A transposed convolution, 4x4, stride 2, padding 1, without bias: it doubles height and width.
 
-    Of the 4x4 kernel, an output pixel meets the four taps of its own parity. So this is a 2x2 convolution
-    into the four parities at once, whose results are then interleaved: no product with an inserted zero.
-    `kernel` is stored mirrored, as a convolution over the dilated input would use it.
+    `kernel` is stored mirrored, as a convolution over the dilated input uses it.
     """
 
     def __init__(self, features_in: int, features: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
@@ -350,42 +357,7 @@ class Deconv(nnx.Module):
         self.dtype = dtype
 
     def __call__(self, x: Float[Array, "n height width features_in"]) -> Float[Array, "n 2*height 2*width features"]:
-        n, height, width, features_in = x.shape
-        features = self.kernel.shape[-1]
-        # Rows 0 and 2 of the kernel make even output rows from input rows i - 1 and i, rows 1 and 3 odd ones
-        # from i and i + 1; columns likewise.
-        kernel = self.kernel[...].astype(self.dtype).reshape(2, 2, 2, 2, features_in, features)
-        kernel = kernel.transpose(0, 2, 4, 1, 3, 5)  # (tap row, tap column, in, row parity, column parity, out)
-        windows = _conv2x2(x, kernel.reshape(2, 2, features_in, 4 * features))
-        windows = windows.reshape(n, height + 1, width + 1, 2, 2, features)
-        rows = jnp.stack([windows[:, :-1, :, 0], windows[:, 1:, :, 1]], axis=2)
-        pixels = jnp.stack([rows[:, :, :, :-1, 0], rows[:, :, :, 1:, 1]], axis=4)
-        return pixels.reshape(n, 2 * height, 2 * width, features)
-
-
-@jax.custom_jvp
-def _conv2x2(
-    x: Float[Array, "n height width features_in"], kernel: Float[Array, "2 2 features_in features"]
-) -> Float[Array, "n height+1 width+1 features"]:
-    return jax.lax.conv_general_dilated(
-        x,
-        kernel,
-        window_strides=(1, 1),
-        padding=((1, 1), (1, 1)),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
-@_conv2x2.defjvp
-def _conv2x2_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    # The derivative as products: XLA's own gradient of a convolution's kernel is 100 times slower on a CPU.
-    def as_product(x, kernel):
-        padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        rows = jnp.concatenate([padded[:, :, :-1], padded[:, :, 1:]], axis=-1)
-        return jnp.concatenate([rows[:, :-1], rows[:, 1:]], axis=-1) @ jax.lax.collapse(kernel, 0, 3)
-
-    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
-    return _conv2x2(x, kernel), as_product(x_tangent, kernel) + as_product(x, kernel_tangent)
+        return ops.deconv(x, self.kernel[...].astype(self.dtype))
 
 
 class BatchNorm(nnx.BatchNorm):

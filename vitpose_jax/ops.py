@@ -1,0 +1,121 @@
+"""Operations in the forms that compilers do well with; what they are worth is in benchmarks/README.md."""
+
+import functools
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+@jax.custom_jvp
+def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The exact GELU, x times the normal distribution function, computed in float32 as torch does.
+
+    By `erf` where `jax.nn.gelu` takes `erfc`, which costs accelerators a second pass over the hidden layer. For the
+    gradient one array is kept, the derivative, in the dtype of `x`.
+    """
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    wide = x.astype(jnp.float32)
+    slope = _normal_cdf(wide) + wide * jnp.exp(-0.5 * wide**2) / math.sqrt(2 * math.pi)
+    return gelu(x), slope.astype(x.dtype) * tangent
+
+
+def _normal_cdf(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    return 0.5 * (1 + jax.lax.erf(x / math.sqrt(2)))
+
+
+@jax.custom_jvp
+def deconv(
+    x: Float[Array, "n height width features_in"], kernel: Float[Array, "4 4 features_in features"]
+) -> Float[Array, "n 2*height 2*width features"]:
+    """A transposed convolution, 4x4, stride 2, padding 1: it doubles height and width, as torch's ConvTranspose2d.
+
+    Three equal forms. TPUs convolve over the dilated input: they skip the zeros between its pixels. CPUs and GPUs,
+    which would multiply them, convolve with 2x2 kernels, one for each parity of the output's rows and columns. The
+    derivative on CPUs is by products: XLA's own gradient of a convolution's kernel is 100 times slower there.
+
+    Args:
+        x: features.
+        kernel: mirrored, as the convolution over the dilated input uses it.
+    """
+    return _by_platform(x, kernel, cpu=_conv2x2)
+
+
+@deconv.defjvp
+def _deconv_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
+    tangent = _by_platform(x_tangent, kernel, cpu=_product2x2)
+    return deconv(x, kernel), tangent + _by_platform(x, kernel_tangent, cpu=_product2x2)
+
+
+def _by_platform(x: Array, kernel: Array, *, cpu: Callable[[Array, Array], Array]) -> Array:
+    forms = {"cpu": functools.partial(_by_parity, convolve=cpu), "tpu": _dilated}
+    return jax.lax.platform_dependent(x, kernel, **forms, default=functools.partial(_by_parity, convolve=_conv2x2))
+
+
+def _dilated(x: Array, kernel: Array) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (1, 1), ((2, 2), (2, 2)), lhs_dilation=(2, 2), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _by_parity(x: Array, kernel: Array, convolve: Callable[[Array, Array], Array]) -> Array:
+    """Of the 4x4 kernel, an output pixel meets the four taps of its own parity.
+
+    So this is a 2x2 convolution into the four parities at once, whose results are then interleaved: no product with
+    an inserted zero.
+    """
+    n, height, width, features_in = x.shape
+    features = kernel.shape[-1]
+    # Rows 0 and 2 of the kernel make even output rows from input rows i - 1 and i, rows 1 and 3 odd ones from i and
+    # i + 1; columns likewise.
+    kernel = kernel.reshape(2, 2, 2, 2, features_in, features)
+    kernel = kernel.transpose(0, 2, 4, 1, 3, 5)  # (tap row, tap column, in, row parity, column parity, out)
+    parities = convolve(x, kernel.reshape(2, 2, features_in, 4 * features))
+    parities = parities.reshape(n, height + 1, width + 1, 2, 2, features)
+    rows = jnp.stack([parities[:, :-1, :, 0], parities[:, 1:, :, 1]], axis=2)
+    pixels = jnp.stack([rows[:, :, :, :-1, 0], rows[:, :, :, 1:, 1]], axis=4)
+    return pixels.reshape(n, 2 * height, 2 * width, features)
+
+
+def _conv2x2(
+    x: Float[Array, "n height width features_in"], kernel: Float[Array, "2 2 features_in features"]
+) -> Float[Array, "n height+1 width+1 features"]:
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), ((1, 1), (1, 1)), dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def _product2x2(
+    x: Float[Array, "n height width features_in"], kernel: Float[Array, "2 2 features_in features"]
+) -> Float[Array, "n height+1 width+1 features"]:
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    rows = jnp.concatenate([padded[:, :, :-1], padded[:, :, 1:]], axis=-1)
+    return jnp.concatenate([rows[:, :-1], rows[:, 1:]], axis=-1) @ jax.lax.collapse(kernel, 0, 3)
+
+
+def cut_patches(
+    crops: Float[Array, "n height width channels"], size: tuple[int, int], grid: tuple[int, int], padding: int
+) -> Float[Array, "n tokens features"]:
+    """What a convolution with strides of its own size meets: the pixels of each patch, in a row.
+
+    Args:
+        crops: images.
+        size: height and width of a patch.
+        grid: rows and columns of patches.
+        padding: pixels of zero above and to the left; below and to the right there is what fits.
+    """
+    n, *sides, channels = crops.shape
+    (rows, columns), (height, width) = grid, size
+    below, right = (number * length - padding - side for number, length, side in zip(grid, size, sides, strict=True))
+    padded = jax.lax.pad(
+        crops, jnp.zeros((), crops.dtype), ((0, 0, 0), (padding, below, 0), (padding, right, 0), (0, 0, 0))
+    )
+    patches = padded.reshape(n, rows, height, columns, width, channels).transpose(0, 1, 3, 2, 4, 5)
+    return patches.reshape(n, rows * columns, height * width * channels)
