@@ -324,9 +324,9 @@ class Backbone(nnx.Module):
         embedded = self.patch_embed(crops.astype(self.dtype))
         if config.knowledge_token:
             embedded = self.knowledge_token(embedded)
-        # For the gradient, what linear layers put out is kept, and the rest is cheap to compute again: faster than to
-        # keep it, in a third of the memory. In a loop the compiler cannot merge the second computation with the first:
-        # no barrier is needed.
+        # For the gradient, what linear layers put out is kept. To compute the rest again takes no longer than to keep
+        # it, in a third to a half of the memory. In a loop the compiler cannot merge the second computation with the
+        # first: no barrier is needed.
         kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
         step = jax.checkpoint(step, prevent_cse=False, policy=kept)
         tokens, (states, attentions) = jax.lax.scan(step, embedded, layers)

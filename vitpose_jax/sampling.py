@@ -25,6 +25,8 @@ Border: TypeAlias = Literal["scipy", "opencv"]
 BORDERS = ("scipy", "opencv")
 # Pixels of a row of the image that one product picks from.
 TILE = 512
+# Pixels that a TPU loads at once.
+LANES = 128
 
 
 def check_border(border: str) -> None:
@@ -109,14 +111,11 @@ def _picked(
     rows = jnp.clip(jnp.concatenate([top, top + 1], axis=1), 0, height - 1)
     first = columns.min(axis=1, keepdims=True)
     begin = start + rows * width + first
-    # A stretch may pass the last pixel; what it finds there is not picked.
-    padded = jnp.pad(pixels, ((0, TILE), (0, 0)))
-    stretch = jax.vmap(jax.vmap(lambda index: jax.lax.dynamic_slice(padded, (index, 0), (TILE, 3))))
 
     def add(tile, total):
         picks = (columns - first - tile * TILE)[:, None, :] == jnp.arange(TILE)[:, None]
         # Each sum has one term, a grey level: exact also where a product rounds its factors to bfloat16.
-        found = stretch(begin + tile * TILE).astype(jnp.float32)
+        found = _stretches(pixels, begin + tile * TILE).astype(jnp.float32)
         return total + jnp.einsum("nrtc,ntw->nrwc", found, picks.astype(jnp.float32))
 
     tiles = (columns - first).max(initial=0) // TILE + 1
@@ -127,6 +126,27 @@ def _picked(
         return grey[:, lower, :, right]
 
     return _blend(tap, x[:, None, :], y[:, :, None], height[..., None], width[..., None], border)
+
+
+def _stretches(pixels: UInt8[Array, "p 3"], begin: Int[Array, "n rows"]) -> UInt8[Array, "n rows tile 3"]:
+    """TILE pixels from each place on; what lies behind the last pixel is 0.
+
+    A TPU loads whole lines of LANES words. So a pixel becomes a word, lines are loaded, and each row of them is
+    shifted by the place of its first pixel in its line: by 64 or not, by 32 or not, and so on.
+    """
+    words = pixels.astype(jnp.uint32)
+    words = words[:, 0] | words[:, 1] << 8 | words[:, 2] << 16
+    count = TILE // LANES + 1
+    lines = jnp.pad(words, (0, -len(words) % LANES + count * LANES)).reshape(-1, LANES)
+    first, place = begin // LANES, begin % LANES
+    found = [lines.at[first + k].get(mode="promise_in_bounds") for k in range(count)]
+    found = jnp.concatenate(found, axis=-1)
+    step = LANES // 2
+    while step:
+        found = jnp.where((place & step)[..., None] > 0, found[..., step:], found[..., :-step])
+        step //= 2
+    found = found[..., :TILE, None] >> jnp.arange(0, 24, 8, dtype=jnp.uint32)
+    return (found & 255).astype(jnp.uint8)
 
 
 def _places(at: Float[Array, "..."], size: Int[Array, "..."]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
