@@ -39,6 +39,7 @@ from variants import PARTS
 from vitpose_jax import VitPose, VitPoseConfig
 from vitpose_jax.modeling import abstract_vitpose
 from vitpose_jax.pipeline import predict
+from vitpose_jax.training.optim import merge, split, training_view
 
 TARGET = "v5e"
 PRESET = "base"
@@ -168,14 +169,11 @@ def parts(config: VitPoseConfig, batch: int, dtype: str) -> dict[str, tuple[Call
     def path(state, pixels, shapes, boxes):
         return predict(nnx.merge(graphdef, state), pixels, shapes, boxes)
 
-    wide = abstract_vitpose(config, dtype=dtype, param_dtype="float32")
-    graphdef32, trained, rest = nnx.split(
-        nnx.view(wide, use_running_average=False, raise_if_not_found=False), nnx.Param, ...
-    )
+    graphdef32, trained, rest = split(training_view(abstract_vitpose(config, dtype=dtype, param_dtype="float32")))
 
     def step(trained, rest, crops, targets):
         def loss(trained):
-            model = nnx.merge(graphdef32, trained, rest, copy=True)
+            model = merge(graphdef32, trained, rest)
             return jnp.mean((model(crops).astype(jnp.float32) - targets) ** 2)
 
         return optax.apply_updates(trained, jax.tree.map(lambda x: -1e-4 * x, jax.grad(loss)(trained)))

@@ -1,5 +1,6 @@
 """What the benchmarks share: taking turns, the machine's limits, the machine's name, tables and files."""
 
+import argparse
 import json
 import pathlib
 import platform
@@ -73,6 +74,27 @@ def machine() -> dict[str, str]:
         except ImportError:
             found[name] = "missing"
     return found | {"python": platform.python_version()}
+
+
+def arguments(description: str, *, dtypes: list[str], peers: list[str], rounds: int) -> argparse.ArgumentParser:
+    """A command line with the knobs that benchmarks beside peers share, and their defaults."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--dtypes", nargs="+", default=dtypes)
+    parser.add_argument("--peers", nargs="*", default=peers)
+    parser.add_argument("--rounds", type=int, default=rounds)
+    parser.add_argument("--output", help="name of the files in results/; none are written without it")
+    return parser
+
+
+def measure_and_report(
+    parser: argparse.ArgumentParser,
+    measure: Callable[[argparse.Namespace], list[dict]],
+    table: Callable[[list[dict]], str],
+) -> None:
+    """Parse the knobs, measure, and report the table of the rows."""
+    options = parser.parse_args()
+    rows = measure(options)
+    report(table(rows), output=options.output, document={"options": vars(options), "rows": rows})
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

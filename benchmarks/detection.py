@@ -19,7 +19,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 import numpy as np
-from common import markdown, report, spread, take_turns
+from common import arguments, markdown, measure_and_report, spread, take_turns
 from flax import nnx
 from peers import Peer, functions, load
 from speed import scene
@@ -173,17 +173,11 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Parse the knobs, measure, and write JSON and Markdown into results/."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
     parser.add_argument("--detectors", nargs="+", default=DETECTORS, choices=list(ARCHITECTURES))
     parser.add_argument("--preset", default=PRESET, help='of ViTPose; or "tiny"')
     parser.add_argument("--people", nargs="+", type=int, default=PEOPLE)
-    parser.add_argument("--dtypes", nargs="+", default=DTYPES)
-    parser.add_argument("--peers", nargs="*", default=PEERS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", help="name of the files in results/; none are written without it")
-    options = parser.parse_args()
-    rows = measure(options)
-    report(table(rows), output=options.output, document={"options": vars(options), "rows": rows})
+    measure_and_report(parser, measure, table)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import COPY_BYTES, PRODUCT_SIZE, copy, markdown, product, report, spread, take_turns
+from common import COPY_BYTES, PRODUCT_SIZE, arguments, copy, markdown, measure_and_report, product, spread, take_turns
 from flax import nnx
 from peers import Peer, functions, load
 
@@ -274,18 +274,12 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Parse the knobs, measure, and write JSON and Markdown into results/."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
     parser.add_argument("--presets", nargs="+", default=PRESETS)
     parser.add_argument("--people", nargs="+", type=int, default=PEOPLE)
-    parser.add_argument("--dtypes", nargs="+", default=DTYPES)
     parser.add_argument("--flip", nargs="+", type=lambda text: text == "yes", default=FLIP, metavar="yes|no")
     parser.add_argument("--stages", nargs="*", default=STAGES, choices=[*STAGES, *MORE_STAGES])
-    parser.add_argument("--peers", nargs="*", default=PEERS)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", help="name of the files in results/; none are written without it")
-    options = parser.parse_args()
-    rows = measure(options)
-    report(table(rows), output=options.output, document={"options": vars(options), "rows": rows})
+    measure_and_report(parser, measure, table)
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import PRODUCT_SIZE, markdown, product, report, spread, take_turns
+from common import PRODUCT_SIZE, arguments, markdown, measure_and_report, product, spread, take_turns
 from flax import nnx
 from peers import load
 from speed import multiplications
@@ -238,17 +238,11 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     """Parse the knobs, measure, and write JSON and Markdown into results/."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments(__doc__, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
     parser.add_argument("--presets", nargs="+", default=PRESETS, help="models with one head")
     parser.add_argument("--crops", nargs="+", type=int, default=CROPS)
-    parser.add_argument("--dtypes", nargs="+", default=DTYPES)
-    parser.add_argument("--peers", nargs="*", default=PEERS)
     parser.add_argument("--remat", action="store_true")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--output", help="name of the files in results/; none are written without it")
-    options = parser.parse_args()
-    rows = measure(options)
-    report(table(rows), output=options.output, document={"options": vars(options), "rows": rows})
+    measure_and_report(parser, measure, table)
 
 
 if __name__ == "__main__":

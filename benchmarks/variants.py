@@ -63,7 +63,7 @@ def attention(model: VitPose, batch: int) -> Variants:
         n, length, _ = tokens.shape
         return [part.reshape(n, length, self.num_heads, -1) for part in jnp.split(self.qkv(tokens), 3, axis=-1)]
 
-    def late_cut(self, tokens):
+    def late_cut(self, tokens, shift=None):
         n, length, dim = tokens.shape
         qkv = self.qkv(tokens).reshape(n, length, 3, self.num_heads, -1)
         query, value = qkv[:, :, 0].transpose(0, 2, 1, 3), qkv[:, :, 2].transpose(0, 2, 1, 3)
@@ -71,16 +71,16 @@ def attention(model: VitPose, batch: int) -> Variants:
         weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5).astype(tokens.dtype)
         return self.proj((weights @ value).transpose(0, 2, 1, 3).reshape(n, length, dim)), weights
 
-    def einsum(self, tokens):
+    def einsum(self, tokens, shift=None):
         query, key, value = parts(self, tokens)
         logits = jnp.einsum("nqhd,nkhd->nhqk", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * query.shape[-1] ** -0.5).astype(tokens.dtype)
         return self.proj(jnp.einsum("nhqk,nkhd->nqhd", weights, value).reshape(tokens.shape)), weights
 
-    def library(self, tokens):
+    def library(self, tokens, shift=None):
         return self.proj(jax.nn.dot_product_attention(*parts(self, tokens)).reshape(tokens.shape)), tokens
 
-    def late_division(self, tokens):
+    def late_division(self, tokens, shift=None):
         query, key, value = parts(self, tokens)
         query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
         logits = jnp.matmul(query, key, preferred_element_type=jnp.float32) * query.shape[-1] ** -0.5
@@ -98,13 +98,12 @@ def attention(model: VitPose, batch: int) -> Variants:
             modeling.Attention.__call__ = kept
 
     ways = {
-        "cut in three, heads first, keys transposed": lambda self, tokens, shift=None: kept(self, tokens, shift),
-        "heads told apart, then cut in three": lambda self, tokens, shift=None: late_cut(self, tokens),
-        "einsum on heads in the middle": lambda self, tokens, shift=None: einsum(self, tokens),
-        "jax.nn.dot_product_attention": lambda self, tokens, shift=None: library(self, tokens),
-        "division after the product": lambda self, tokens, shift=None: late_division(self, tokens),
+        "cut in three, heads first, keys transposed": modeling.Attention.__call__,
+        "heads told apart, then cut in three": late_cut,
+        "einsum on heads in the middle": einsum,
+        "jax.nn.dot_product_attention": library,
+        "division after the product": late_division,
     }
-    kept = modeling.Attention.__call__
     crops = random(model, batch, *model.config.image_size, 3)
     return {name: (functools.partial(run, way), (model, crops)) for name, way in ways.items()}
 

@@ -57,6 +57,22 @@ def write_whole(path: pathlib.Path, content: bytes | Iterable[bytes], *, sync: b
         temporary.unlink(missing_ok=True)
 
 
+def spare(images: Iterable[pathlib.Path], results: Iterable[tuple[pathlib.Path, pathlib.Path]]) -> None:
+    """See that no result would take the place of one of the images.
+
+    Args:
+        images: that are read.
+        results: where each will be written, and the image that it is of.
+
+    Raises:
+        ValueError: naming the result and its image.
+    """
+    given = {path.resolve() for path in images}
+    for result, path in results:
+        if result.resolve() in given:
+            raise ValueError(f"{result}: results of {path} would overwrite this image; choose another folder")
+
+
 def write_png(path: pathlib.Path, image: Image.Image) -> None:
     """Write an image as `write_whole` does."""
     content = io.BytesIO()

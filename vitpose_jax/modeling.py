@@ -35,11 +35,6 @@ from vitpose_jax.config import PATCH_PADDING, VitPoseConfig
 
 DatasetIndex: TypeAlias = int | Int[Array, ""] | Int[Array, " n"] | Int[np.ndarray, " n"]
 
-ACTIVATIONS = {
-    "gelu": ops.gelu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-}
 # Of a block's two residual branches: the rate at which they are left out, and a key for each.
 DropPath: TypeAlias = tuple[Float[Array, ""], Key[Array, "2"]]
 
@@ -60,8 +55,6 @@ class PatchEmbed(nnx.Module):
             config.num_channels,
             config.hidden_size,
             config.patch_size,
-            strides=config.patch_size,
-            padding=[(PATCH_PADDING, PATCH_PADDING)] * 2,
             kernel_init=init,
             dtype=dtype,
             param_dtype=param_dtype,
@@ -128,7 +121,7 @@ class Mlp(nnx.Module):
         # With experts, the last part_features channels of the output are theirs.
         self.fc1 = nnx.Linear(config.hidden_size, config.mlp_features, **kwargs)
         self.fc2 = nnx.Linear(config.mlp_features, config.hidden_size - config.part_features, **kwargs)
-        self.act = ACTIVATIONS[config.hidden_act]
+        self.act = ops.ACTIVATIONS[config.hidden_act]
 
     def __call__(
         self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex

@@ -32,6 +32,13 @@ def _normal_cdf(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * (1 + jax.lax.erf(x / math.sqrt(2)))
 
 
+ACTIVATIONS = {
+    "gelu": gelu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "relu": jax.nn.relu,
+}
+
+
 @jax.custom_jvp
 def deconv(
     x: Float[Array, "n height width features_in"], kernel: Float[Array, "4 4 features_in features"]

@@ -7,7 +7,7 @@ import numpy as np
 
 from vitpose_jax.detections import FileBoxes
 from vitpose_jax.draw import draw as draw_poses
-from vitpose_jax.files import write_png, write_whole
+from vitpose_jax.files import spare, write_png, write_whole
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
 
@@ -48,11 +48,7 @@ class Results:
         Raises:
             ValueError: naming the image.
         """
-        images = {path.resolve() for path in paths}
-        for path in paths:
-            for result in (self._drawing(path), self._document(path)):
-                if result.resolve() in images:
-                    raise ValueError(f"{result}: results of {path} would overwrite this image; choose another folder")
+        spare(paths, [(result, path) for path in paths for result in (self._drawing(path), self._document(path))])
 
     def done(self, path: pathlib.Path) -> bool:
         """Whether everything wanted of an image is there."""

@@ -19,7 +19,7 @@ from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 Border: TypeAlias = Literal["scipy", "opencv"]
 BORDERS = ("scipy", "opencv")
@@ -111,11 +111,12 @@ def _picked(
     rows = jnp.clip(jnp.concatenate([top, top + 1], axis=1), 0, height - 1)
     first = columns.min(axis=1, keepdims=True)
     begin = start + rows * width + first
+    lines = _lines(pixels)
 
     def add(tile, total):
         picks = (columns - first - tile * TILE)[:, None, :] == jnp.arange(TILE)[:, None]
         # Each sum has one term, a grey level: exact also where a product rounds its factors to bfloat16.
-        found = _stretches(pixels, begin + tile * TILE).astype(jnp.float32)
+        found = _stretches(lines, begin + tile * TILE).astype(jnp.float32)
         return total + jnp.einsum("nrtc,ntw->nrwc", found, picks.astype(jnp.float32))
 
     tiles = (columns - first).max(initial=0) // TILE + 1
@@ -128,18 +129,21 @@ def _picked(
     return _blend(tap, x[:, None, :], y[:, :, None], height[..., None], width[..., None], border)
 
 
-def _stretches(pixels: UInt8[Array, "p 3"], begin: Int[Array, "n rows"]) -> UInt8[Array, "n rows tile 3"]:
-    """TILE pixels from each place on; what lies behind the last pixel is 0.
-
-    A TPU loads whole lines of LANES words. So a pixel becomes a word, lines are loaded, and each row of them is
-    shifted by the place of its first pixel in its line: by 64 or not, by 32 or not, and so on.
-    """
+def _lines(pixels: UInt8[Array, "p 3"]) -> UInt32[Array, "lines lanes"]:
+    """Each pixel as a word, in whole lines of LANES words, which is what a TPU loads; behind the last pixel zeros."""
     words = pixels.astype(jnp.uint32)
     words = words[:, 0] | words[:, 1] << 8 | words[:, 2] << 16
-    count = TILE // LANES + 1
-    lines = jnp.pad(words, (0, -len(words) % LANES + count * LANES)).reshape(-1, LANES)
+    return jnp.pad(words, (0, -len(words) % LANES + TILE + LANES)).reshape(-1, LANES)
+
+
+def _stretches(lines: UInt32[Array, "lines lanes"], begin: Int[Array, "n rows"]) -> UInt8[Array, "n rows tile 3"]:
+    """TILE pixels from each place on.
+
+    The lines that hold them are loaded, and each row is shifted by the place of its first pixel in its line: by 64 or
+    not, by 32 or not, and so on.
+    """
     first, place = begin // LANES, begin % LANES
-    found = [lines.at[first + k].get(mode="promise_in_bounds") for k in range(count)]
+    found = [lines.at[first + k].get(mode="promise_in_bounds") for k in range(TILE // LANES + 1)]
     found = jnp.concatenate(found, axis=-1)
     step = LANES // 2
     while step:

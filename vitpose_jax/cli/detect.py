@@ -30,16 +30,14 @@ def detect(
 ) -> None:
     """Find people in images; `predict --boxes` reads the results."""
     from vitpose_jax.detections import image_id_of
-    from vitpose_jax.files import find_images, write_png, write_whole
+    from vitpose_jax.files import find_images, spare, write_png, write_whole
 
     paths = find_images(images)
     results, drawings = output / RESULTS_FILE, {path: output / f"{path.stem}_detections.png" for path in paths}
     if results.exists() and not overwrite:
         raise ValueError(f"{results}: is there already; choose another folder, or ask to overwrite")
-    given = {path.resolve() for path in paths}
-    for path, drawing in drawings.items():
-        if draw and drawing.resolve() in given:
-            raise ValueError(f"{drawing}: results of {path} would overwrite this image; choose another folder")
+    if draw:
+        spare(paths, [(drawing, path) for path, drawing in drawings.items()])
 
     import jax.numpy as jnp
 

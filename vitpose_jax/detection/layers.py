@@ -10,13 +10,7 @@ from jaxtyping import Array, Float
 
 from vitpose_jax import ops
 
-ACTIVATIONS = {
-    "gelu": ops.gelu,
-    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
-    "relu": jax.nn.relu,
-    "silu": jax.nn.silu,
-    "none": lambda x: x,
-}
+ACTIVATIONS = ops.ACTIVATIONS | {"silu": jax.nn.silu, "none": lambda x: x}
 
 
 class FrozenBatchNorm(nnx.Module):
