@@ -37,9 +37,9 @@ from jax.experimental import topologies
 from variants import PARTS
 
 from vitpose_jax import VitPose, VitPoseConfig
-from vitpose_jax.modeling import abstract_vitpose
-from vitpose_jax.pipeline import predict
+from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.training.optim import merge, split, training_view
+from vitpose_jax.vitpose.modeling import abstract_vitpose
 
 TARGET = "v5e"
 PRESET = "base"

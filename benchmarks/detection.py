@@ -24,10 +24,10 @@ from flax import nnx
 from peers import Peer, functions, load
 from speed import scene
 
-from vitpose_jax import Detector, OneStepEstimator, PoseEstimator, VitPose, VitPoseConfig, convert
+from vitpose_jax import Detector, PoseEstimator, SingleProgramEstimator, VitPose, VitPoseConfig, convert
 from vitpose_jax.convert.detectors import write_detector
-from vitpose_jax.detection.config import DetectorConfig
-from vitpose_jax.detection.modeling import RtDetr
+from vitpose_jax.rtdetr.config import DetectorConfig
+from vitpose_jax.rtdetr.modeling import RtDetr
 
 DETECTORS = ["r50vd"]
 PRESET = "base-simple"
@@ -116,7 +116,7 @@ def variants(stage: str, detector: Detector, estimator: PoseEstimator, peers: di
         )
     found = Detector(detector.model, threshold=0, max_detections=people)
     two = PoseEstimator(estimator.model, detector=found)
-    one = OneStepEstimator(estimator.model, found, max_people=people)
+    one = SingleProgramEstimator(estimator.model, found, max_people=people)
     ours = {
         OURS: lambda: two(image, decode="transformers").keypoints,
         ONE: lambda: one(image, decode="transformers").keypoints,

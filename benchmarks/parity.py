@@ -229,8 +229,9 @@ def run_ours(name: str, folder: pathlib.Path) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from vitpose_jax import PoseEstimator, from_pretrained, parameters
-    from vitpose_jax.postprocess import decode_heatmaps
+    from vitpose_jax import PoseEstimator, from_pretrained
+    from vitpose_jax.pipeline.postprocess import decode_heatmaps
+    from vitpose_jax.storage import parameters
 
     jax.config.update("jax_default_matmul_precision", "highest")
     jnp.zeros(1).block_until_ready()
@@ -269,8 +270,8 @@ def unique_peaks(heatmaps, keypoints, boxes):
     """(n, K): whether the highest pixel of a heatmap leads every other, and the keypoint is less than a pixel away."""
     import numpy as np
 
-    from vitpose_jax.postprocess import decode_heatmaps
-    from vitpose_jax.preprocess import boxes_to_center_scale
+    from vitpose_jax.pipeline.postprocess import decode_heatmaps
+    from vitpose_jax.pipeline.preprocess import boxes_to_center_scale
 
     n, height, width, channels = heatmaps.shape
     ordered = np.sort(heatmaps.reshape(n, height * width, channels), axis=1)

@@ -26,8 +26,8 @@ from flax import nnx
 from peers import Peer, functions, load
 
 from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig, checkpoint, convert
-from vitpose_jax.postprocess import decode_heatmaps
-from vitpose_jax.preprocess import crop_boxes
+from vitpose_jax.pipeline.postprocess import decode_heatmaps
+from vitpose_jax.pipeline.preprocess import crop_boxes
 
 PRESETS = ["base"]
 PEOPLE = [1, 8]

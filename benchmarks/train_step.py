@@ -29,7 +29,8 @@ from peers import load
 from speed import multiplications
 
 from vitpose_jax import VitPose, VitPoseConfig, convert
-from vitpose_jax.preprocess import boxes_to_center_scale, pack_images
+from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.preprocess import boxes_to_center_scale
 from vitpose_jax.training.augment import Augmentation, skeleton_arrays
 from vitpose_jax.training.data import TrainingBatch
 from vitpose_jax.training.losses import joints_mse

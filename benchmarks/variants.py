@@ -17,8 +17,10 @@ import numpy as np
 from common import PRODUCT_SIZE, markdown, product, report, take_turns
 from flax import nnx
 
-from vitpose_jax import VitPose, VitPoseConfig, modeling, ops, sampling
-from vitpose_jax.preprocess import boxes_to_center_scale, crop_to_image
+from vitpose_jax import VitPose, VitPoseConfig
+from vitpose_jax.pipeline import warp as sampling
+from vitpose_jax.pipeline.preprocess import boxes_to_center_scale, crop_to_image
+from vitpose_jax.vitpose import modeling, ops
 
 PRESET = "base"
 BATCHES = (1, 8)

@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax import parameters
-from vitpose_jax.checkpoint import LazyTensor
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.modeling import VitPose, abstract_vitpose
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import LazyTensor
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 from .rules import BACKBONES, IGNORED, LAYER_SCALES, LEFT_OVERS, RULES, THIRDS
 from .transforms import to_flax, to_torch
@@ -142,7 +142,7 @@ def compare(expected: Shapes, tensors: Mapping[str, LazyTensor], *, source: str)
         for name, tensor in tensors.items()
         if name in expected and not jnp.issubdtype(tensor.dtype, jnp.floating)
     ]
-    parameters.refuse(problems, source=source)
+    parameters.raise_problems(problems, source=source)
 
 
 def from_torch(

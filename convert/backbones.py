@@ -13,13 +13,14 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from vitpose_jax import parameters
-from vitpose_jax.checkpoint import CONFIG_FILE, LazyTensor, read_json
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.modeling import VitPose
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose
+from vitpose_jax.vitpose.positions import resize_positions
 
 from .assembly import assemble, target_shapes
-from .hub_files import locate
+from .hub_files import resolve_source
 from .rules import LAYER_SCALES
 from .sources import build_model, layout_of, open_source
 from .torch_files import find_weights, open_tensors
@@ -73,19 +74,19 @@ def load_backbone(source: str | Path | VitPose, config: VitPoseConfig) -> Tensor
     if model is not None:
         where = "the ViTPose" if model is source else str(source)
         theirs = model.config
-        parameters.refuse(_disagreements(theirs, config), source=where)
+        parameters.raise_problems(_disagreements(theirs, config), source=where)
         flat = parameters.flatten(model)
         tensors = {name: np.asarray(leaf, np.float32) for name, leaf in flat.items() if name.startswith("backbone.")}
     else:
-        where, path = str(source), locate(source)
+        where, path = str(source), resolve_source(source)
         theirs, tensors = _read(path, config)
-    tensors[_POSITIONS] = parameters.resize_positions(tensors[_POSITIONS], theirs.grid_size, config.grid_size)
+    tensors[_POSITIONS] = resize_positions(tensors[_POSITIONS], theirs.grid_size, config.grid_size)
     tensors[_PATCHES] = resize_patches(tensors[_PATCHES], config.patch_size)
     tensors = _with_experts(tensors, theirs, config, where)
     expected = {name: shape for name, shape in target_shapes(config).items() if name.startswith("backbone.")}
     if not theirs.knowledge_token:
         expected = {name: shape for name, shape in expected.items() if not name.startswith(_KNOWLEDGE_TOKEN)}
-    parameters.refuse(parameters.differences(expected, tensors), source=where)
+    parameters.raise_problems(parameters.differences(expected, tensors), source=where)
     return tensors
 
 
@@ -95,7 +96,7 @@ def load_vitpose(source: str | Path) -> VitPose | None:
     Raises:
         ValueError: as `load_backbone`.
     """
-    path = locate(source)
+    path = resolve_source(source)
     if layout_of(_open(path)) is None:
         return None
     layout, config, tensors = open_source(path)
@@ -135,7 +136,7 @@ def _read(path: Path, config: VitPoseConfig) -> tuple[VitPoseConfig, Tensors]:
     if any(name.endswith("mlp.weights_in.weight") for name in tensors):
         raise ValueError(f"{path}: expected an MLP of two layers in every block, got SwiGLU (a DINOv2 'giant')")
     theirs = _config_of(layout, tensors, config, path)
-    parameters.refuse(_disagreements(theirs, config), source=str(path))
+    parameters.raise_problems(_disagreements(theirs, config), source=str(path))
     assembled = assemble(layout, theirs, tensors, source=str(path))
     flat = {name: np.asarray(tensor, np.float32) for name, tensor in assembled.items()}
     return theirs, _without_layer_scale(flat) if layout == "dinov2" else flat

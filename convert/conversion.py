@@ -5,13 +5,14 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from vitpose_jax import checkpoint
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.modeling import VitPose
 from vitpose_jax.skeletons import Skeleton
+from vitpose_jax.storage.tensors import write_folder
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose
 
 from .assembly import to_torch_tensors
 from .hub_config import to_hub
-from .hub_files import locate
+from .hub_files import resolve_source
 from .sources import PREPROCESSOR_FILE, adapt, build_model, open_source, stored_dtype
 
 LAYOUTS = ("native", "huggingface")
@@ -60,7 +61,9 @@ def convert(
     _check_layout(to, int8)
     if split and dataset is not None:
         raise ValueError("split writes every data set, dataset chooses one: expected one of the two, got both")
-    path = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    path = resolve_source(
+        source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )
     dest = Path(dest)
     layout, config, tensors = open_source(path, config=config, image_size=image_size)
     if to == "huggingface" and not split and dataset is None:
@@ -102,7 +105,7 @@ def write(
         checkpoint.save(model, folder, overwrite=overwrite, int8=int8)
         return Path(folder)
     values, preprocessor = to_hub(model.config, param_dtype=model.backbone.param_dtype)
-    checkpoint.write_folder(
+    write_folder(
         folder,
         to_torch_tensors("huggingface", model),
         {checkpoint.CONFIG_FILE: values, PREPROCESSOR_FILE: preprocessor},

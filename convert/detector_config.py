@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax.detection.config import DetectorConfig
+from vitpose_jax.rtdetr.config import DetectorConfig
 
 from . import hub_config
 

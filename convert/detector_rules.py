@@ -7,9 +7,9 @@ rules of its own; [layer] is a layer of the decoder.
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from vitpose_jax.checkpoint import LazyTensor
-from vitpose_jax.detection.config import DetectorConfig
-from vitpose_jax.detection.encoder import NUM_FUSION_BLOCKS
+from vitpose_jax.rtdetr.config import DetectorConfig
+from vitpose_jax.rtdetr.encoder import NUM_FUSION_BLOCKS
+from vitpose_jax.storage.tensors import LazyTensor
 
 from .rules import Rule
 

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax import checkpoint, parameters
-from vitpose_jax.checkpoint import LazyTensor
-from vitpose_jax.detection.config import DetectorConfig
-from vitpose_jax.detection.modeling import RtDetr, abstract_detector
+from vitpose_jax import checkpoint
+from vitpose_jax.rtdetr.config import DetectorConfig
+from vitpose_jax.rtdetr.modeling import RtDetr, abstract_detector
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import LazyTensor, read_json, write_folder
 
 from .assembly import Plan, compare, follow, gather, scatter, shapes_at_source
 from .detector_config import from_hub, to_hub
@@ -34,8 +35,8 @@ def load_detector(folder: Path, *, dtype: DTypeLike = jnp.float32, param_dtype: 
     if not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder with config.json and weights, as of the Hub, got a file")
     path, preprocessor = folder / checkpoint.CONFIG_FILE, folder / PREPROCESSOR_FILE
-    read = checkpoint.read_json(preprocessor) if preprocessor.is_file() else None
-    config = from_hub(checkpoint.read_json(path), read, source=str(path))
+    read = read_json(preprocessor) if preprocessor.is_file() else None
+    config = from_hub(read_json(path), read, source=str(path))
     weights = find_weights(folder)
     return from_torch(config, open_tensors(weights), dtype=dtype, param_dtype=param_dtype, source=str(weights))
 
@@ -61,7 +62,7 @@ def from_torch(
             twice with different numbers.
     """
     named, twins = with_file_names(tensors)
-    parameters.refuse(
+    parameters.raise_problems(
         (
             f"{one}: expected the same numbers as {other}, which is the same tensor"
             for one, other in twins
@@ -104,7 +105,7 @@ def write_detector(model: RtDetr, folder: str | Path, *, overwrite: bool = False
         ValueError: where `folder` holds a checkpoint and `overwrite` is not set.
     """
     values, preprocessor = to_hub(model.config, param_dtype=model.param_dtype)
-    checkpoint.write_folder(
+    write_folder(
         folder,
         to_torch_tensors(model),
         {checkpoint.CONFIG_FILE: values, PREPROCESSOR_FILE: preprocessor},

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax.config import IMAGENET_MEAN, IMAGENET_STD, VitPoseConfig
 from vitpose_jax.skeletons import COCO, DATASETS, SKELETONS, Skeleton, flip_pairs_from_names
+from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD, VitPoseConfig
 
 MODEL_TYPE = "vitpose"
 BACKBONE_TYPE = "vitpose_backbone"

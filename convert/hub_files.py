@@ -14,7 +14,7 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model-*
 _COMMIT = r"[0-9a-f]{40}"
 
 
-def locate(
+def resolve_source(
     source: str | Path,
     *,
     revision: str | None = None,

@@ -7,8 +7,6 @@ for the usual numbers of patches; what the keypoints are follows from their numb
 import re
 from collections.abc import Mapping
 
-from vitpose_jax.checkpoint import LazyTensor
-from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.skeletons import (
     AIC,
     AP10K,
@@ -22,6 +20,8 @@ from vitpose_jax.skeletons import (
     Skeleton,
     canonical_name,
 )
+from vitpose_jax.storage.tensors import LazyTensor
+from vitpose_jax.vitpose.config import VitPoseConfig
 
 NUM_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}
 

@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax import parameters
-from vitpose_jax.checkpoint import CONFIG_FILE, MODEL_TYPE, LazyTensor, dequantized, native_config, read_json
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.modeling import VitPose, abstract_vitpose
+from vitpose_jax.checkpoint import MODEL_TYPE, dequantized, native_config
 from vitpose_jax.skeletons import Skeleton, get_skeleton
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 from . import hub_config
 from .assembly import check, from_torch, target_shapes
@@ -67,7 +68,7 @@ def open_source(
         layout, config = declared[0], config or declared[1]
     if layout == "native":
         tensors = dequantized(tensors, source=str(weights))
-        parameters.refuse(parameters.differences(target_shapes(config), tensors), source=str(weights))
+        parameters.raise_problems(parameters.differences(target_shapes(config), tensors), source=str(weights))
     else:
         check(layout, config, tensors, source=str(weights))
     return layout, config, tensors

@@ -16,7 +16,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vitpose_jax.checkpoint import LazyTensor, open_safetensors, read_json
+from vitpose_jax.storage.tensors import LazyTensor, open_safetensors, read_json
 
 # Under which a training script may keep the tensors.
 _WRAPPERS = ("state_dict", "model")

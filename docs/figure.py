@@ -2,8 +2,8 @@
 
 from vitpose_jax import PoseEstimator
 from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE
-from vitpose_jax.draw import draw
+from vitpose_jax.draw import draw_poses
 
 if __name__ == "__main__":
     estimator = PoseEstimator.from_pretrained()
-    draw(DEMO_IMAGE, estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)).save("docs/figure.png")
+    draw_poses(DEMO_IMAGE, estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)).save("docs/figure.png")

@@ -12,7 +12,7 @@ import sys
 from PIL import Image
 
 from vitpose_jax import PoseEstimator
-from vitpose_jax.draw import draw
+from vitpose_jax.draw import draw_poses
 
 # Image, and which of its annotated people.
 RIGHT = (
@@ -39,7 +39,7 @@ def tile(estimator: PoseEstimator, folder: pathlib.Path, document: dict, image_i
     people = [a for a in document["annotations"] if a["image_id"] == image_id and a["num_keypoints"]]
     x, y, width, height = people[number]["bbox"]
     path = folder / "images" / name
-    drawn = draw(path, estimator(path, [people[number]["bbox"]], flip_test=True), threshold=0.2)
+    drawn = draw_poses(path, estimator(path, [people[number]["bbox"]], flip_test=True), threshold=0.2)
     margin = 0.12 * max(width, height)
     left, top = max(0, int(x - margin)), max(0, int(y - margin))
     right, bottom = min(drawn.width, int(x + width + margin)), min(drawn.height, int(y + height + margin))

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from test_cli import run
-from tolerances import BFLOAT16_MEDIAN, HEATMAPS, KEYPOINTS
 
+from tests.cli.test_cli import run
+from tests.tolerances import BFLOAT16_MEDIAN, HEATMAPS, KEYPOINTS
 from vitpose_jax import PoseEstimator, from_pretrained
 from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_BOX, DEMO_IMAGE, MODELS, bundled_model
 from vitpose_jax.convert import convert
 from vitpose_jax.evaluation import evaluate, read_dataset
 from vitpose_jax.evaluation.oks import object_keypoint_similarity
 from vitpose_jax.images import load_image
-from vitpose_jax.postprocess import decode_heatmaps
+from vitpose_jax.pipeline.postprocess import decode_heatmaps
 from vitpose_jax.pretrained import describe
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -52,9 +52,11 @@ def test_the_package_holds_it():
     found = describe(DEFAULT_MODEL)
     assert (found.layout, found.dtype, found.path) == ("native", "int8", MODELS / DEFAULT_MODEL)
     assert found.size < 25e6
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["vitpose_jax"]
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+        "vitpose_jax.bundled"
+    ]
     for path in (*found.path.iterdir(), DEMO_IMAGE):
-        assert any(path.relative_to(ROOT / "vitpose_jax").match(pattern) for pattern in packaged), path
+        assert any(path.relative_to(ROOT / "vitpose_jax" / "bundled").match(pattern) for pattern in packaged), path
     assert bundled_model("../models") is bundled_model("nothing") is None
     with pytest.raises(ValueError, match="revision"):
         from_pretrained(DEFAULT_MODEL, revision="main")

@@ -10,10 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from vitpose_jax import checkpoint, parameters
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.modeling import VitPose, abstract_vitpose
+from vitpose_jax import checkpoint
 from vitpose_jax.skeletons import DATASETS, Skeleton
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import LazyTensor, write_folder
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 TINY = {"image_size": (32, 16), "hidden_size": 8, "num_layers": 2, "num_heads": 2, "decoder": "simple"}
 
@@ -103,7 +105,7 @@ def test_nothing_is_left_of_a_failed_save(tmp_path, monkeypatch):
 
     first = random_model()
     checkpoint.save(first, tmp_path / "old")
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("vitpose_jax.storage.tensors.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(random_model(), tmp_path / "new")
     with pytest.raises(OSError, match="No space left"):
@@ -117,7 +119,7 @@ def test_arrays_are_written_as_they_read(tmp_path):
     """save_file writes the memory of an array that is not contiguous in the wrong order, without a word."""
     grid = np.arange(12, dtype=np.float32).reshape(3, 4)
     arrays = {"transposed": grid.T, "mirrored": grid[:, ::-1], "scalar": np.float32(3).reshape(())}
-    checkpoint.write_folder(tmp_path, arrays, {"config.json": {}})
+    write_folder(tmp_path, arrays, {"config.json": {}})
     for name, array in load_file(tmp_path / "model.safetensors").items():
         assert array.shape == arrays[name].shape
         np.testing.assert_array_equal(array, arrays[name])
@@ -137,7 +139,7 @@ def test_a_lazy_tensor_is_read_when_it_is_asked_for():
         reads.append(1)
         return np.ones((2, 3), np.float32)
 
-    tensor = checkpoint.LazyTensor((2, 3), np.dtype(np.float32), read)
+    tensor = LazyTensor((2, 3), np.dtype(np.float32), read)
     assert tensor.shape == (2, 3) and not reads
     assert jnp.asarray(tensor, jnp.bfloat16).dtype == jnp.bfloat16
     assert len(reads) == 1

@@ -7,21 +7,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from detector_reference import LABELS, SIZE, save, tiny_detector
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from tolerances import BOXES, DETECTOR
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.rt_detr.modeling_rt_detr import RTDetrObjectDetectionOutput
 
+from tests.support.reference_rtdetr import LABELS, SIZE, save, tiny_detector
+from tests.tolerances import BOXES, DETECTOR
 from vitpose_jax.convert.detectors import load_detector
-from vitpose_jax.detection.config import DetectorConfig
-from vitpose_jax.detection.postprocess import find_objects
-from vitpose_jax.detection.preprocess import pad_image, prepare, resize, resize_matrix, side_bucket, unpack_image
-from vitpose_jax.detection.result import ANIMALS, COCO_CATEGORIES, Detections, choose_classes
+from vitpose_jax.detections import ANIMALS, COCO_CATEGORIES, Detections, choose_classes
 from vitpose_jax.detector import Detector
-from vitpose_jax.preprocess import pack_images
+from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.rtdetr.config import DetectorConfig
+from vitpose_jax.rtdetr.postprocess import find_objects
+from vitpose_jax.rtdetr.preprocess import pad_image, prepare, resize, resize_matrix, side_bucket, unpack_image
 
 jitted_resize = jax.jit(resize)
 

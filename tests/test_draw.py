@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from vitpose_jax import draw as module
-from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw
+from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw_poses
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import AP10K, COCO, SKELETONS, WHOLEBODY
 
@@ -40,17 +40,17 @@ def drawn(image: Image.Image) -> np.ndarray:
 
 def test_the_given_image_is_left_alone():
     image = canvas()
-    out = draw(image, standing())
+    out = draw_poses(image, standing())
     assert (image == GROUND).all()
     assert (out.mode, out.size) == ("RGB", (260, 260))
     assert drawn(out).any()
     pillow = Image.fromarray(image)
-    np.testing.assert_array_equal(np.asarray(draw(pillow, standing())), np.asarray(out))
+    np.testing.assert_array_equal(np.asarray(draw_poses(pillow, standing())), np.asarray(out))
     assert (np.asarray(pillow) == GROUND).all()
 
 
 def test_joints_have_the_colour_of_their_side():
-    out = np.asarray(draw(canvas(), standing(), line_width=5))
+    out = np.asarray(draw_poses(canvas(), standing(), line_width=5))
     keypoints = standing().keypoints[0].astype(int)
     for name, (x, y) in zip(COCO.keypoints, keypoints, strict=True):
         if name.endswith(("wrist", "hip", "knee", "ankle")):
@@ -58,7 +58,7 @@ def test_joints_have_the_colour_of_their_side():
 
 
 def test_edges_have_the_colour_of_their_side():
-    out = np.asarray(draw(canvas(), standing(), line_width=5))
+    out = np.asarray(draw_poses(canvas(), standing(), line_width=5))
 
     def between(a: str, b: str):
         x, y = (standing().keypoints[0][[COCO.keypoints.index(a), COCO.keypoints.index(b)]].mean(axis=0)).astype(int)
@@ -72,7 +72,7 @@ def test_edges_have_the_colour_of_their_side():
 @pytest.mark.parametrize("size", [40, 100, 250])
 def test_pixels_far_from_the_skeleton_are_untouched(size):
     poses = standing(scale=size / 100)
-    shown = drawn(draw(canvas(320, 320), poses))
+    shown = drawn(draw_poses(canvas(320, 320), poses))
     rows, columns = np.nonzero(shown)
     a, b = (poses.keypoints[0][list(ends)] for ends in zip(*COCO.edges, strict=True))
     pixels = np.stack([columns, rows], axis=-1)[:, None].astype(float)
@@ -91,7 +91,7 @@ def test_lines_and_dots_are_centred_on_the_keypoints(width, axis):
         keypoints = np.full((1, 17, 2), np.nan)
         keypoints[0, [13, 15]] = [(place, 20), (place, 80)] if axis == 0 else [(80, place), (20, place)]
         poses = Poses.create(keypoints, np.ones((1, 17)), [[20, 20, 60, 60]], COCO)
-        out = np.asarray(draw(canvas(100, 100), poses, line_width=width)).astype(float)
+        out = np.asarray(draw_poses(canvas(100, 100), poses, line_width=width)).astype(float)
         weight = np.abs(out - GROUND).sum(axis=-1)
         weight = weight if axis == 0 else weight.T
         for part in (weight[50], weight[12:29].sum(axis=0)):
@@ -103,42 +103,42 @@ def test_lines_and_dots_are_centred_on_the_keypoints(width, axis):
 def test_low_scores_leave_out_keypoints_and_their_edges():
     scores = np.ones(17)
     scores[[7, 9]] = 0.29
-    without_arm = np.asarray(draw(canvas(), standing(scores=scores), line_width=3))
-    full = np.asarray(draw(canvas(), standing(), line_width=3))
+    without_arm = np.asarray(draw_poses(canvas(), standing(scores=scores), line_width=3))
+    full = np.asarray(draw_poses(canvas(), standing(), line_width=3))
     assert (without_arm != full).any(axis=-1)[:, 150:].any()  # the left arm is on the right
     x, y = standing().keypoints[0, 9].astype(int)
     assert tuple(without_arm[y, x]) == (GROUND,) * 3
-    shown = draw(canvas(), standing(scores=scores), line_width=3, threshold=0.2)
+    shown = draw_poses(canvas(), standing(scores=scores), line_width=3, threshold=0.2)
     np.testing.assert_array_equal(np.asarray(shown), full)
-    assert not drawn(draw(canvas(), standing(scores=scores * 0))).any()
+    assert not drawn(draw_poses(canvas(), standing(scores=scores * 0))).any()
 
 
 def test_line_width_grows_with_the_person():
-    share = [drawn(draw(canvas(1200, 1200), standing(scale=s))).sum() / (100 * s) for s in (0.5, 2, 6)]
+    share = [drawn(draw_poses(canvas(1200, 1200), standing(scale=s))).sum() / (100 * s) for s in (0.5, 2, 6)]
     assert share[0] < share[1] < share[2]  # pixels for each pixel of height: the width of the lines
-    wide = drawn(draw(canvas(), standing(), line_width=8)).sum()
-    assert wide > 2 * drawn(draw(canvas(), standing(), line_width=2)).sum()
+    wide = drawn(draw_poses(canvas(), standing(), line_width=8)).sum()
+    assert wide > 2 * drawn(draw_poses(canvas(), standing(), line_width=2)).sum()
     with pytest.raises(ValueError, match="line_width: expected a positive number"):
-        draw(canvas(), standing(), line_width=0)
+        draw_poses(canvas(), standing(), line_width=0)
 
 
 def test_a_box_of_the_whole_image_does_not_thicken_a_small_person():
     poses = standing(scale=0.5)
     whole = Poses.create(poses.keypoints, poses.scores, [[0, 0, 2000, 2000]], COCO)
     image = canvas(2000, 2000)
-    assert drawn(draw(image, whole)).sum() < 1.6 * drawn(draw(image, poses)).sum()
+    assert drawn(draw_poses(image, whole)).sum() < 1.6 * drawn(draw_poses(image, poses)).sum()
 
 
 def test_boxes():
     poses = standing(scores=np.zeros(17))
-    shown = drawn(draw(canvas(), poses, boxes=True))
+    shown = drawn(draw_poses(canvas(), poses, boxes=True))
     x, y, width, height = poses.boxes[0].round().astype(int)
     assert shown[y : y + height, x].all()
     assert shown[y, x : x + width].all()
     assert shown[y : y + height, x + width].all()
     assert not shown[y + 10 : y + height - 10, x + 10 : x + width - 10].any()
     for box in ([-50, -50, 1000, 1000], [-1e9, -1e9, 3e9, 3e9], [5000, 5000, 3, 3], [10, 10, -4, 0], [np.nan] * 4):
-        draw(canvas(), Poses.create(poses.keypoints, poses.scores, [box], COCO), boxes=True)
+        draw_poses(canvas(), Poses.create(poses.keypoints, poses.scores, [box], COCO), boxes=True)
 
 
 def test_faces_are_dots_and_hands_fine():
@@ -149,7 +149,7 @@ def test_faces_are_dots_and_hands_fine():
         scores = np.zeros((1, 133))
         scores[:, part] = 1
         only = Poses.create(poses.keypoints, scores, poses.boxes, WHOLEBODY)
-        return drawn(draw(canvas(), only)).sum()
+        return drawn(draw_poses(canvas(), only)).sum()
 
     assert 0 < area(slice(23, 91)) < 68 * 25
     assert area(slice(91, 112)) < 2.5 * area(slice(0, 17))
@@ -159,9 +159,9 @@ def test_several_skeletons_in_one_call():
     rng = np.random.default_rng(0)
     keypoints = rng.uniform(20, 120, (2, 133, 2)) + [[[0, 0]], [[120, 120]]]
     poses = Poses.create(keypoints, np.ones((2, 133)), np.full((2, 4), 100.0), (AP10K, WHOLEBODY), [0, 1])
-    both = drawn(draw(canvas(), poses))
+    both = drawn(draw_poses(canvas(), poses))
     assert both[:120, :120].any()
-    np.testing.assert_array_equal(both, drawn(draw(draw(canvas(), poses[0]), poses[1])))
+    np.testing.assert_array_equal(both, drawn(draw_poses(draw_poses(canvas(), poses[0]), poses[1])))
 
 
 @pytest.mark.parametrize("skeleton", SKELETONS.values(), ids=SKELETONS.keys())
@@ -174,7 +174,7 @@ def test_every_skeleton_has_two_sides(skeleton):
 
 
 def test_nobody():
-    assert not drawn(draw(canvas(), standing()[:0])).any()
+    assert not drawn(draw_poses(canvas(), standing()[:0])).any()
 
 
 POINT = st.one_of(st.floats(-400, 400), st.sampled_from([np.nan, np.inf, -np.inf, 1e30, -1e9, 1e6]))
@@ -187,14 +187,14 @@ POINT = st.one_of(st.floats(-400, 400), st.sampled_from([np.nan, np.inf, -np.inf
 )
 def test_any_keypoints_on_any_canvas(points, size, width):
     poses = Poses.create([points], np.ones((1, 17)), [[0, 0, 50, 50]], COCO)
-    assert draw(canvas(*size), poses, line_width=width, boxes=True).size == size[::-1]
+    assert draw_poses(canvas(*size), poses, line_width=width, boxes=True).size == size[::-1]
 
 
 def test_a_line_that_leaves_the_image_keeps_its_direction():
     keypoints = np.full((1, 17, 2), np.nan)
     keypoints[0, 13], keypoints[0, 15] = (10, 10), (110, 110)
     poses = Poses.create(keypoints, np.ones((1, 17)), [[0, 0, 100, 100]], COCO)
-    shown = drawn(draw(canvas(80, 80), poses))
+    shown = drawn(draw_poses(canvas(80, 80), poses))
     assert shown[np.arange(10, 80), np.arange(10, 80)].all()
 
 
@@ -203,7 +203,7 @@ def test_hundreds_of_people_take_well_under_a_second():
     keypoints = STANDING + rng.uniform(0, [1800, 960], (300, 1, 2))
     poses = Poses.create(keypoints, np.ones((300, 17)), np.full((300, 4), 100.0), COCO)
     start = time.perf_counter()
-    out = draw(canvas(1080, 1920), poses)
+    out = draw_poses(canvas(1080, 1920), poses)
     assert time.perf_counter() - start < 1.5  # 0.07 s on an idle core
     assert drawn(out).mean() > 0.02
 
@@ -217,6 +217,6 @@ def test_labelled_photographs(data):
         boxes = np.array([person["bbox"] for person in people], float).reshape(-1, 4)
         poses = Poses.create(triples[:, :, :2], triples[:, :, 2] > 0, boxes, COCO)
         path = data / "coco_val" / "images" / files[image_id]
-        changed = np.asarray(draw(path, poses)) != np.asarray(Image.open(path).convert("RGB"))
+        changed = np.asarray(draw_poses(path, poses)) != np.asarray(Image.open(path).convert("RGB"))
         assert changed.any() == (triples[:, :, 2] > 0).any()
         assert changed.any(axis=-1).mean() < 0.2

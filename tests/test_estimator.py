@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from test_modeling import PLUS, TINY, random_model
-from tolerances import KEYPOINTS
 
+from tests.tolerances import KEYPOINTS
+from tests.vitpose.test_modeling import PLUS, TINY, random_model
 from vitpose_jax import PoseEstimator, VitPoseConfig
 from vitpose_jax import estimator as estimator_module
-from vitpose_jax.batching import PIXEL_BUCKETS, batch_sizes
 from vitpose_jax.estimator import MAX_UNDER_WAY, ItemError
-from vitpose_jax.pipeline import predict
-from vitpose_jax.postprocess import DECODINGS, decode_heatmaps, flip_back
-from vitpose_jax.preprocess import crop_boxes
+from vitpose_jax.pipeline.postprocess import DECODINGS, decode_heatmaps, flip_back
+from vitpose_jax.pipeline.predict import predict
+from vitpose_jax.pipeline.preprocess import crop_boxes
+from vitpose_jax.serving.batching import PIXEL_BUCKETS, batch_sizes
 from vitpose_jax.skeletons import COCO, Skeleton
 
 
@@ -319,8 +319,9 @@ def test_a_batch_shared_out_among_eight_devices():
     """Forced host devices, in a process of its own: their number is fixed when JAX starts."""
     code = """
 import jax, numpy as np
-from test_estimator import ARGMAX, PLUS, TINY, VitPoseConfig, assert_same, random_boxes, random_image, random_model
-from vitpose_jax import PoseEstimator
+from tests.vitpose.test_modeling import PLUS, TINY, random_model
+from tests.test_estimator import ARGMAX, assert_same, random_boxes, random_image
+from vitpose_jax import PoseEstimator, VitPoseConfig
 
 model = random_model(VitPoseConfig(**{**TINY, "num_layers": 1}, **PLUS, decoder="simple"))
 one, eight = PoseEstimator(model), PoseEstimator(model, devices=jax.devices())
@@ -340,7 +341,7 @@ assert len(keypoints.sharding.device_set) == 8 and keypoints.addressable_shards[
     # Compiling without optimisation is quicker: every program is run once.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
     environment = {**os.environ, "XLA_FLAGS": flags}
-    folder = pathlib.Path(__file__).parent
+    folder = pathlib.Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 

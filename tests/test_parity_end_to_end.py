@@ -14,11 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from fitted import IMAGE_SIZE, PROCESSOR, Picture, crop, draw_people, fit, training_photographs, with_experts
-from tolerances import BFLOAT16_MEDIAN, BFLOAT16_MOST, HEATMAPS, KEYPOINTS
 
+from tests.support.fitted import (
+    IMAGE_SIZE,
+    PROCESSOR,
+    Picture,
+    crop,
+    draw_people,
+    fit,
+    training_photographs,
+    with_experts,
+)
+from tests.tolerances import BFLOAT16_MEDIAN, BFLOAT16_MOST, HEATMAPS, KEYPOINTS
 from vitpose_jax import PoseEstimator, from_pretrained
-from vitpose_jax.postprocess import decode_heatmaps
+from vitpose_jax.pipeline.postprocess import decode_heatmaps
 from vitpose_jax.skeletons import COCO
 
 LEAD = 1e-3

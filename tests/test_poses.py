@@ -239,12 +239,12 @@ def test_supervision_draws_them():
 def test_without_supervision_the_error_says_what_to_install(monkeypatch):
     imported = builtins.__import__
 
-    def refuse(name, *args, **kwargs):
+    def without_supervision(name, *args, **kwargs):
         if name == "supervision":
             raise ImportError(name)
         return imported(name, *args, **kwargs)
 
-    monkeypatch.setattr(builtins, "__import__", refuse)
+    monkeypatch.setattr(builtins, "__import__", without_supervision)
     with pytest.raises(ImportError, match=r'pip install "vitpose-jax\[supervision\]"'):
         sample(1, COCO).to_supervision()
 

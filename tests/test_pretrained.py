@@ -12,10 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from torch_reference import original_state_dict, save, tiny_model
 
-from vitpose_jax import checkpoint, parameters
+from tests.support.reference_torch import original_state_dict, save, tiny_model
+from vitpose_jax import checkpoint
 from vitpose_jax.pretrained import describe, from_pretrained
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import LazyTensor, write_folder
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -126,7 +128,7 @@ def test_a_description_reads_no_weights(tmp_path, hub_folder, monkeypatch):
         raise AssertionError("a tensor was read")
 
     checkpoint.save(from_pretrained(hub_folder), tmp_path)
-    monkeypatch.setattr(checkpoint.LazyTensor, "__array__", read)
+    monkeypatch.setattr(LazyTensor, "__array__", read)
     assert describe(hub_folder).parameters == describe(tmp_path).parameters
 
 
@@ -260,7 +262,7 @@ def test_original_names_in_safetensors(tmp_path):
     fields = {"hidden_size": 384, "num_attention_heads": 12, "num_hidden_layers": 1, "mlp_ratio": 1}
     state = original_state_dict(tiny_model(**fields, image_size=[256, 192]))
     arrays = {name: tensor.numpy() for name, tensor in state.items()}
-    checkpoint.write_folder(tmp_path, arrays, {"config.json": {}})
+    write_folder(tmp_path, arrays, {"config.json": {}})
     (tmp_path / "config.json").unlink()
     model = from_pretrained(tmp_path / "model.safetensors")
     assert model.config.num_heads == 12 and model.config.layer_norm_eps == 1e-6

@@ -9,12 +9,13 @@ import shutil
 
 import huggingface_hub
 import pytest
-from detector_reference import save as save_detector
-from detector_reference import tiny_detector
 from PIL import Image
-from torch_reference import save, tiny_model
 
+from tests.support.reference_rtdetr import save as save_detector
+from tests.support.reference_rtdetr import tiny_detector
+from tests.support.reference_torch import save, tiny_model
 from vitpose_jax import cli
+from vitpose_jax.bundled import DEMO_IMAGE
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -28,7 +29,8 @@ def blocks(language: str, page: str = README) -> list[str]:
 @pytest.fixture
 def checkout(tmp_path, monkeypatch) -> pathlib.Path:
     """A folder with the project's pictures to run in, and a cache of the Hub with tiny models under the real names."""
-    shutil.copytree(ROOT / "vitpose_jax" / "demo", tmp_path / "vitpose_jax" / "demo")
+    (tmp_path / "vitpose_jax" / "bundled").mkdir(parents=True)
+    shutil.copy(DEMO_IMAGE, tmp_path / "vitpose_jax" / "bundled")
     monkeypatch.chdir(tmp_path)
     for name, write in {
         "usyd-community/vitpose-base-simple": functools.partial(save, tiny_model()),
@@ -73,7 +75,7 @@ def test_the_page_on_detection_runs(checkout):
 
 def label_the_astronaut(folder: pathlib.Path) -> None:
     """A data set of one image, in the format of COCO."""
-    (folder / "images").symlink_to(folder / "vitpose_jax" / "demo")
+    (folder / "images").symlink_to(folder / "vitpose_jax" / "bundled")
     box = [15, 10, 345, 502]
     document = {
         "images": [{"id": 1, "file_name": "astronaut.jpg", "width": 512, "height": 512}],

@@ -16,31 +16,24 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Everything may import what stands before it, and nothing that stands after it.
 ORDER = (
     "skeletons",
-    "config",
-    "parameters",
-    "windows",
-    "ops",
-    "modeling",
-    "detection",
-    "sampling",
-    "preprocess",
-    "postprocess",
-    "pipeline",
     "images",
+    "storage",
+    "vitpose",
+    "rtdetr",
+    "pipeline",
     "poses",
-    "batching",
+    "detections",
     "draw",
-    "quantized",
+    "datasets",
     "bundled",
     "checkpoint",
     "convert",
     "pretrained",
+    "serving",
     "detector",
     "estimator",
-    "onestep",
-    "files",
-    "detections",
-    "outputs",
+    "single_program",
+    "bulk",
     "evaluation",
     "training",
     "cli",
@@ -118,7 +111,7 @@ def test_importing_brings_no_torch_and_no_jax():
     subprocess.run([sys.executable, "-c", code], check=True)
     code = (
         "import sys, vitpose_jax;"
-        "[getattr(vitpose_jax, name) for name in (*vitpose_jax.__all__, 'preprocess', 'postprocess', 'convert')];"
+        "[getattr(vitpose_jax, name) for name in (*vitpose_jax.__all__, *vitpose_jax._MODULES)];"
         "assert not {'torch', 'transformers', 'scipy', 'cv2', 'orbax'} & set(sys.modules)"
     )
     # Outside the project, so that nothing is found that is not installed.
@@ -128,9 +121,8 @@ def test_importing_brings_no_torch_and_no_jax():
 @pytest.mark.slow
 def test_the_wheel_predicts_in_a_clean_environment(tmp_path):
     """No torch there; `convert` is inside the package and nowhere else."""
-    from test_estimator import random_image
-    from test_modeling import TINY
-
+    from tests.test_estimator import random_image
+    from tests.vitpose.test_modeling import TINY
     from vitpose_jax import VitPose, VitPoseConfig, checkpoint
 
     subprocess.run(

@@ -4,52 +4,61 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vitpose_jax.config import VitPoseConfig as VitPoseConfig
-    from vitpose_jax.detection.result import Detections as Detections
+    from vitpose_jax.detections import Detections as Detections
     from vitpose_jax.detector import Detector as Detector
+    from vitpose_jax.draw import draw_boxes as draw_boxes
+    from vitpose_jax.draw import draw_poses as draw_poses
+    from vitpose_jax.estimator import ItemError as ItemError
     from vitpose_jax.estimator import PoseEstimator as PoseEstimator
-    from vitpose_jax.modeling import VitPose as VitPose
-    from vitpose_jax.onestep import OneStepEstimator as OneStepEstimator
+    from vitpose_jax.images import load_image as load_image
+    from vitpose_jax.pipeline.postprocess import decode_heatmaps as decode_heatmaps
+    from vitpose_jax.pipeline.preprocess import crop_boxes as crop_boxes
     from vitpose_jax.poses import Poses as Poses
     from vitpose_jax.pretrained import from_pretrained as from_pretrained
+    from vitpose_jax.single_program import SingleProgramEstimator as SingleProgramEstimator
     from vitpose_jax.skeletons import Skeleton as Skeleton
+    from vitpose_jax.vitpose.config import VitPoseConfig as VitPoseConfig
+    from vitpose_jax.vitpose.modeling import VitPose as VitPose
 
 __version__ = "0.1.0"
 
 # Names are imported when first used: jax and flax take a second, which `vitpose-jax --help` need not wait for.
 _HOMES = {
-    "Detections": "detection.result",
+    "Detections": "detections",
     "Detector": "detector",
-    "OneStepEstimator": "onestep",
-    "Poses": "poses",
+    "ItemError": "estimator",
     "PoseEstimator": "estimator",
+    "Poses": "poses",
+    "SingleProgramEstimator": "single_program",
     "Skeleton": "skeletons",
-    "VitPose": "modeling",
-    "VitPoseConfig": "config",
+    "VitPose": "vitpose.modeling",
+    "VitPoseConfig": "vitpose.config",
+    "crop_boxes": "pipeline.preprocess",
+    "decode_heatmaps": "pipeline.postprocess",
+    "draw_boxes": "draw",
+    "draw_poses": "draw",
     "from_pretrained": "pretrained",
+    "load_image": "images",
 }
-_MODULES = (
-    "checkpoint",
-    "config",
-    "convert",
-    "draw",
-    "estimator",
-    "modeling",
-    "postprocess",
-    "preprocess",
-    "skeletons",
-)
+# Modules and rooms that are reached as attributes, as in `vitpose_jax.checkpoint.save`.
+_MODULES = ("checkpoint", "convert", "datasets", "evaluation", "pipeline", "skeletons", "training")
 
 __all__ = [
     "Detections",
     "Detector",
-    "OneStepEstimator",
+    "ItemError",
     "PoseEstimator",
     "Poses",
+    "SingleProgramEstimator",
     "Skeleton",
     "VitPose",
     "VitPoseConfig",
+    "crop_boxes",
+    "decode_heatmaps",
+    "draw_boxes",
+    "draw_poses",
     "from_pretrained",
+    "load_image",
 ]
 
 

@@ -21,14 +21,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Bool, UInt8
 from PIL import Image
 
-from vitpose_jax.batching import PIXEL_BUCKETS, batch_sizes
 from vitpose_jax.convert.detectors import load_detector
-from vitpose_jax.convert.hub_files import locate
-from vitpose_jax.detection.modeling import RtDetr
-from vitpose_jax.detection.postprocess import find_objects
-from vitpose_jax.detection.preprocess import pad_image, prepare, resize, resize_matrix
-from vitpose_jax.detection.result import Detections, choose_classes
+from vitpose_jax.convert.hub_files import resolve_source
+from vitpose_jax.detections import Detections, choose_classes
 from vitpose_jax.images import load_image
+from vitpose_jax.rtdetr.modeling import RtDetr
+from vitpose_jax.rtdetr.postprocess import find_objects
+from vitpose_jax.rtdetr.preprocess import pad_image, prepare, resize, resize_matrix
+from vitpose_jax.serving.batching import PIXEL_BUCKETS, batch_sizes
 
 # Score from which an object counts, and what is looked for, where nobody says.
 THRESHOLD = 0.3
@@ -118,7 +118,9 @@ class Detector:
             ValueError: where the source is not found, is damaged or no RT-DETR, or where tensors are missing,
                 unexpected or mis-shaped: all of those are listed at once.
         """
-        folder = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+        folder = resolve_source(
+            source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        )
         return cls(load_detector(folder, dtype=dtype, param_dtype=param_dtype), **kwargs)
 
     @overload

@@ -34,7 +34,7 @@ _LEFT, _RIGHT = (re.compile(rf"(^|[_\s-])({side})(?=$|[_\s-])", re.IGNORECASE) f
 _FINE = re.compile(r"face|hand|thumb|finger", re.IGNORECASE)
 
 
-def draw(
+def draw_poses(
     image: Any,
     poses: Poses,
     *,

@@ -19,17 +19,18 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 from PIL import Image
 
-from vitpose_jax.batching import Batch, Item, batch_sizes, batches, groups, pixel_bucket
 from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.detector import Detector
 from vitpose_jax.images import load_image
-from vitpose_jax.modeling import VitPose
-from vitpose_jax.pipeline import predict
+from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.postprocess import Decode, get_decoding
+from vitpose_jax.pipeline.predict import predict
+from vitpose_jax.pipeline.preprocess import BOX_PADDING, Border, check_border, check_boxes
 from vitpose_jax.poses import Poses
-from vitpose_jax.postprocess import Decode, get_decoding
-from vitpose_jax.preprocess import BOX_PADDING, Border, check_border, check_boxes, pack_images
 from vitpose_jax.pretrained import from_pretrained
+from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, groups, pixel_bucket
 from vitpose_jax.skeletons import Skeleton
+from vitpose_jax.vitpose.modeling import VitPose
 
 ImageLike: TypeAlias = str | os.PathLike | Image.Image | Array | np.ndarray
 Dataset: TypeAlias = str | int | np.integer | np.str_ | None

@@ -11,13 +11,13 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vitpose_jax.bundled import DEFAULT_MODEL
-from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.convert.assembly import ignored
-from vitpose_jax.convert.hub_files import locate
+from vitpose_jax.convert.hub_files import resolve_source
 from vitpose_jax.convert.sources import adapt, build_model, open_source, stored_dtype
 from vitpose_jax.convert.torch_files import find_weights, weight_paths
-from vitpose_jax.modeling import VitPose, abstract_vitpose
 from vitpose_jax.skeletons import Skeleton
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 
 def from_pretrained(
@@ -57,7 +57,9 @@ def from_pretrained(
         ValueError: where the source is not found, is damaged or no ViTPose, or where tensors are missing,
             unexpected or mis-shaped: all of those are listed at once.
     """
-    path = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    path = resolve_source(
+        source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )
     layout, config, tensors = open_source(path, config=config, image_size=image_size)
     param_dtype = dtype if param_dtype is None else param_dtype
     model = build_model(layout, config, tensors, dtype=dtype, param_dtype=param_dtype, source=str(path))
@@ -105,7 +107,9 @@ def describe(
     Raises:
         ValueError: as `from_pretrained`.
     """
-    path = locate(source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only)
+    path = resolve_source(
+        source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+    )
     layout, config, tensors = open_source(path, config=config, image_size=image_size)
     weights = nnx.state(abstract_vitpose(config), nnx.Param)
     unused = {} if layout == "native" else ignored(layout, config, tensors)

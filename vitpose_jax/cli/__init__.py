@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from vitpose_jax import __version__
-from vitpose_jax.cli import demo, detect, evaluate, models, predict, train
+from vitpose_jax.cli import checkpoints, demo, detect, evaluate, predict, train
 from vitpose_jax.cli.common import say
 
 app = typer.Typer(
@@ -29,9 +29,9 @@ COMMANDS = (
     detect.detect,
     evaluate.evaluate,
     train.train,
-    models.convert,
-    models.info,
-    models.init,
+    checkpoints.convert,
+    checkpoints.info,
+    checkpoints.init,
 )
 for command in COMMANDS:
     app.command()(command)

@@ -15,14 +15,14 @@ def demo(
 ) -> None:
     """Find the keypoints of a person in a photograph, with the model that comes with the package."""
     say(f"loading {DEFAULT_MODEL}")
-    from vitpose_jax.draw import draw
+    from vitpose_jax.draw import draw_poses
     from vitpose_jax.estimator import PoseEstimator
-    from vitpose_jax.files import write_png
+    from vitpose_jax.storage.atomic import write_png
 
     estimator = PoseEstimator.from_pretrained()
     say(f"compiling for {estimator.device_kind}, and looking at {DEMO_IMAGE.name}")
     poses = estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)
     print_poses(poses)
     path = output / f"{DEMO_IMAGE.stem}_poses.png"
-    write_png(path, draw(DEMO_IMAGE, poses))
+    write_png(path, draw_poses(DEMO_IMAGE, poses))
     print(path)

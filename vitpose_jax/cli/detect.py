@@ -29,15 +29,16 @@ def detect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
 ) -> None:
     """Find people in images; `predict --boxes` reads the results."""
-    from vitpose_jax.detections import image_id_of
-    from vitpose_jax.files import find_images, spare, write_png, write_whole
+    from vitpose_jax.bulk.inputs import check_not_overwriting, find_images
+    from vitpose_jax.datasets.box_files import image_id_of
+    from vitpose_jax.storage.atomic import write_png, write_whole
 
     paths = find_images(images)
     results, drawings = output / RESULTS_FILE, {path: output / f"{path.stem}_detections.png" for path in paths}
     if results.exists() and not overwrite:
         raise ValueError(f"{results}: is there already; choose another folder, or ask to overwrite")
     if draw:
-        spare(paths, [(drawing, path) for path, drawing in drawings.items()])
+        check_not_overwriting(paths, [(drawing, path) for path, drawing in drawings.items()])
 
     import jax.numpy as jnp
 

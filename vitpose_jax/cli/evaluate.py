@@ -47,8 +47,8 @@ def evaluate(
     if resume and overwrite:
         raise ValueError("expected --resume or --overwrite, got both")
 
-    from vitpose_jax.evaluation.datasets import read_dataset
-    from vitpose_jax.evaluation.protocols import get_protocol
+    from vitpose_jax.datasets.dataset import read_dataset
+    from vitpose_jax.datasets.protocols import get_protocol
     from vitpose_jax.evaluation.scoring import check_nms
 
     # What is quickly seen to be wrong is said before anything is read.

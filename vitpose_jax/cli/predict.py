@@ -59,10 +59,10 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do images whose results are there.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in boxes."""
-    from vitpose_jax.detections import DetectionFile, FileBoxes, image_id_of, parse_box
-    from vitpose_jax.files import find_images
-    from vitpose_jax.outputs import Results
-    from vitpose_jax.preprocess import check_boxes
+    from vitpose_jax.bulk.inputs import find_images
+    from vitpose_jax.bulk.results import Results
+    from vitpose_jax.datasets.box_files import DetectionFile, FileBoxes, image_id_of, parse_box
+    from vitpose_jax.pipeline.preprocess import check_boxes
 
     if boxes and detector:
         raise ValueError("expected --boxes or --detector, got both")
@@ -81,7 +81,7 @@ def predict(
         if not boxes and not detector:
             say("no --boxes and no --detector: the whole image is taken as one box")
     results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
-    results.spare(paths)
+    results.check_not_overwriting(paths)
     todo = [path for path in paths if not results.done(path)]
     if len(todo) < len(paths):
         say(f"{len(paths) - len(todo)} of {len(paths)} images are done already; --overwrite does them again")

@@ -8,6 +8,13 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitpose_jax.datasets.dataset import Dataset as Dataset
+    from vitpose_jax.datasets.dataset import People as People
+    from vitpose_jax.datasets.dataset import Sample as Sample
+    from vitpose_jax.datasets.dataset import read_dataset as read_dataset
+    from vitpose_jax.datasets.protocols import PROTOCOLS as PROTOCOLS
+    from vitpose_jax.datasets.protocols import Protocol as Protocol
+    from vitpose_jax.datasets.protocols import get_protocol as get_protocol
     from vitpose_jax.evaluation.accuracy import auc as auc
     from vitpose_jax.evaluation.accuracy import epe as epe
     from vitpose_jax.evaluation.accuracy import nme as nme
@@ -16,30 +23,23 @@ if TYPE_CHECKING:
     from vitpose_jax.evaluation.average_precision import crowdpose_average_precision as crowdpose_average_precision
     from vitpose_jax.evaluation.average_precision import keypoint_average_precision as keypoint_average_precision
     from vitpose_jax.evaluation.average_precision import wholebody_average_precision as wholebody_average_precision
-    from vitpose_jax.evaluation.datasets import Dataset as Dataset
-    from vitpose_jax.evaluation.datasets import People as People
-    from vitpose_jax.evaluation.datasets import Sample as Sample
-    from vitpose_jax.evaluation.datasets import read_dataset as read_dataset
     from vitpose_jax.evaluation.oks import object_keypoint_similarity as object_keypoint_similarity
     from vitpose_jax.evaluation.oks import oks_nms as oks_nms
-    from vitpose_jax.evaluation.protocols import PROTOCOLS as PROTOCOLS
-    from vitpose_jax.evaluation.protocols import Protocol as Protocol
-    from vitpose_jax.evaluation.protocols import get_protocol as get_protocol
     from vitpose_jax.evaluation.runner import Evaluation as Evaluation
     from vitpose_jax.evaluation.runner import evaluate as evaluate
 
 # Imported when first used, as the names of vitpose_jax itself are.
 _HOMES = {
-    "accuracy": ("auc", "epe", "nme", "pck", "pckh"),
-    "average_precision": (
+    "evaluation.accuracy": ("auc", "epe", "nme", "pck", "pckh"),
+    "evaluation.average_precision": (
         "crowdpose_average_precision",
         "keypoint_average_precision",
         "wholebody_average_precision",
     ),
-    "datasets": ("Dataset", "People", "Sample", "read_dataset"),
-    "oks": ("object_keypoint_similarity", "oks_nms"),
-    "protocols": ("PROTOCOLS", "Protocol", "get_protocol"),
-    "runner": ("Evaluation", "evaluate"),
+    "datasets.dataset": ("Dataset", "People", "Sample", "read_dataset"),
+    "evaluation.oks": ("object_keypoint_similarity", "oks_nms"),
+    "datasets.protocols": ("PROTOCOLS", "Protocol", "get_protocol"),
+    "evaluation.runner": ("Evaluation", "evaluate"),
 }
 
 __all__ = [name for names in _HOMES.values() for name in names]
@@ -48,7 +48,7 @@ __all__ = [name for names in _HOMES.values() for name in names]
 def __getattr__(name: str):
     for module, names in _HOMES.items():
         if name in names:
-            return getattr(importlib.import_module(f"vitpose_jax.evaluation.{module}"), name)
+            return getattr(importlib.import_module(f"vitpose_jax.{module}"), name)
     raise AttributeError(f"module 'vitpose_jax.evaluation' has no attribute {name!r}")
 
 

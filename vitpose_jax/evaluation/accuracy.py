@@ -11,9 +11,6 @@ from jaxtyping import Bool, Float, Num
 
 from vitpose_jax.skeletons import MPII
 
-HEAD_BIAS = 0.6
-"""MPII: the size of a head is this times the diagonal of its rectangle."""
-
 PCKH_GROUPS = {
     "head": ("head_top",),
     "shoulder": ("left_shoulder", "right_shoulder"),
@@ -105,11 +102,6 @@ def _distances(
     usable = (sizes > 0).all(axis=-1, keepdims=True)
     offset = (np.asarray(predicted, np.float64) - target) / np.where(usable, sizes, 1)[:, None]
     return np.linalg.norm(offset, axis=-1), visible & usable
-
-
-def mpii_head_sizes(corners: Num[np.ndarray, "n 2 2"]) -> Float[np.ndarray, " n"]:
-    """The sizes that PCKh divides by, from two opposite corners (x, y) of the rectangle around each head."""
-    return HEAD_BIAS * np.linalg.norm(np.asarray(corners[:, 1], np.float64) - corners[:, 0], axis=-1)
 
 
 def pckh(

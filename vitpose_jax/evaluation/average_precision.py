@@ -15,13 +15,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
+from vitpose_jax.datasets.annotations import BOX_TO_AREA
+
 Annotations: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
 Results: TypeAlias = Sequence[Mapping[str, Any]]
 
 STATISTICS = ("AP", "AP50", "AP75", "AP(M)", "AP(L)", "AR", "AR50", "AR75", "AR(M)", "AR(L)")
-
-BOX_TO_AREA = 0.53
-"""The share of its box that a person covers, where annotations have no area."""
 
 CROWD_RANGES = {"E": (-np.inf, 0.2), "M": (0.2, 0.8), "H": (0.8, np.inf)}
 """CrowdPose: easy, medium and hard images by crowd index, from and below."""

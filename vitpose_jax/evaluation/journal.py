@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
-from vitpose_jax.files import write_whole
+from vitpose_jax.storage.atomic import write_whole
 
 Outcome: TypeAlias = Float[np.ndarray, "n K 3"] | str
 """Of an image: for each box x, y and score of all keypoints; or what went wrong."""

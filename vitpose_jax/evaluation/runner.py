@@ -23,9 +23,9 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vitpose_jax import __version__, parameters
+from vitpose_jax import __version__
+from vitpose_jax.datasets.dataset import Dataset
 from vitpose_jax.estimator import PREFETCH, ItemError, PoseEstimator
-from vitpose_jax.evaluation.datasets import Dataset
 from vitpose_jax.evaluation.journal import DECIMALS, Journal, Outcome, from_lines, journals, to_lines
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD
 from vitpose_jax.evaluation.scoring import (
@@ -37,10 +37,11 @@ from vitpose_jax.evaluation.scoring import (
     per_keypoint,
     to_results,
 )
-from vitpose_jax.files import write_whole
+from vitpose_jax.pipeline.postprocess import Decode, get_decoding
+from vitpose_jax.pipeline.preprocess import BOX_PADDING
 from vitpose_jax.poses import Poses
-from vitpose_jax.postprocess import Decode, get_decoding
-from vitpose_jax.preprocess import BOX_PADDING
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.atomic import write_whole
 
 # A block ends with the image that brings it to so many times `max_batch` boxes. Between blocks the device waits for
 # the first images to be read; what a kill loses is a block.

@@ -10,16 +10,16 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
+from vitpose_jax.datasets.dataset import Dataset, Sample
+from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.evaluation.accuracy import pckh
 from vitpose_jax.evaluation.average_precision import (
     crowdpose_average_precision,
     keypoint_average_precision,
     wholebody_average_precision,
 )
-from vitpose_jax.evaluation.datasets import Dataset, Sample
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD, instance_scores, object_keypoint_similarity, oks_nms
-from vitpose_jax.evaluation.protocols import Protocol
-from vitpose_jax.preprocess import BOX_PADDING, boxes_to_center_scale
+from vitpose_jax.pipeline.preprocess import BOX_PADDING, boxes_to_center_scale
 
 NMS_THRESHOLD = 0.9
 # A detected pose is that of the annotated person from here on, in the table of keypoints.

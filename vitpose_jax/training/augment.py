@@ -21,9 +21,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
 
-from vitpose_jax.config import IMAGENET_MEAN, IMAGENET_STD
-from vitpose_jax.preprocess import BOX_PADDING, Border, check_border, crop_to_image, image_to_crop, normalize, warp
+from vitpose_jax.pipeline.preprocess import (
+    BOX_PADDING,
+    Border,
+    check_border,
+    crop_to_image,
+    image_to_crop,
+    normalize,
+    warp,
+)
 from vitpose_jax.skeletons import Skeleton
+from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD
 
 # Red, green and blue to brightness and two differences of colour, as television once did; hues turn in the last two.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])

@@ -16,11 +16,11 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
-from vitpose_jax.config import PRESETS, VitPoseConfig
-from vitpose_jax.evaluation.protocols import PROTOCOLS, Protocol
+from vitpose_jax.datasets.protocols import PROTOCOLS, Protocol
 from vitpose_jax.skeletons import SKELETONS, Skeleton, canonical_name, flip_pairs_from_names
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.optim import OptimConfig
+from vitpose_jax.vitpose.config import PRESETS, VitPoseConfig
 
 # What may change between the parts of one training.
 MAY_CHANGE = ("output", "epochs", "steps", "mesh", "loader", "evaluation", "checkpoint", "log", "huggingface")

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.preprocess import pack_images
+from vitpose_jax.pipeline.packing import pack_images
 from vitpose_jax.training.augment import skeleton_arrays
 from vitpose_jax.training.people import Person, PersonSource
+from vitpose_jax.vitpose.config import VitPoseConfig
 
 # Rows of pixels are at least this long.
 SHORTEST_ROW = 2**18

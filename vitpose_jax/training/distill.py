@@ -20,12 +20,12 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from vitpose_jax import parameters
-from vitpose_jax.config import VitPoseConfig
 from vitpose_jax.convert.backbones import load_vitpose
-from vitpose_jax.modeling import VitPose, abstract_vitpose
+from vitpose_jax.storage import parameters
 from vitpose_jax.training.optim import Tensors, merge
 from vitpose_jax.training.sharding import put_parameters
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 TOKEN = "backbone.knowledge_token.token"
 
@@ -76,7 +76,7 @@ def make_teacher(
         ValueError: where the two do not see the same crops or do not give the same heatmaps; all of that at once.
     """
     theirs = model.config
-    parameters.refuse(_disagreements(theirs, student), source=str(source))
+    parameters.raise_problems(_disagreements(theirs, student), source=str(source))
     model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     tensors = parameters.flatten(model)
     heads = [skeleton.name for skeleton in student.skeletons]

@@ -28,23 +28,25 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vitpose_jax import checkpoint, convert, from_pretrained, parameters
+from vitpose_jax import checkpoint, convert, from_pretrained
 from vitpose_jax.convert.hub_config import to_hub
+from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.estimator import PoseEstimator
-from vitpose_jax.evaluation.datasets import Dataset, read_dataset
 from vitpose_jax.evaluation.runner import evaluate
 from vitpose_jax.evaluation.scoring import check_scorable
-from vitpose_jax.files import write_whole
-from vitpose_jax.modeling import VitPose, abstract_vitpose
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.atomic import write_whole
+from vitpose_jax.storage.tensors import read_json
 from vitpose_jax.training.checkpoints import Checkpoints
 from vitpose_jax.training.config import TrainConfig, changed
 from vitpose_jax.training.data import Loader, make_loader
 from vitpose_jax.training.distill import Teacher, make_teacher, with_token
-from vitpose_jax.training.init import initialize
+from vitpose_jax.training.initialize import initialize
 from vitpose_jax.training.people import PersonSource
 from vitpose_jax.training.reports import METRICS, Log, cut
 from vitpose_jax.training.sharding import make_mesh, put_batch, to_host
 from vitpose_jax.training.step import TrainState, init_state, make_train_step
+from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 
@@ -206,7 +208,7 @@ def _prepare(config: TrainConfig, output: pathlib.Path, *, resume: bool) -> None
         return
     if not resume:
         raise ValueError(f"{output}: already holds a training; resume it or choose another folder")
-    differing = changed(checkpoint.read_json(held), config.to_dict())
+    differing = changed(read_json(held), config.to_dict())
     if differing:
         raise ValueError(f"{held}: expected the same training to resume, got others of {', '.join(differing)}")
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vitpose_jax.postprocess import find_peaks
+from vitpose_jax.pipeline.postprocess import find_peaks
 
 
 def keypoint_errors(

@@ -30,10 +30,10 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from vitpose_jax import parameters
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.modeling import VitPose, abstract_vitpose
-from vitpose_jax.training.rules import match_rules
+from vitpose_jax.storage import parameters
+from vitpose_jax.training.name_rules import match_rules
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 try:
     import optax
@@ -196,7 +196,7 @@ def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.Gradien
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
 
     def init(trained: Tensors) -> optax.OptState:
-        parameters.refuse(parameters.differences(shapes, trained), source="the parameters to be trained")
+        parameters.raise_problems(parameters.differences(shapes, trained), source="the parameters to be trained")
         return optimizer.init(trained)
 
     return optax.GradientTransformation(init, optimizer.update)

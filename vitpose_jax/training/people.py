@@ -15,11 +15,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 
-from vitpose_jax.evaluation.datasets import Dataset, read_dataset
-from vitpose_jax.evaluation.protocols import Protocol
-from vitpose_jax.preprocess import BOX_PADDING, boxes_to_center_scale
+from vitpose_jax.datasets.archives import ImageStore, Paths, expand
+from vitpose_jax.datasets.dataset import Dataset, read_dataset
+from vitpose_jax.datasets.protocols import Protocol
+from vitpose_jax.pipeline.preprocess import BOX_PADDING, boxes_to_center_scale
 from vitpose_jax.skeletons import Skeleton
-from vitpose_jax.training.archives import ImageStore, Paths, expand
 from vitpose_jax.training.augment import Augmentation
 
 Weights: TypeAlias = Mapping[str, int | float] | Callable[[str], int | float | Sequence[int | float]]

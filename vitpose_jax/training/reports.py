@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vitpose_jax.files import write_whole
+from vitpose_jax.storage.atomic import write_whole
 from vitpose_jax.training.config import TrainConfig
 
 METRICS = "metrics.jsonl"

@@ -15,7 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from vitpose_jax.training.rules import match_rules
+from vitpose_jax.training.name_rules import match_rules
 
 AXES = ("data", "fsdp")
 Tree = TypeVar("Tree")

@@ -23,9 +23,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from vitpose_jax.config import VitPoseConfig
-from vitpose_jax.modeling import VitPose
-from vitpose_jax.preprocess import Border
+from vitpose_jax.pipeline.preprocess import Border
 from vitpose_jax.training.augment import Augmentation, augment_crops
 from vitpose_jax.training.data import TrainingBatch
 from vitpose_jax.training.distill import Teacher
@@ -43,6 +41,8 @@ from vitpose_jax.training.optim import (
 )
 from vitpose_jax.training.sharding import batch_sharding, replicated, state_sharding
 from vitpose_jax.training.targets import gaussian_heatmaps
+from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose
 
 LOSSES = ("mse", "ohkm")
 Metrics = dict[str, Float[Array, ""]]

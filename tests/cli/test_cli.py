@@ -1,0 +1,294 @@
+"""The command line, run as a user runs it."""
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.test_estimator import random_image
+from tests.vitpose.test_modeling import TINY, random_model
+from vitpose_jax import VitPoseConfig, checkpoint, cli
+
+BOX = "20,10,60,90"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("model") / "tiny"
+    checkpoint.save(random_model(VitPoseConfig(**TINY)), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def images(tmp_path) -> pathlib.Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in (7, 12, 30):
+        Image.fromarray(random_image(number)).save(folder / f"{number:06}.jpg")
+    (folder / "notes.txt").write_text("not an image")
+    return folder
+
+
+def run(capsys, *arguments: object) -> tuple[int, str, str]:
+    """The exit status, and what was printed to standard output and to standard error."""
+    try:
+        cli.main([str(argument) for argument in arguments])
+        status = 0
+    except SystemExit as exit_:
+        status = int(exit_.code or 0)
+    printed = capsys.readouterr()
+    return status, printed.out, printed.err
+
+
+def test_one_image_prints_and_draws(capsys, model, images, tmp_path):
+    out = tmp_path / "out"
+    image = images / "000007.jpg"
+    status, printed, said = run(capsys, "predict", image, "--model", model, "--boxes", BOX, "--output", out, "--draw")
+    assert (status, said) == (0, "")
+    assert printed.count("\n") == 1 + 17 + 1
+    assert "nose" in printed
+    document = json.loads((out / "000007.json").read_text())
+    assert document["image"] == "000007.jpg"
+    (pose,) = document["poses"]
+    assert pose["box"] == [20, 10, 60, 90]
+    assert [keypoint["name"] for keypoint in pose["keypoints"]][:2] == ["nose", "left_eye"]
+    with Image.open(out / "000007_poses.png") as drawing:
+        assert drawing.size == (160, 120)
+    assert sorted(path.name for path in out.iterdir()) == ["000007.json", "000007_poses.png"]
+
+
+def test_without_boxes_the_whole_image_is_one(capsys, model, images, tmp_path):
+    status, _, said = run(capsys, "predict", images / "000007.jpg", "--model", model, "--output", tmp_path)
+    assert status == 0
+    assert "the whole image is taken as one box" in said
+    assert json.loads((tmp_path / "000007.json").read_text())["poses"][0]["box"] == [0, 0, 160, 120]
+
+
+@pytest.mark.parametrize("named", ["folder", "pattern"])
+def test_coco_file_from_detections(capsys, model, images, tmp_path, named):
+    boxes = tmp_path / "boxes.json"
+    entries = [
+        {"image_id": 7, "bbox": [10, 10, 50, 80], "score": 0.9, "category_id": 1},
+        {"image_id": 7, "bbox": [60, 10, 50, 80], "score": 0.2, "category_id": 1},
+        {"image_id": 30, "bbox": [5, 5, 50, 80], "score": 0.8, "category_id": 18},
+        {"image_id": 30, "bbox": [9, 9, 50, 80], "score": 0.7, "category_id": 1},
+    ]
+    boxes.write_text(json.dumps(entries))
+    where = images if named == "folder" else images / "*.jpg"
+    options = ("--boxes", boxes, "--category", 1, "--min-score", 0.5, "--format", "coco")
+    status, printed, _ = run(capsys, "predict", where, "--model", model, "--output", tmp_path / "out", *options)
+    assert status == 0
+    assert "3 of 3 images done" in printed
+    found = json.loads((tmp_path / "out" / "keypoints.json").read_text())
+    assert [(entry["image_id"], entry["bbox"]) for entry in found] == [(7, [10, 10, 50, 80]), (30, [9, 9, 50, 80])]
+    assert all(len(entry["keypoints"]) == 51 for entry in found)
+
+
+@pytest.mark.parametrize("layout", ["annotations", "table"])
+def test_other_layouts_of_boxes(capsys, model, images, tmp_path, layout):
+    content = {"000012.jpg": [[10, 10, 50, 80], [60, 10, 50, 80]]}
+    if layout == "annotations":
+        annotations = [{"image_id": 5, "bbox": box, "category_id": 1} for box in content["000012.jpg"]]
+        annotations.append({"image_id": 5, "bbox": [0, 0, 160, 120], "category_id": 1, "iscrowd": 1})
+        content = {"images": [{"id": 5, "file_name": "val/000012.jpg"}], "annotations": annotations}
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps(content))
+    status, _, _ = run(capsys, "predict", images, "--model", model, "--boxes", boxes, "--output", tmp_path / "out")
+    assert status == 0
+    counts = [len(json.loads(path.read_text())["poses"]) for path in sorted((tmp_path / "out").iterdir())]
+    assert counts == [0, 2, 0]
+
+
+def test_openpose_files(capsys, model, images, tmp_path):
+    options = ("--boxes", BOX, "--boxes", "30,20,50,70", "--format", "openpose")
+    run(capsys, "predict", images / "000007.jpg", "--model", model, "--output", tmp_path, *options)
+    document = json.loads((tmp_path / "000007_keypoints.json").read_text())
+    assert len(document["people"]) == 2
+
+
+@pytest.mark.parametrize("layout", ["json", "coco"])
+def test_a_second_run_skips_what_is_done(capsys, model, images, tmp_path, layout):
+    def predict(*more):
+        options = ("--boxes", BOX, "--output", tmp_path / "out", "--format", layout, *more)
+        return run(capsys, "predict", images, "--model", model, *options)
+
+    first = images / "000007.jpg"
+    run(capsys, "predict", first, "--model", model, "--boxes", BOX, "--output", tmp_path / "out", "--format", layout)
+    _, printed, said = predict()
+    assert "1 of 3 images are done already" in said
+    assert "2 of 3 images done" in printed
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    _, printed, said = predict()
+    assert (printed, "3 of 3 images are done already" in said) == ("", True)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()} == files
+    _, printed, said = predict("--overwrite")
+    assert "3 of 3 images done" in printed
+    if layout == "coco":
+        assert len(json.loads((tmp_path / "out" / "keypoints.json").read_text())) == 3
+
+
+def test_coco_results_of_other_images_stay(capsys, model, images, tmp_path):
+    def predict(where, *more):
+        options = ("--boxes", BOX, "--output", tmp_path / "out", "--format", "coco", *more)
+        return run(capsys, "predict", where, "--model", model, *options)
+
+    predict(images)
+    assert predict(images / "000007.jpg", "--overwrite")[0] == 0
+    found = json.loads((tmp_path / "out" / "keypoints.json").read_text())
+    assert sorted(entry["image_id"] for entry in found) == [7, 12, 30]
+
+
+def test_images_without_people_are_done_too(capsys, model, images, tmp_path):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps({"000007.jpg": [], "000012.jpg": [[10, 10, 50, 80]], "000030.jpg": []}))
+    options = ("--model", model, "--boxes", boxes, "--output", tmp_path / "out", "--format", "coco")
+    assert "3 of 3 images done" in run(capsys, "predict", images, *options)[1]
+    assert "3 of 3 images are done already" in run(capsys, "predict", images, *options)[2]
+
+
+def test_an_image_is_never_overwritten(capsys, model, images):
+    image = images / "000007.jpg"
+    image.rename(images / "000007_poses.png")
+    before = (images / "000007_poses.png").read_bytes()
+    # The drawing of 000007.png has the name of the other image; that of 000007_poses.png has another.
+    Image.fromarray(random_image(7)).save(images / "000007.png")
+    options = ("--model", model, "--boxes", BOX, "--output", images, "--draw")
+    assert run(capsys, "predict", images / "000007_poses.png", *options)[0] == 0
+    status, _, said = run(capsys, "predict", images / "000007.png", images / "000007_poses.png", *options)
+    assert (status, "would overwrite" in said) == (1, True)
+    assert (images / "000007_poses.png").read_bytes() == before
+
+
+def test_boxes_go_to_their_own_image(capsys, model, images, tmp_path):
+    """An image without annotations does not get those of the image whose number its name happens to be."""
+    boxes = tmp_path / "boxes.json"
+    names = [{"id": 7, "file_name": "000012.jpg"}, {"id": 12, "file_name": "000007.jpg"}]
+    boxes.write_text(json.dumps({"images": names, "annotations": [{"image_id": 12, "bbox": [9, 9, 50, 80]}]}))
+    run(capsys, "predict", images, "--model", model, "--boxes", boxes, "--output", tmp_path / "out")
+    counts = [len(json.loads(path.read_text())["poses"]) for path in sorted((tmp_path / "out").iterdir())]
+    assert counts == [1, 0, 0]
+    boxes.write_text(json.dumps({"a/000007.jpg": [[1, 1, 9, 9]], "images/000007.jpg": [[2, 2, 9, 9], [3, 3, 9, 9]]}))
+    options = ("--model", model, "--boxes", boxes, "--output", tmp_path / "out", "--overwrite")
+    assert run(capsys, "predict", images / "000007.jpg", *options)[0] == 0
+    assert len(json.loads((tmp_path / "out" / "000007.json").read_text())["poses"]) == 2
+    boxes.write_text(json.dumps({"a/000007.jpg": [[1, 1, 9, 9]], "b/000007.jpg": [[2, 2, 9, 9]]}))
+    status, _, said = run(capsys, "predict", images / "000007.jpg", *options)
+    assert (status, "cannot tell which of a/000007.jpg, b/000007.jpg" in said) == (1, True)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"image_id": 7, "bbox": [1, 1, 5, 5], "score": None}],
+        [{"image_id": 7}],
+        [7],
+        7,
+        {"images": 3, "annotations": []},
+        {"images": [{"id": 1}], "annotations": []},
+        {"annotations": []},
+        {"000007.jpg": 5},
+    ],
+    ids=str,
+)
+def test_a_file_that_is_not_of_boxes(capsys, model, images, tmp_path, content):
+    boxes = tmp_path / "boxes.json"
+    boxes.write_text(json.dumps(content))
+    options = ("--model", model, "--boxes", boxes, "--min-score", 0.1, "--output", tmp_path / "out")
+    status, _, said = run(capsys, "predict", images / "000007.jpg", *options)
+    assert status == 1
+    assert "expected COCO results, COCO annotations or a table of boxes" in said
+    assert "Traceback" not in said
+
+
+def test_options_reach_the_estimator(capsys, model, images, tmp_path):
+    def keypoints(*options):
+        arguments = ("--model", model, "--boxes", BOX, "--output", tmp_path / "out", "--overwrite", *options)
+        assert run(capsys, "predict", images / "000007.jpg", *arguments)[0] == 0
+        (pose,) = json.loads((tmp_path / "out" / "000007.json").read_text())["poses"]
+        return [(point["x"], point["y"]) for point in pose["keypoints"]]
+
+    plain = keypoints()
+    assert keypoints() == plain
+    for options in (("--flip-test",), ("--decode", "argmax"), ("--decode", "quarter"), ("--dtype", "bfloat16")):
+        assert keypoints(*options) != plain, options
+
+
+def test_a_broken_image_does_not_stop_the_others(capsys, model, images, tmp_path):
+    (images / "000001.jpg").write_bytes((images / "000007.jpg").read_bytes()[:500])
+    status, printed, said = run(
+        capsys, "predict", images, "--model", model, "--boxes", BOX, "--output", tmp_path / "out"
+    )
+    assert status == 1
+    assert "000001.jpg" in said
+    assert "3 of 4 images done" in printed
+    assert len(list((tmp_path / "out").iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("nowhere.jpg",), "nowhere.jpg"),
+        (("nothing-*.jpg",), "nothing-*.jpg: no images there"),
+        (("IMAGE", "--boxes", "1,2,3"), "expected a file or x,y,w,h, got '1,2,3'"),
+        (("IMAGE", "--boxes", "1,2,0,3"), "box 0 has no area"),
+        (("IMAGE", "--boxes", "nan,1,2,3"), "--boxes: box 0 is not finite"),
+        (("IMAGE", "--boxes", "IMAGE"), "expected JSON"),
+        (("IMAGE", "--dataset", "ap10k"), "no data set 'ap10k' in this model"),
+        (("IMAGE", "--model", "no/such/folder"), "no/such/folder"),
+    ],
+)
+def test_a_mistake_is_one_line(capsys, model, images, tmp_path, arguments, message):
+    arguments = [str(images / "000007.jpg") if argument == "IMAGE" else argument for argument in arguments]
+    status, _, said = run(capsys, "predict", "--model", model, "--output", tmp_path / "out", *arguments)
+    assert status == 1
+    assert message in said
+    assert "Traceback" not in said
+    assert not list(tmp_path.glob("out/*"))
+
+
+def test_same_names_in_two_folders_are_refused(capsys, model, images, tmp_path):
+    Image.fromarray(random_image(1)).save(tmp_path / "000007.png")
+    status, _, said = run(capsys, "predict", images, tmp_path / "000007.png", "--model", model)
+    assert status == 1
+    assert "would be named '000007'" in said
+
+
+def test_init_info_and_convert(capsys, tmp_path):
+    assert run(capsys, "init", "small-simple", tmp_path / "native")[0] == 0
+    status, printed, _ = run(capsys, "info", tmp_path / "native")
+    assert status == 0
+    assert "21.72 M" in printed
+    assert "coco (17)" in printed
+    assert run(capsys, "convert", tmp_path / "native", tmp_path / "hub", "--to", "huggingface")[0] == 0
+    assert "huggingface" in run(capsys, "info", tmp_path / "hub")[1]
+    status, _, said = run(capsys, "convert", tmp_path / "native", tmp_path / "hub", "--to", "huggingface")
+    assert status == 1
+    assert "already holds" in said
+    back = checkpoint.load(tmp_path / "native")
+    assert np.isfinite(back.heads["coco"].conv.kernel[...]).all()
+    status, _, said = run(capsys, "init", "tiny", tmp_path / "other")
+    assert (status, "no preset named 'tiny'" in said) == (1, True)
+
+
+def test_help_is_quick_and_needs_no_jax():
+    """Half a second at most; the fastest of three, for other programs run at the same time."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = subprocess.run([sys.executable, "-m", "vitpose_jax.cli", "--help"], capture_output=True, text=True)
+        times.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        assert "predict" in done.stdout
+    assert min(times) < 0.5
+    code = "import sys, vitpose_jax.cli; assert not {'jax', 'flax', 'torch'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_usage_errors_exit_with_2(capsys):
+    assert run(capsys, "predict", "--format", "xml")[0] == 2
+    assert run(capsys, "nonsense")[0] == 2

@@ -1,0 +1,327 @@
+"""Data sets read from disk: the published sample files, and small ones made here."""
+
+import json
+import pathlib
+from typing import Any
+
+import cv2
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.io import savemat
+
+from vitpose_jax.datasets.annotations import clip_box
+from vitpose_jax.evaluation import PROTOCOLS, get_protocol, read_dataset
+from vitpose_jax.pipeline.preprocess import boxes_to_center_scale, crop_regions
+
+# File, folder of images, images with people, people, keypoints.
+SAMPLES = {
+    "coco": ("coco/test_coco.json", "coco", 4, 12, 17),
+    "wholebody": ("coco/test_coco_wholebody.json", "coco", 4, 12, 133),
+    "aic": ("aic/test_aic.json", "aic", 3, 9, 14),
+    "ap10k": ("ap10k/test_ap10k.json", "ap10k", 2, 2, 17),
+    "apt36k": ("ap10k/test_ap10k.json", "ap10k", 2, 2, 17),
+    "ochuman": ("ochuman/test_ochuman.json", "ochuman", 3, 5, 17),
+    "crowdpose": ("crowdpose/test_crowdpose.json", "crowdpose", 2, 4, 14),
+    "mpii": ("mpii/test_mpii.json", "mpii", 5, 5, 16),
+}
+
+
+def read_sample(data: pathlib.Path, name: str, **options: Any):
+    file, folder, *_ = SAMPLES[name]
+    return read_dataset(name, data / "mmpose_samples" / file, data / "mmpose_samples" / folder, **options)
+
+
+def write(folder: pathlib.Path, name: str, content: object) -> pathlib.Path:
+    path = folder / name
+    path.write_text(json.dumps(content))
+    return path
+
+
+def person(number: int = 1, **changes: Any) -> dict[str, Any]:
+    """An annotation of COCO's."""
+    entry = {
+        "id": number,
+        "image_id": 7,
+        "category_id": 1,
+        "iscrowd": 0,
+        "area": 500.0,
+        "bbox": [10, 20, 30, 40],
+        "num_keypoints": 17,
+        "keypoints": [value for index in range(17) for value in (11 + index, 21 + index, 1 + index % 2)],
+        **changes,
+    }
+    return {key: value for key, value in entry.items() if value is not None}
+
+
+def coco(*people: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "images": [
+            {"id": 7, "file_name": "a/7.jpg", "width": 100, "height": 80},
+            {"id": 9, "file_name": "9.jpg", "width": 100, "height": 80},
+        ],
+        "annotations": list(people),
+        "categories": [{"id": 1, "name": "person"}],
+    }
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_published_files(data, name):
+    _, _, images, people, count = SAMPLES[name]
+    dataset = read_sample(data, name)
+    assert dataset.protocol is PROTOCOLS[name]
+    assert (len(dataset.samples), dataset.num_boxes) == (images, people)
+    for sample in dataset.samples:
+        assert sample.path.is_file()
+        assert sample.boxes is sample.people.boxes
+        assert sample.people.keypoints.shape == (len(sample.boxes), count, 2)
+        assert set(np.unique(sample.people.visible)) <= {0, 1, 2}
+        assert (sample.people.visible > 0).any(axis=1).all()
+        assert (sample.people.areas > 0).all()
+        # Most of what is labelled lies in the box, or in that around the person.
+        low, high = sample.boxes[:, None, :2], (sample.boxes[:, :2] + sample.boxes[:, 2:])[:, None]
+        inside = ((sample.people.keypoints >= low - 5) & (sample.people.keypoints <= high + 5)).all(axis=-1)
+        assert inside[sample.people.visible > 0].mean() > 0.8
+
+
+def test_coco_entries_are_those_of_the_file(data):
+    content = json.loads((data / "coco_val" / "person_keypoints.json").read_text())
+    entries = {entry["id"]: entry for entry in content["annotations"]}
+    dataset = read_dataset("COCO", data / "coco_val" / "person_keypoints.json", data / "coco_val" / "images")
+    ids = [number for sample in dataset.samples for number in sample.people.annotation_ids.tolist()]
+    assert sorted(ids) == sorted(number for number, entry in entries.items() if entry["num_keypoints"] > 0)
+    for sample in dataset.samples:
+        for row, number in enumerate(sample.people.annotation_ids.tolist()):
+            entry = entries[number]
+            expected = np.reshape(entry["keypoints"], (17, 3))
+            assert entry["image_id"] == sample.image_id
+            np.testing.assert_array_equal(sample.people.keypoints[row], expected[:, :2])
+            np.testing.assert_array_equal(sample.people.visible[row], expected[:, 2])
+            assert sample.people.areas[row] == entry["area"]
+            # One pixel less, as the original has it.
+            np.testing.assert_allclose(sample.boxes[row, :2], entry["bbox"][:2])
+            assert (sample.boxes[row, 2:] <= np.subtract(entry["bbox"][2:], 1) + 1e-9).all()
+
+
+def test_whole_bodies_are_put_together(data):
+    content = json.loads((data / "mmpose_samples" / SAMPLES["wholebody"][0]).read_text())
+    entry = next(entry for entry in content["annotations"] if entry["num_keypoints"])
+    people = read_sample(data, "wholebody").samples[0].people
+    skeleton = get_protocol("coco-wholebody").skeleton
+    for name, field, place in (
+        ("nose", "keypoints", 0),
+        ("left_big_toe", "foot_kpts", 0),
+        ("face-67", "face_kpts", 67),
+        ("left_pinky_finger4", "lefthand_kpts", 20),
+        ("right_hand_root", "righthand_kpts", 0),
+    ):
+        expected = entry[field][3 * place : 3 * place + 3]
+        index = skeleton.keypoints.index(name)
+        assert [*people.keypoints[0, index], people.visible[0, index]] == expected
+
+
+def test_animals_keep_their_categories(data):
+    samples = read_sample(data, "ap10k").samples
+    assert [(sample.image_id, sample.category_ids.tolist()) for sample in samples] == [(37516, [26]), (4, [1])]
+
+
+def test_without_areas_that_of_the_box_counts(data):
+    people = read_sample(data, "aic").samples[0].people
+    entry = json.loads((data / "mmpose_samples" / SAMPLES["aic"][0]).read_text())["annotations"][0]
+    row = people.annotation_ids.tolist().index(entry["id"])
+    assert people.areas[row] == pytest.approx(0.53 * entry["bbox"][2] * entry["bbox"][3])
+
+
+def test_a_detectors_boxes(data):
+    path = data / "mmpose_samples" / "coco" / "test_coco_det_AP_H_56.json"
+    dataset = read_sample(data, "coco", detections=path)
+    content = json.loads(path.read_text())
+    assert dataset.num_boxes == len(content) == 118
+    for sample in dataset.samples:
+        mine = [entry for entry in content if entry["image_id"] == sample.image_id]
+        np.testing.assert_array_equal(sample.boxes, [entry["bbox"] for entry in mine])
+        np.testing.assert_array_equal(sample.scores, [entry["score"] for entry in mine])
+    sure = read_sample(data, "coco", detections=path, min_score=0.5)
+    assert sure.num_boxes == sum(entry["score"] >= 0.5 for entry in content)
+    crowd = data / "mmpose_samples" / "crowdpose" / "test_crowdpose_det_AP_40.json"
+    assert read_sample(data, "crowdpose", detections=crowd).num_boxes == 6
+
+
+def test_detections_of_other_things_and_without_area(tmp_path):
+    detection = {"image_id": 7, "category_id": 1, "bbox": [-5, 2, 30, 30], "score": 0.5}
+    content = [detection, {**detection, "category_id": 18}, {**detection, "bbox": [1, 1, 0, 5]}]
+    boxes = write(tmp_path, "boxes.json", content)
+    dataset = read_dataset("coco", write(tmp_path, "coco.json", coco(person())), tmp_path, detections=boxes)
+    assert (dataset.num_boxes, dataset.skipped_boxes, dataset.num_images) == (1, 1, 2)
+    (sample,) = dataset.samples
+    assert sample.boxes.tolist() == [[-5, 2, 30, 30]]
+    assert sample.people.annotation_ids.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    "left_out",
+    [
+        {"iscrowd": 1},
+        {"num_keypoints": 0},
+        {"keypoints": [0] * 51, "num_keypoints": None},
+        {"keypoints": None},
+        {"area": 0},
+        {"bbox": [10, 20, 1, 40]},
+        {"bbox": [100, 20, 30, 40]},
+    ],
+    ids=str,
+)
+def test_who_is_left_out(tmp_path, left_out):
+    path = write(tmp_path, "coco.json", coco(person(1, **left_out), person(2)))
+    (sample,) = read_dataset("coco", path, tmp_path).samples
+    assert sample.people.annotation_ids.tolist() == [2]
+    assert sample.path == tmp_path / "a" / "7.jpg"
+
+
+@given(st.lists(st.floats(-300, 300), min_size=4, max_size=4), st.integers(1, 200), st.integers(1, 200))
+def test_boxes_end_at_the_edges(box, width, height):
+    clipped = clip_box(np.array(box), width, height)
+    x1, y1 = max(0, box[0]), max(0, box[1])
+    x2, y2 = min(width - 1, x1 + max(0, box[2] - 1)), min(height - 1, y1 + max(0, box[3] - 1))
+    if x2 > x1 and y2 > y1:
+        np.testing.assert_array_equal(clipped, [x1, y1, x2 - x1, y2 - y1])
+        assert (clipped[:2] + clipped[2:] <= [width - 1 + 1e-9, height - 1 + 1e-9]).all()
+    else:
+        assert clipped is None
+
+
+def original_mpii_region(entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Centre and size in pixels, in the words of the original."""
+    center, scale = np.array(entry["center"]), np.array([entry["scale"]] * 2)
+    center[1] = center[1] + 15 * scale[1]
+    return center - 1, scale * 1.25 * 200
+
+
+def test_mpii_regions_and_their_stretched_crops(data):
+    dataset = read_sample(data, "mpii")
+    entries = {
+        entry["image"]: entry for entry in json.loads((data / "mmpose_samples" / "mpii/test_mpii.json").read_text())
+    }
+    for sample in dataset.samples:
+        entry = entries[sample.path.name]
+        center, scale = boxes_to_center_scale(sample.boxes, stretch=True)
+        expected_center, expected_scale = original_mpii_region(entry)
+        np.testing.assert_allclose(center[0], expected_center, rtol=1e-6)
+        np.testing.assert_allclose(scale[0], expected_scale, rtol=1e-6)
+        np.testing.assert_array_equal(sample.people.keypoints[0], np.array(entry["joints"]) - 1)
+        np.testing.assert_array_equal(sample.people.visible[0], entry["joints_vis"])
+    # The crop against OpenCV: both edges of the square lie at the edges of the crop, which is no square.
+    image = cv2.imread(str(sample.path))[..., ::-1]
+    corner, (width, height) = expected_center - expected_scale / 2, (192, 256)
+    x_step, y_step = (width - 1) / expected_scale[0], (height - 1) / expected_scale[1]
+    matrix = np.array([[x_step, 0, -corner[0] * x_step], [0, y_step, -corner[1] * y_step]])
+    reference = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR).astype(np.float32)
+    shapes = np.array([[0, *image.shape[:2]]], np.int32)
+    ours = crop_regions(
+        jnp.asarray(image).reshape(-1, 3), jnp.asarray(shapes), center, scale, (height, width), border="opencv"
+    )
+    # OpenCV rounds places to a 32nd of a pixel.
+    assert np.abs(np.asarray(ours)[0] - reference).mean() < 1
+
+
+def test_several_people_in_an_image_of_mpii(tmp_path):
+    entry = {"image": "3.jpg", "center": [50, 60], "scale": 0.2, "joints": [[9, 9]] * 16, "joints_vis": [1] * 16}
+    content = [entry, {**entry, "image": "x.jpg", "center": [-1, 5]}, {**entry, "center": [70, 60]}]
+    first, second = read_dataset("mpii", write(tmp_path, "mpii.json", content), tmp_path).samples
+    assert (first.image_id, second.image_id) == (3, "x")
+    assert first.people.annotation_ids.tolist() == [0, 2]
+    np.testing.assert_allclose(first.boxes, [[29, 42, 40, 40], [49, 42, 40, 40]])
+    np.testing.assert_allclose(second.boxes, [[-22, -16, 40, 40]])
+
+
+def test_mpii_heads(data, tmp_path):
+    rng = np.random.default_rng(0)
+    joints, missing, heads = rng.uniform(1, 99, (16, 2, 5)), rng.integers(0, 2, (16, 5)), rng.uniform(1, 99, (2, 2, 5))
+    savemat(tmp_path / "gt.mat", {"pos_gt_src": joints, "jnt_missing": missing, "headboxes_src": heads})
+    for sample in read_sample(data, "mpii", head_boxes=tmp_path / "gt.mat").samples:
+        (number,) = sample.people.annotation_ids
+        np.testing.assert_allclose(sample.people.keypoints[0], joints[..., number] - 1)
+        np.testing.assert_array_equal(sample.people.visible[0], 1 - missing[:, number])
+        expected = 0.6 * np.linalg.norm(heads[1, :, number] - heads[0, :, number])
+        assert sample.people.head_sizes[0] == pytest.approx(expected)
+    savemat(tmp_path / "gt.mat", {"pos_gt_src": joints[..., :4], "jnt_missing": missing, "headboxes_src": heads})
+    with pytest.raises(ValueError, match=r"gt.mat: expected pos_gt_src of shape \(16, 2, 5\) for 5 people"):
+        read_sample(data, "mpii", head_boxes=tmp_path / "gt.mat")
+    (tmp_path / "gt.mat").write_text("not MATLAB" * 50)
+    with pytest.raises(ValueError, match=r"gt.mat: expected a MATLAB file"):
+        read_sample(data, "mpii", head_boxes=tmp_path / "gt.mat")
+
+
+def test_the_first_images(data):
+    dataset = read_sample(data, "coco").first(2)
+    assert len(dataset.samples) == dataset.num_images == 2
+    assert dataset.image_ids == tuple(sample.image_id for sample in dataset.samples)
+    with pytest.raises(ValueError, match="expected at least 1 image"):
+        dataset.first(0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "expected an object with 'images', got"),
+        ({"images": []}, "expected the key 'annotations', got images"),
+        ({"images": {}, "annotations": []}, "expected a list for 'images'"),
+        ({"images": [{"file_name": "7.jpg"}], "annotations": []}, r"images\[0\]: expected the key 'id'"),
+        ({"images": [{"id": 7, "file_name": "7.jpg"}], "annotations": []}, "image 7: expected the key 'width'"),
+        ({**coco(), "images": coco()["images"] * 2}, "image 7: expected each id once"),
+        (coco(person(image_id=8)), "annotation 1: no image has the id 8"),
+        (coco(person(image_id=[7])), "annotation 1: expected an id for 'image_id'"),
+        (coco(person(id=None)), r"annotations\[0\]: expected the key 'id'"),
+        (coco(person(bbox=None)), "annotation 1: expected the key 'bbox'"),
+        (coco(person(area=None)), "annotation 1: expected the key 'area'"),
+        (coco(person(bbox=[1, 2, 3])), "annotation 1: bbox: expected 4 numbers, got 3"),
+        (coco(person(bbox=[1, 2, 3, float("nan")])), "annotation 1: bbox: expected finite numbers"),
+        (coco(person(keypoints=[1] * 48)), "annotation 1: keypoints: expected 51 numbers, got 48"),
+        (coco(person(keypoints=["a"] * 51)), "annotation 1: keypoints: expected numbers"),
+    ],
+)
+def test_what_is_wrong_with_annotations_is_said(tmp_path, content, message):
+    path = write(tmp_path, "coco.json", content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_dataset("coco", path, tmp_path)
+    assert str(path) in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({}, "expected a list of detections, got dict"),
+        ([{"category_id": 1, "image_id": 7, "score": 1}], "detection 0: expected the key 'bbox'"),
+        ([{"category_id": 1, "image_id": 8, "score": 1, "bbox": [1, 1, 5, 5]}], "detection 0: no image with the id 8"),
+        (
+            [{"category_id": 1, "image_id": 7, "score": None, "bbox": [1, 1, 5, 5]}],
+            "detection 0: score: expected finite",
+        ),
+    ],
+)
+def test_what_is_wrong_with_detections_is_said(tmp_path, content, message):
+    path, boxes = write(tmp_path, "coco.json", coco(person())), write(tmp_path, "boxes.json", content)
+    with pytest.raises(ValueError, match=message) as error:
+        read_dataset("coco", path, tmp_path, detections=boxes)
+    assert str(boxes) in str(error.value)
+
+
+def test_what_is_wrong_with_files_is_said(tmp_path):
+    path = write(tmp_path, "mpii.json", [{"image": "1.jpg", "center": [1, 2], "scale": 1, "joints": [[1, 2]] * 15}])
+    with pytest.raises(ValueError, match=r"mpii.json: person 0: joints: expected 32 numbers, got 30"):
+        read_dataset("mpii", path, tmp_path)
+    with pytest.raises(ValueError, match="is evaluated in its annotated boxes"):
+        read_dataset("mpii", path, tmp_path, detections=path)
+    with pytest.raises(ValueError, match="no data set named 'lsp' to evaluate; expected one of coco, wholebody"):
+        read_dataset("lsp", path, tmp_path)
+    with pytest.raises(ValueError, match="expected the folder of the images"):
+        read_dataset("coco", path, tmp_path / "images")
+    with pytest.raises(ValueError, match="head_boxes: expected with the data set mpii alone"):
+        read_dataset("coco", path, tmp_path, head_boxes=path)
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"mpii.json: expected JSON"):
+        read_dataset("mpii", path, tmp_path)
+    with pytest.raises(OSError, match=r"nothing\.json"):
+        read_dataset("coco", tmp_path / "nothing.json", tmp_path)

@@ -1,0 +1,248 @@
+"""Many devices and many processes train as one does."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec
+
+from tests.training.test_train import TINY, lines, settings, tensors, write_people
+from vitpose_jax import VitPoseConfig
+from vitpose_jax.training import loop
+from vitpose_jax.training.optim import parameter_shapes
+from vitpose_jax.training.sharding import make_mesh, parameter_specs, put_batch
+
+TESTS = str(pathlib.Path(__file__).parents[2])
+
+# Programs are compiled without optimisation: they are run three times.
+FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+ON_EIGHT = """
+import dataclasses, json, sys
+import jax, numpy as np
+jax.config.update("jax_default_matmul_precision", "highest")
+from tests.vitpose.test_modeling import random_model
+from tests.training.test_step import random_batch
+from vitpose_jax import VitPoseConfig
+from vitpose_jax.training.augment import Augmentation
+from vitpose_jax.training.distill import make_teacher
+from vitpose_jax.training.optim import OptimConfig
+from vitpose_jax.training.sharding import make_mesh, put_batch, to_host
+from vitpose_jax.training.step import init_state, make_train_step
+
+assert len(jax.devices()) == 8
+config = VitPoseConfig(image_size=(32, 32), hidden_size=24, num_layers=2, num_heads=2, mlp_ratio=2)
+settings = OptimConfig(total_steps=9, warmup_steps=0, drop_path=0.2, ema_decay=0.5, eps=1e-6)
+given = teacher = None
+if sys.argv[2] == "taught":
+    given = random_model(config.replace(hidden_size=32, num_layers=1), seed=1)
+    config = config.replace(knowledge_token=32)
+    settings = dataclasses.replace(settings, frozen=("knowledge_token",))
+found = {}
+for name, shape in json.loads(sys.argv[1]).items():
+    mesh = None if shape is None else make_mesh(*shape)
+    if given is not None:
+        teacher = make_teacher(given, config, weight=2.0, mesh=mesh)
+    graphdef, optimizer, state = init_state(random_model(config), settings, mesh)
+    options = {"optim_config": settings, "augmentation": Augmentation(), "mesh": mesh, "teacher": teacher}
+    step = make_train_step(config, graphdef, optimizer, **options)
+    losses = []
+    for number in range(3):
+        batch = random_batch(config, ["coco"] * 8, seed=number)
+        state, metrics = step(state, batch if mesh is None else put_batch(batch, mesh), jax.random.key(0))
+        losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
+    kernel = state.trained["backbone.blocks.mlp.fc1.kernel"]
+    moment = next(leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape)
+    parts = [list(leaf.addressable_shards[0].data.shape) for leaf in (kernel, moment, state.ema["backbone.norm.scale"])]
+    if teacher is not None:
+        leaf = teacher.tensors["backbone.blocks.mlp.fc1.kernel"]
+        parts.append(list(leaf.addressable_shards[0].data.shape))
+    sums = {key: float(np.sum(np.abs(leaf))) for key, leaf in to_host(state.ema | state.rest).items()}
+    found[name] = {"losses": losses, "parts": parts, "sums": sums}
+print(json.dumps(found))
+"""
+
+
+def on_eight_devices(meshes: dict[str, list[int] | None], kind: str = "plain") -> dict:
+    environment = {**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": TESTS}
+    command = [sys.executable, "-c", ON_EIGHT, json.dumps(meshes), kind]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def assert_as_on_one(found: dict, name: str) -> None:
+    np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=2e-5)
+    for key, value in found["one"]["sums"].items():
+        np.testing.assert_allclose(found[name]["sums"][key], value, rtol=1e-4, err_msg=key)
+
+
+@pytest.mark.slow
+def test_eight_devices_train_as_one():
+    """Data and parameters both shared out; crops turned, BatchNorm, stochastic depth, the average."""
+    found = on_eight_devices({"one": None, "both": [2, 4]})
+    assert_as_on_one(found, "both")
+    assert found["both"]["parts"] == [[2, 24, 12], [2, 24, 12], [24]]
+
+
+@pytest.mark.slow
+def test_eight_devices_learn_from_a_teacher_as_one():
+    """With a frozen token of its; the teacher is laid out as a state is."""
+    found = on_eight_devices({"one": None, "both": [2, 4]}, "taught")
+    assert_as_on_one(found, "both")
+    assert found["both"]["parts"] == [[2, 24, 12], [2, 24, 12], [24], [1, 32, 16]]
+
+
+@pytest.mark.slow
+def test_data_alone_and_parameters_alone():
+    found = on_eight_devices({"one": None, "data": [8, 1], "fsdp": [1, 8]})
+    for name, columns in (("data", 48), ("fsdp", 6)):
+        assert_as_on_one(found, name)
+        assert found[name]["parts"][0] == [2, 24, columns]
+
+
+def test_which_axis_is_shared_out():
+    shapes = parameter_shapes(VitPoseConfig.preset("plus-base"))
+    specs = parameter_specs(shapes, 8)
+    by_hand = {
+        "backbone.patch_embed.pos_embed": PartitionSpec(None, "fsdp"),
+        "backbone.patch_embed.proj.kernel": PartitionSpec(None, None, None, "fsdp"),
+        "backbone.blocks.attention.qkv.kernel": PartitionSpec(None, None, "fsdp"),
+        "backbone.blocks.mlp.fc2.kernel": PartitionSpec(None, "fsdp"),
+        "backbone.blocks.mlp.experts_kernel": PartitionSpec(None, None, "fsdp"),
+        "backbone.blocks.mlp.fc1.bias": PartitionSpec(),
+        "backbone.norm.scale": PartitionSpec(),
+        "heads.coco.deconv1.kernel": PartitionSpec(None, None, "fsdp"),
+        "heads.coco.conv.kernel": PartitionSpec(None, None, "fsdp"),
+    }
+    for name, spec in by_hand.items():
+        assert specs[name] == spec, name
+    # Of all parameters, next to nothing is whole everywhere.
+    whole = sum(np.prod(shapes[name]) for name, spec in specs.items() if spec == PartitionSpec())
+    assert whole < 0.01 * sum(map(np.prod, shapes.values()))
+    assert set(parameter_specs(shapes, 1).values()) == {PartitionSpec()}
+    # Nothing is divisible by 7 but what happens to be.
+    assert parameter_specs(shapes, 7)["backbone.blocks.attention.qkv.kernel"] == PartitionSpec()
+
+
+def test_meshes_that_cannot_be():
+    with pytest.raises(ValueError, match="fsdp: expected a divisor of the 1 devices, got 2"):
+        make_mesh(fsdp=2, devices=jax.devices()[:1])
+    with pytest.raises(ValueError, match="expected 1, the number of devices, got 3 x 1"):
+        make_mesh(data=3, devices=jax.devices()[:1])
+
+
+def test_a_batch_on_a_mesh_of_one():
+    from tests.training.test_step import random_batch
+
+    batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
+    placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
+    for name, leaf in batch._asdict().items():
+        np.testing.assert_array_equal(getattr(placed, name), leaf, err_msg=name)
+
+
+PROCESS = """
+import sys, time
+import jax
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.config.update("jax_default_matmul_precision", "highest")
+address, number, pause, path = sys.argv[1:]
+jax.distributed.initialize(address, 2, int(number))
+from vitpose_jax.training import loop
+from vitpose_jax.training.config import read_config
+
+make = loop.make_train_step
+def slower(*arguments, **options):
+    step = make(*arguments, **options)
+    return lambda *given: (time.sleep(float(pause)), step(*given))[1]
+loop.make_train_step = slower
+loop.fit(read_config(path), resume=True)
+"""
+
+
+@contextlib.contextmanager
+def two_processes(path: pathlib.Path, *, pause: float = 0.0) -> Iterator[list[subprocess.Popen]]:
+    """Two processes, with one device each, that train together, or go on with it; killed at the end.
+
+    Args:
+        path: of the training.
+        pause: seconds by which every step is slowed down.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", PROCESS, address, str(number), str(pause), str(path)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    try:
+        yield processes
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
+def test_two_processes_train_as_one(tmp_path):
+    """Parameters shared out among them, both killed in the middle and started again; every part of a training random.
+
+    A step moves a parameter by up to the learning rate, 1e-3. Adam divides a gradient by its own size, also one that
+    is 0 but for rounding, as that of the keys' bias is: with eps above such errors they stay small. So a difference of
+    a hundredth of a step, 1e-5, would be one of people, random numbers or statistics; rounding makes some 1e-6.
+    """
+    people = write_people(tmp_path / "people", 6)
+    changes = {
+        "model": {**TINY, "decoder": "classic"},
+        "steps": 6,
+        "optim": {"warmup_steps": 0, "learning_rate": 1e-3, "eps": 1e-6, "drop_path": 0.1},
+    }
+    output = tmp_path / "together"
+    alone = loop.fit(settings(people, tmp_path / "alone", **changes))
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(settings(people, output, **changes, mesh={"fsdp": 2}).to_dict()))
+
+    with two_processes(path, pause=0.4) as processes:
+        deadline = time.monotonic() + 300
+        while not ((output / "checkpoints" / "3").is_dir() and max(lines(output), default=0) >= 4):
+            assert time.monotonic() < deadline
+            for process in processes:
+                assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.02)
+    assert max(lines(output)) < 6
+    with two_processes(path) as processes:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+
+    for name in ("loss", "gradient_norm", "accuracy"):
+        ours, expected = lines(output, name), lines(tmp_path / "alone", name)
+        assert list(ours) == list(expected)
+        np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(lines(output)[1], lines(tmp_path / "alone")[1], rtol=1e-6)
+    ours = tensors(output / "last")
+    for name, leaf in tensors(alone.model).items():
+        np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=1e-5, err_msg=name)
+
+    # One process can go on with what two have begun.
+    changes["steps"] = 7
+    for folder in (output, tmp_path / "alone"):
+        assert loop.fit(settings(people, folder, **changes), resume=True).step == 7
+    np.testing.assert_allclose(lines(output)[7], lines(tmp_path / "alone")[7], rtol=1e-5)

@@ -1,0 +1,255 @@
+"""A step of training against torch; what of a mixed batch reaches which parameters; averages, keys, losses."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+
+from tests.support import reference_torch as torch_reference
+from tests.training.test_optim import original_rate_and_decay
+from tests.vitpose.test_modeling import PLUS, TINY, random_model
+from vitpose_jax import VitPose, VitPoseConfig
+from vitpose_jax.convert.assembly import from_torch
+from vitpose_jax.convert.hub_config import from_hub
+from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.preprocess import crop_to_image, normalize
+from vitpose_jax.pipeline.warp import warp
+from vitpose_jax.skeletons import AIC, AP10K, COCO
+from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import LazyTensor
+from vitpose_jax.training import losses
+from vitpose_jax.training.augment import Augmentation, skeleton_arrays
+from vitpose_jax.training.data import TrainingBatch
+from vitpose_jax.training.optim import OptimConfig, make_optimizer
+from vitpose_jax.training.step import TrainState, init_state, make_train_step
+from vitpose_jax.training.targets import gaussian_heatmaps
+from vitpose_jax.vitpose.modeling import abstract_vitpose
+
+NONE = Augmentation.none()
+KEY = jax.random.key(3)
+
+
+def random_batch(config: VitPoseConfig, datasets: list[str], *, seed: int = 0, udp: bool = True) -> TrainingBatch:
+    """A crop of each data set named, of three noise images; most keypoints inside."""
+    rng = np.random.default_rng(seed)
+    n, channels = len(datasets), max(skeleton.num_keypoints for skeleton in config.skeletons)
+    images = [rng.integers(0, 256, (*rng.integers(60, 90, 2), 3), np.uint8) for _ in range(3)]
+    pixels, shapes = pack_images(images, 3 * 90 * 90)
+    # With UDP the pixels of these crops are pixels of the image: whoever crops, no grey level is rounded otherwise.
+    scale = np.tile(np.float32([config.image_size[1] - 1, config.image_size[0] - 1]), (n, 1))
+    corner = rng.integers(-5, 20, (n, 2)).astype(np.float32)
+    keypoints = corner[:, None] + scale[:, None] * rng.uniform(-0.1, 1.1, (n, channels, 2))
+    own = np.array([config.skeleton(name).num_keypoints for name in datasets])[:, None]
+    flip_indices, upper_body = skeleton_arrays([config.skeleton(name) for name in datasets], channels)
+    return TrainingBatch(
+        pixels=pixels,
+        shapes=shapes[rng.integers(0, 3, n)],
+        center=corner + scale / 2,
+        scale=scale,
+        keypoints=keypoints.astype(np.float32),
+        visible=(rng.choice([0, 1, 2], (n, channels), p=[0.2, 0.3, 0.5]) * (np.arange(channels) < own)).astype(
+            np.int32
+        ),
+        weights=rng.choice([0.5, 1.0], (n, channels)).astype(np.float32),
+        dataset_index=np.array([config.dataset_index(name) for name in datasets], np.int32),
+        udp=np.full(n, udp),
+        flip_indices=flip_indices,
+        upper_body=upper_body,
+    )
+
+
+def begin(model: VitPose, optim_config: OptimConfig, **options):
+    """The state and the step."""
+    graphdef, optimizer, state = init_state(model, optim_config)
+    step = make_train_step(model.config, graphdef, optimizer, optim_config=optim_config, **options)
+    return state, step
+
+
+def copied(state: TrainState) -> dict[str, np.ndarray]:
+    """Parameters and statistics of a state, which the next step uses up."""
+    return {name: np.array(leaf) for name, leaf in (state.trained | state.rest).items()}
+
+
+def crops_and_targets(config: VitPoseConfig, batch: TrainingBatch):
+    """What the network and the loss see of a batch that is not augmented, put together from the parts."""
+    return _crops_and_targets(jax.tree.map(jnp.asarray, batch), config)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _crops_and_targets(batch: TrainingBatch, config: VitPoseConfig):
+    rows, columns = np.mgrid[: config.image_size[0], : config.image_size[1]].astype(np.float32)
+    grid = np.broadcast_to(np.stack([columns, rows], axis=-1), (len(batch.udp), *config.image_size, 2))
+    places = crop_to_image(jnp.asarray(grid), batch.center, batch.scale, config.image_size)
+    crops = normalize(warp(batch.pixels, batch.shapes, places, border="opencv"))
+    low, size = batch.center - batch.scale / 2, np.array(config.image_size[::-1]) - 1
+    inside = ((batch.keypoints - low[:, None]) / batch.scale[:, None] * size).astype(np.float32)
+    targets, counted = gaussian_heatmaps(
+        inside, batch.visible, config.image_size, config.heatmap_size, sigma=2 * config.heatmap_size[0] / 64
+    )
+    return crops, targets, counted * batch.weights
+
+
+def as_ours(reference, tensors, config) -> VitPose:
+    arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
+    lazy = {name: LazyTensor(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()}
+    return from_torch("huggingface", config, lazy, dtype=jnp.float32, param_dtype=jnp.float32, source="the reference")
+
+
+@pytest.mark.parametrize("decoder", ["classic", pytest.param("simple", marks=pytest.mark.slow)])
+def test_steps_are_those_of_torch(decoder):
+    """The network of transformers, the loss in torch, AdamW with a rate for each layer, clipped gradients."""
+    reference = torch_reference.tiny_model(decoder=decoder).train()
+    config = from_hub(reference.config.to_dict(), None, source="the reference")
+    # Some gradients are 0 but for rounding (those of the keys' bias): eps keeps Adam from blowing that up.
+    settings = OptimConfig(
+        total_steps=9, warmup_steps=0, milestones=(2,), learning_rate=1e-3, drop_path=0.0, clip_norm=0.01, eps=1e-6
+    )
+    state, step = begin(as_ours(reference, reference.state_dict(), config), settings, augmentation=NONE)
+
+    groups = []
+    for name, tensor in reference.named_parameters():
+        layer = name.replace("backbone.embeddings.patch_embeddings", "backbone.patch_embed")
+        layer = layer.replace("backbone.embeddings.position_embeddings", "backbone.pos_embed")
+        layer = layer.replace("backbone.encoder.layer", "backbone.blocks")
+        scale, decay = original_rate_and_decay(layer, tensor, config.num_layers, settings.layer_decay)
+        groups.append({"params": [tensor], "weight_decay": decay, "scale": scale})
+    optimizer = torch.optim.AdamW(groups, eps=settings.eps)
+    for number, rate in enumerate([1e-3, 1e-3, 1e-4]):
+        batch = random_batch(config, ["coco"] * 4, seed=number)
+        crops, targets, weights = (torch.from_numpy(np.array(part)) for part in crops_and_targets(config, batch))
+        heatmaps = reference(crops.permute(0, 3, 1, 2)).heatmaps
+        error = ((heatmaps - targets.permute(0, 3, 1, 2)) * weights[:, :, None, None]) ** 2
+        optimizer.zero_grad()
+        error.mean().backward()
+        norm = torch.nn.utils.clip_grad_norm_(reference.parameters(), settings.clip_norm)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
+        optimizer.step()
+
+        before = copied(state)
+        state, metrics = step(state, batch, KEY)
+        assert norm > 2 * settings.clip_norm
+        np.testing.assert_allclose(metrics["loss"], error.mean().item(), rtol=1e-5)
+        np.testing.assert_allclose(metrics["gradient_norm"], norm.item(), rtol=1e-4)
+        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
+        assert 0 <= metrics["accuracy"] <= 1
+        expected = parameters.flatten(as_ours(reference, reference.state_dict(), config))
+        after = copied(state)
+        assert set(after) == set(expected)
+        for name, leaf in after.items():
+            np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=1e-5, err_msg=f"{name}, step {number}")
+            if name.endswith(("kernel", "mean", "var")):
+                assert np.abs(leaf - before[name]).max() > 3e-5, name
+    assert state.step == 3
+
+
+def test_a_mixed_batch_trains_its_own_heads_and_experts():
+    """And their losses are those of the network called by itself, on the crops of each data set."""
+    config = VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO, AIC, AP10K)}, decoder="simple")
+    model = random_model(config)
+    # Without decay, what gets no gradient stays.
+    settings = OptimConfig(total_steps=9, warmup_steps=0, weight_decay=0.0, drop_path=0.0)
+    state, step = begin(model, settings, augmentation=NONE)
+    before = copied(state)
+    batch = random_batch(config, ["coco", "ap10k", "ap10k", "coco", "ap10k"])
+    state, metrics = step(state, batch, KEY)
+    crops, targets, weights = crops_and_targets(config, batch)
+    for name, mine in (("coco", np.array([0, 3])), ("ap10k", np.array([1, 2, 4]))):
+        heatmaps, own = model(crops[mine], name), config.skeleton(name).num_keypoints
+        alone = losses.joints_mse(heatmaps, targets[mine, ..., :own], weights[mine, :own])
+        np.testing.assert_allclose(metrics[f"loss/{name}"], alone * len(mine) / 5, rtol=1e-5)
+    assert metrics["loss/aic"] == 0
+    np.testing.assert_allclose(metrics["loss"], metrics["loss/coco"] + metrics["loss/ap10k"], rtol=1e-6)
+    for name, leaf in copied(state).items():
+        changed = np.abs(leaf - before[name])
+        if "experts" in name:
+            moved = changed.max(axis=(0, *range(2, leaf.ndim))) > 0
+            assert moved.tolist() == [True, False, False, True, False, False], name
+        else:
+            assert (changed.max() > 0) != name.startswith("heads.aic."), name
+
+
+def test_the_worst_keypoints_alone():
+    config = VitPoseConfig(**TINY, decoder="simple")
+    model = random_model(config)
+    batch = random_batch(config, ["coco"] * 3)
+    settings = OptimConfig(total_steps=9, drop_path=0.0)
+    state, step = begin(model, settings, augmentation=NONE, loss="ohkm")
+    _, metrics = step(state, batch, KEY)
+    crops, targets, weights = crops_and_targets(config, batch)
+    heatmaps = jax.jit(lambda model, crops: model(crops))(model, crops)
+    errors = np.asarray(losses.keypoint_errors(heatmaps, targets, weights))
+    np.testing.assert_allclose(metrics["loss"], np.sort(errors, axis=1)[:, -8:].mean(), rtol=1e-5)
+
+
+def test_a_mirrored_label_keeps_its_weight():
+    """All crops mirrored: the left wrist counts, and it is a right one."""
+    config = VitPoseConfig(**TINY, decoder="simple", skeletons=(COCO,))
+    model = random_model(config)
+    model.heads["coco"].conv.kernel[...] *= 0
+    model.heads["coco"].conv.bias[...] *= 0
+    batch = random_batch(config, ["coco"] * 3)
+    weights = np.zeros_like(batch.weights)
+    weights[:, COCO.keypoints.index("left_wrist")] = 0.5
+    keypoints = np.repeat(batch.center[:, None], 17, axis=1)
+    batch = batch._replace(weights=weights, visible=np.ones_like(batch.visible), keypoints=keypoints)
+    settings = OptimConfig(total_steps=9, drop_path=0.0, weight_decay=0.0, warmup_steps=0)
+    mirrored = Augmentation(jitter=0.0, flip=1.0, half_body=0.0, scale=0.0, rotation=0.0)
+    state, step = begin(model, settings, augmentation=mirrored)
+    state, _ = step(state, batch, KEY)
+    moved = np.flatnonzero(np.asarray(state.trained["heads.coco.conv.bias"]))
+    assert moved.tolist() == [COCO.keypoints.index("right_wrist")]
+
+
+def test_averages_and_keys():
+    """The average follows updates alone; key and number decide all that is random."""
+    config = VitPoseConfig(**TINY, decoder="simple")
+    settings = OptimConfig(total_steps=9, warmup_steps=0, accumulate=2, ema_decay=0.75, learning_rate=0.1)
+    state, step = begin(random_model(config), settings, augmentation=Augmentation())
+    average = {name: np.array(leaf) for name, leaf in state.ema.items()}
+    batch = random_batch(config, ["coco"] * 3)
+    values = []
+    for number in range(4):
+        state, metrics = step(state, batch, KEY)
+        values.append(float(metrics["loss"]))
+        if number % 2:
+            average = {name: 0.75 * average[name] + 0.25 * np.asarray(state.trained[name]) for name in average}
+        for name, leaf in state.ema.items():
+            np.testing.assert_allclose(leaf, average[name], atol=1e-6, err_msg=name)
+    assert np.abs(average["backbone.norm.scale"] - np.asarray(state.trained["backbone.norm.scale"])).max() > 1e-3
+
+    # The first two steps have the same parameters: what differs is random.
+    assert values[0] != values[1]
+    for key, number in ((KEY, 0), (KEY, 1), (jax.random.key(4), 0)):
+        _, _, state = init_state(random_model(config), settings)
+        _, metrics = step(state._replace(step=jnp.int32(number)), batch, key)
+        assert (float(metrics["loss"]) == values[number]) == (key is KEY)
+
+
+def test_mixed_precision_keeps_float32_parameters():
+    config = VitPoseConfig(**TINY, decoder="simple")
+    batch = random_batch(config, ["coco"] * 3)
+    model = random_model(config, dtype=jnp.bfloat16, param_dtype=jnp.float32)
+    state, step = begin(model, OptimConfig(total_steps=9, drop_path=0.0), augmentation=NONE, remat=True)
+    state, metrics = step(state, batch, KEY)
+    assert {leaf.dtype for leaf in state.trained.values()} == {np.dtype("float32")}
+    crops, targets, weights = crops_and_targets(config, batch)
+    exact = jax.jit(lambda model, *batch: losses.joints_mse(model(batch[0]), *batch[1:]))(
+        random_model(config), crops, targets, weights
+    )
+    assert metrics["loss"] != exact
+    np.testing.assert_allclose(metrics["loss"], exact, rtol=0.05)
+
+
+def test_what_cannot_be_is_refused(unchecked):
+    config = VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO, AP10K)}, decoder="simple")
+    settings = OptimConfig(total_steps=9)
+    model, optimizer = nnx.graphdef(abstract_vitpose(config)), make_optimizer(settings, config)
+    with pytest.raises(ValueError, match="one of mse, ohkm, got 'l1'"):
+        make_train_step(config, model, optimizer, optim_config=settings, augmentation=NONE, loss="l1")
+    with pytest.raises(ValueError, match="one head, got heads for coco, ap10k"):
+        make_train_step(config, model, optimizer, optim_config=settings, augmentation=NONE, loss="ohkm")

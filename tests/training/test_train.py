@@ -1,0 +1,401 @@
+"""Trainings from files: what is read, written, measured; and that a training that was cut short ends as any other."""
+
+import json
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.cli.test_cli import run
+from tests.support.fitted import draw_people
+from vitpose_jax import checkpoint, from_pretrained
+from vitpose_jax.storage import parameters
+from vitpose_jax.training import config as configs
+from vitpose_jax.training import loop
+from vitpose_jax.training.config import TrainConfig, from_dict, read_config
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+TINY = {"image_size": [64, 48], "hidden_size": 12, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2, "decoder": "simple"}
+
+
+def write_people(folder: pathlib.Path, images: int) -> dict[str, str]:
+    """A data set in COCO's layout: drawn people, two to an image."""
+    (folder / "images").mkdir(parents=True)
+    document: dict[str, list] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
+    for number in range(images):
+        picture = draw_people(number, 2, (120, 160))
+        name = f"{number:06}.png"
+        Image.fromarray(picture.image).save(folder / "images" / name)
+        height, width, _ = picture.image.shape
+        document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
+        for box, keypoints in zip(picture.boxes.tolist(), picture.keypoints, strict=True):
+            points = np.concatenate([keypoints, np.full((17, 1), 2)], axis=1)
+            document["annotations"].append(
+                {
+                    "id": len(document["annotations"]),
+                    "image_id": number,
+                    "category_id": 1,
+                    "bbox": box,
+                    "area": 0.5 * box[2] * box[3],
+                    "iscrowd": 0,
+                    "keypoints": points.ravel().tolist(),
+                    "num_keypoints": 17,
+                }
+            )
+    (folder / "people.json").write_text(json.dumps(document))
+    return {"dataset": "coco", "annotations": str(folder / "people.json"), "images": str(folder / "images")}
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory) -> dict[str, str]:
+    return write_people(tmp_path_factory.mktemp("people"), 6)
+
+
+def settings(people: dict[str, str], output: pathlib.Path, **changes) -> TrainConfig:
+    values = {
+        "output": str(output),
+        "data": [people],
+        "model": TINY,
+        "steps": 7,
+        "batch_size": 4,
+        "optim": {"warmup_steps": 2, "ema_decay": 0.5, "drop_path": 0.1, "learning_rate": 1e-3},
+        "checkpoint": {"every_steps": 3},
+        "log": {"every_steps": 1},
+        "loader": {"threads": 1},
+    }
+    return from_dict({**values, **changes})
+
+
+def lines(output: pathlib.Path, key: str = "loss") -> dict[int, float]:
+    """A metric by step."""
+    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [line["step"] for line in found if key in line]
+    assert steps == sorted(set(steps))
+    return {line["step"]: line[key] for line in found if key in line}
+
+
+def tensors(folder: pathlib.Path | None) -> dict[str, np.ndarray]:
+    assert folder is not None
+    return {name: np.asarray(leaf) for name, leaf in parameters.flatten(checkpoint.load(folder)).items()}
+
+
+def assert_same(first: dict, second: dict) -> None:
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(people, tmp_path_factory) -> pathlib.Path:
+    """The output folder of a training of seven steps."""
+    output = tmp_path_factory.mktemp("trained") / "output"
+    result = loop.fit(settings(people, output))
+    assert (result.step, result.finished, result.best) == (7, True, None)
+    assert result.model == output / "last"
+    return output
+
+
+def test_a_training_leaves_its_files(people, uninterrupted):
+    losses = lines(uninterrupted)
+    assert list(losses) == [1, 2, 3, 4, 5, 6, 7]
+    assert len(set(losses.values())) == 7
+    rates = lines(uninterrupted, "learning_rate")
+    np.testing.assert_allclose([rates[1], rates[3]], [1e-6, 1e-3], rtol=1e-5)
+    assert {"accuracy", "gradient_norm", "people_per_second"} < set(
+        json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[0])
+    )
+    assert [path.name for path in (uninterrupted / "checkpoints").iterdir()] == ["7"]
+    assert read_config(uninterrupted / "config.json") == settings(people, uninterrupted)
+    model = from_pretrained(uninterrupted / "last")
+    assert model.config == settings(people, uninterrupted).vitpose
+    with pytest.raises(ValueError, match="already holds a training"):
+        loop.fit(settings(people, uninterrupted))
+    with pytest.raises(ValueError, match="the same training to resume, got others of batch_size, seed"):
+        loop.fit(settings(people, uninterrupted, batch_size=2, seed=3), resume=True)
+
+
+def test_resuming_after_a_kill_changes_no_bit(people, uninterrupted, tmp_path):
+    """A real SIGKILL, once a checkpoint is on disk and steps were made after it."""
+    output = tmp_path / "output"
+    path = tmp_path / "training.json"
+    # Slower, so that it can be killed before its end.
+    path.write_text(json.dumps({**settings(people, output).to_dict()}))
+    program = (
+        "import time; from vitpose_jax.training import loop, config; step = loop.make_train_step\n"
+        "def slow(*a, **k):\n"
+        "    run = step(*a, **k)\n"
+        "    return lambda *b: (time.sleep(0.4), run(*b))[1]\n"
+        "loop.make_train_step = slow\n"
+        "import jax; jax.config.update('jax_default_matmul_precision', 'highest')\n"
+        f"loop.fit(config.read_config({str(path)!r}))"
+    )
+    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 120
+    while not ((output / "checkpoints" / "3").is_dir() and max(lines(output), default=0) >= 4):
+        assert process.poll() is None, process.stderr.read().decode()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert max(lines(output)) < 7
+    assert not (output / "last").exists()
+
+    result = loop.fit(settings(people, output), resume=True)
+    assert (result.step, result.finished) == (7, True)
+    assert_same(lines(output), lines(uninterrupted))
+    assert_same(tensors(result.model), tensors(uninterrupted / "last"))
+
+
+def test_control_c_saves_and_goes_on(people, uninterrupted, tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    make = loop.make_train_step
+
+    def interrupted(*arguments, **options):
+        step = make(*arguments, **options)
+
+        def run(state, batch, key):
+            if state.step == 4:
+                signal.raise_signal(signal.SIGINT)
+            return step(state, batch, key)
+
+        return run
+
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "make_train_step", interrupted)
+        handler = signal.getsignal(signal.SIGINT)
+        result = loop.fit(settings(people, output))
+        assert signal.getsignal(signal.SIGINT) is handler
+    assert (result.step, result.finished, result.model) == (5, False, None)
+    assert result.checkpoint == output / "checkpoints" / "5"
+    result = loop.fit(settings(people, output), resume=True)
+    assert (result.step, result.finished) == (7, True)
+    assert_same(lines(output), lines(uninterrupted))
+    assert_same(tensors(result.model), tensors(uninterrupted / "last"))
+
+
+def test_a_loss_that_is_not_finite_ends_it(people, tmp_path, monkeypatch):
+    output = tmp_path / "output"
+    make = loop.make_train_step
+
+    def poisoned(*arguments, **options):
+        step = make(*arguments, **options)
+
+        def run(state, batch, key):
+            if state.step == 4:
+                batch = batch._replace(weights=np.full_like(batch.weights, np.inf))
+            return step(state, batch, key)
+
+        return run
+
+    monkeypatch.setattr(loop, "make_train_step", poisoned)
+    with pytest.raises(loop.DivergenceError, match=r"step 5 of 7: loss is (nan|inf); the last checkpoint, of batch 3"):
+        loop.fit(settings(people, output))
+    assert [path.name for path in (output / "checkpoints").iterdir()] == ["3"]
+    assert max(lines(output)) == 4
+
+
+def test_the_best_model_is_kept(people, tmp_path, monkeypatch, capsys):
+    """Of three evaluations the second is the best; both layouts are written."""
+    output = tmp_path / "output"
+    found = iter([0.2, 0.6, 0.4])
+    seen = []
+    measure = loop._evaluate
+
+    def evaluated(config, dataset, state):
+        metrics = measure(config, dataset, state)
+        assert 0 <= metrics["AP"] <= 1
+        seen.append({name: np.array(leaf) for name, leaf in (state.ema | state.rest).items()})
+        return {**metrics, "AP": next(found)}
+
+    monkeypatch.setattr(loop, "_evaluate", evaluated)
+    evaluation = {**people, "every_steps": 3, "max_batch": 8}
+    result = loop.fit(settings(people, output, evaluation=evaluation, huggingface=True))
+    assert result.model == output / "best" and result.best["AP"] == 0.6
+    assert lines(output, "evaluation/AP") == {3: 0.2, 6: 0.6, 7: 0.4}
+    assert_same(tensors(output / "best"), seen[1])
+    assert_same(
+        tensors(output / "best"),
+        {
+            n: np.asarray(x)
+            for n, x in parameters.flatten(from_pretrained(output / "best-huggingface", skeleton="coco")).items()
+        },
+    )
+    assert sorted(path.name for path in (output / "checkpoints").iterdir()) == ["6", "7"]
+    assert "AP 0.6" in capsys.readouterr().out
+
+
+@pytest.fixture
+def counting(monkeypatch):
+    """A step that only counts, and needs no compiling."""
+
+    def make(*_, **__):
+        names = ("loss", "accuracy", "gradient_norm", "learning_rate")
+        return lambda state, batch, key: (state._replace(step=state.step + 1), dict.fromkeys(names, np.float32(0.5)))
+
+    monkeypatch.setattr(loop, "make_train_step", make)
+
+
+def test_accumulated_gradients_make_one_update(people, tmp_path, counting):
+    optim = {"accumulate": 2}
+    result = loop.fit(settings(people, tmp_path / "output", steps=3, batch_size=2, optim=optim))
+    assert result.step == 3
+    assert result.checkpoint.name == "6"
+    assert list(lines(tmp_path / "output")) == [1, 2, 3]
+
+
+def test_epochs_are_turned_into_steps(people, tmp_path, counting):
+    """Twelve people, four a step."""
+    result = loop.fit(settings(people, tmp_path / "output", steps=None, epochs=2, checkpoint={"every_epochs": 1}))
+    assert result.step == 6
+
+
+EXAMPLE = """
+output = "out"
+epochs = 10
+batch_size = 8
+init = "mae.pth"
+
+[model]
+preset = "base-simple"
+skeletons = ["dog"]
+image_size = [128, 128]
+
+[[skeletons]]
+name = "dog"
+keypoints = ["nose", "left_ear", "right_ear"]
+
+[[data]]
+dataset = "dog"
+annotations = "dogs.json"
+images = "dogs"
+weights = { "noisy_.*" = 0.5 }
+
+[optim]
+learning_rate = 1e-4
+frozen = ["attention"]
+
+[augmentation]
+rotation = 20
+"""
+
+
+@pytest.fixture
+def example(tmp_path) -> pathlib.Path:
+    path = tmp_path / "example.toml"
+    path.write_text(EXAMPLE)
+    return path
+
+
+def test_a_file_is_read(example):
+    config = read_config(example, ["batch_size=16", "data.0.ratio=2", "output=over/there", "mesh.fsdp=2", 'init="x"'])
+    assert (config.batch_size, config.output, config.mesh.fsdp, config.init) == (16, "over/there", 2, "x")
+    assert config.data[0].ratio == 2.0 and config.data[0].weights == {"noisy_.*": 0.5}
+    assert config.vitpose.image_size == (128, 128) and config.vitpose.decoder == "simple"
+    (skeleton,) = config.vitpose.skeletons
+    assert skeleton.flip_pairs == ((1, 2),)
+    assert config.protocol("dog").skeleton is skeleton
+    optim = config.optim_config(90)
+    assert (optim.learning_rate, optim.layer_decay, optim.frozen) == (1e-4, 0.75, ("attention",))
+    assert (optim.drop_path, optim.total_steps) == (0.3, 90)
+    assert config.augment.rotation == 20 and config.augment.flip == 0.5
+    assert from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("batchsize=3", "unknown key batchsize; did you mean batch_size?"),
+        ("optim.learning_rat=3", "unknown key optim.learning_rat; did you mean learning_rate?"),
+        ("augmentation.rotate=3", "unknown key augmentation.rotate; did you mean rotation?"),
+        ("model.widht=3", "unknown key model.widht; expected one of preset"),
+        ("data.0.image=x", "unknown key data.0.image; did you mean images?"),
+        ("data.1.images=x", "expected a table, or a place in a list of tables, at 1"),
+        ("skeletons.0.edge=[]", "unknown key skeletons.0.edge; did you mean edges?"),
+        ("batch_size=many", "batch_size: expected a whole number, got 'many'"),
+        ("batch_size=true", "batch_size: expected a whole number, got True"),
+        ("batch_size=0", "batch_size: expected a positive number, got 0"),
+        ("precision=float8", "precision: expected one of float32, bfloat16, got 'float8'"),
+        ("steps=3", "expected one of epochs and steps"),
+        ("data=[]", "data: expected one data set or more"),
+        ("optim.betas=[0.9]", "optim.betas: expected 2 values"),
+        ("optim.layer_decay=0", "layer_decay: expected a positive number, got 0"),
+        ("augmentation.flip=2", "flip: expected a probability"),
+        ("model.preset=basic", "no preset named 'basic'"),
+        ('model.skeletons=["cat"]', "no skeleton named 'cat'; expected one of coco"),
+        ("data.0.dataset=cat", "no data set named 'cat'; expected one of coco"),
+        ("data.0.dataset=coco", "no data set 'coco' in this model; it knows dog"),
+        ("evaluation=3", "evaluation: expected a table, got 3"),
+        ("evaluation.dataset=dog", "missing key evaluation.annotations"),
+        ("checkpoint={every_steps=1, every_epochs=2}", "expected one of every_epochs and every_steps, got both"),
+        ("nonsense", "nonsense: expected key=value"),
+    ],
+)
+def test_what_a_file_must_not_say(example, override, message):
+    with pytest.raises(ValueError) as error:
+        read_config(example, [override])
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_config(tmp_path / "none.toml")
+    (tmp_path / "bad.toml").write_text("a = = 3")
+    with pytest.raises(ValueError, match=r"bad\.toml"):
+        read_config(tmp_path / "bad.toml")
+
+
+def test_all_that_may_change_exists():
+    names = {field.name for field in configs.dataclasses.fields(TrainConfig)}
+    assert set(configs.MAY_CHANGE) < names
+
+
+@pytest.mark.parametrize("path", sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.toml")), ids=str)
+def test_recipes_are_whole(path):
+    config = read_config(path)
+    assert config.optim_config(1000).learning_rate in (1e-4, 3e-4, 5e-4, 1e-3)
+    assert {config.protocol(entry.dataset).skeleton.name for entry in config.data} == {
+        skeleton.name for skeleton in config.vitpose.skeletons
+    }
+
+
+def test_the_command_trains(capsys, people, tmp_path, counting, monkeypatch):
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(settings(people, tmp_path / "unused").to_dict()))
+    output = tmp_path / "1e3"
+    status, printed, said = run(capsys, "train", path, "steps=1", "--output", output)
+    assert (status, said) == (0, "")
+    assert printed.splitlines()[0].startswith("step 1/1  ")
+    assert printed.splitlines()[-1] == f"step 1: {output / 'last'}"
+    assert run(capsys, "train", path, "steps=1", "--output", output) == (
+        1,
+        "",
+        f"vitpose-jax: error: {output}: already holds a training; resume it or choose another folder\n",
+    )
+    status, _, said = run(capsys, "train", path, "stepz=1")
+    assert status == 1 and said.count("\n") == 1 and "did you mean steps?" in said
+    monkeypatch.setattr(
+        loop, "fit", lambda *_, **__: loop.FitResult(step=3, finished=False, model=None, best=None, checkpoint=output)
+    )
+    monkeypatch.setattr(sys, "argv", ["vitpose-jax", "train", str(path), "--output", "x"])
+    status, _, said = run(capsys, "train", path, "--output", "x")
+    assert status == 130
+    assert f"to go on: vitpose-jax train {path} --output x --resume" in said
+
+
+def test_help_needs_no_jax():
+    code = (
+        "import sys\n"
+        "from vitpose_jax import cli\n"
+        "try:\n    cli.main(['train', '--help'])\n"
+        "except SystemExit:\n    assert 'jax' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert "--resume" in done.stdout

@@ -1,0 +1,1 @@
+"""Many image files: inputs, results, and prediction over all of them."""

@@ -1,0 +1,1 @@
+"""Reading datasets: annotations, boxes, images."""

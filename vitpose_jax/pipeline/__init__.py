@@ -1,0 +1,1 @@
+"""From an image and boxes to keypoints: pure functions that run on the device."""

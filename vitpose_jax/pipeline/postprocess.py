@@ -1,0 +1,212 @@
+"""From heatmaps to keypoints; pure array functions, all of them jit-able.
+
+Every decoding finds the highest pixel of a heatmap; its value is the score, its place is then refined:
+
+* "udp": DARK (Zhang et al. 2020, arXiv:1910.06278) as the original ViTPose runs it (`post_dark_udp`): the
+  heatmap blurred with an 11x11 Gaussian of deviation 2, then one Newton step on its logarithm.
+* "transformers": the same with deviation 0.8 and another border, as the processor of transformers has it.
+* "quarter": a quarter of a pixel towards the higher neighbour in x and in y. The original's data sets without
+  UDP; it goes with the affine map `udp=False` of preprocess.py.
+* "argmax": no refinement.
+
+A heatmap without a positive pixel is not refined: its point is the highest pixel, inside the crop, and its
+score is 0 or below. Arithmetic is float32 whatever the dtype of the heatmaps.
+"""
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Num
+
+from vitpose_jax.pipeline.preprocess import BOX_PADDING, boxes_to_center_scale, check_boxes, crop_to_image
+
+Decode: TypeAlias = Literal["udp", "transformers", "quarter", "argmax"]
+
+BLUR_RADIUS = 5
+LOG_RANGE = (0.001, 50.0)
+
+
+class Decoding(NamedTuple):
+    """How one of the decodings works.
+
+    Attributes:
+        udp: the affine map it belongs to.
+        sigma: deviation of the Gaussian before the Newton step, in heatmap pixels; None for no such step.
+        border: of the blur, as `np.pad` calls it.
+    """
+
+    udp: bool
+    sigma: float | None = None
+    border: Literal["reflect", "symmetric"] = "reflect"
+
+
+DECODINGS = {
+    "udp": Decoding(udp=True, sigma=2.0, border="reflect"),
+    "transformers": Decoding(udp=True, sigma=0.8, border="symmetric"),
+    "quarter": Decoding(udp=False),
+    "argmax": Decoding(udp=True),
+}
+
+
+def get_decoding(decode: str) -> Decoding:
+    """The decoding of a name.
+
+    Raises:
+        ValueError: for an unknown name, listing those that are known.
+    """
+    if decode not in DECODINGS:
+        raise ValueError(f"decode: expected one of {', '.join(DECODINGS)}, got {decode!r}")
+    return DECODINGS[decode]
+
+
+def flip_back(
+    heatmaps: Float[Array, "n height width K"], flip_indices: tuple[int, ...], *, shift: bool = False
+) -> Float[Array, "n height width K"]:
+    """Heatmaps of mirrored crops, as they would be of the crops themselves.
+
+    Args:
+        heatmaps: of crops mirrored left to right.
+        flip_indices: `Skeleton.flip_indices`.
+        shift: move the result one pixel to the right, for heatmaps of crops made without UDP: their mirror
+            image is off by one. The first column stays. `shift_heatmap` of the original.
+    """
+    heatmaps = heatmaps[:, :, ::-1, np.asarray(flip_indices)]
+    return jnp.concatenate([heatmaps[:, :, :1], heatmaps[:, :, :-1]], axis=2) if shift else heatmaps
+
+
+def find_peaks(heatmaps: Float[Array, "n height width K"]) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
+    """The highest pixel of each heatmap: its (x, y) and its value, as float32; the first one of equals."""
+    n, height, width, channels = heatmaps.shape
+    flat = heatmaps.reshape(n, height * width, channels)
+    index = jnp.argmax(flat, axis=1)
+    return jnp.stack([index % width, index // width], axis=-1).astype(jnp.float32), flat.max(axis=1)
+
+
+def refine(
+    heatmaps: Float[Array, "n height width K"], points: Float[Array, "n K 2"], decode: Decode = "udp"
+) -> Float[Array, "n K 2"]:
+    """Move the highest pixels to where the peaks are between pixels.
+
+    Args:
+        heatmaps: float32.
+        points: (x, y) of the highest pixels, from `find_peaks`.
+        decode: how; see the top of this file.
+
+    Returns:
+        (x, y) in heatmap pixels.
+
+    Raises:
+        ValueError: for an unknown decoding.
+    """
+    decoding = get_decoding(decode)
+    height, width = heatmaps.shape[1:3]
+    if decode == "quarter":
+        patch = _neighbourhoods(heatmaps, points, np.eye(height), np.eye(width))
+        slope = jnp.stack([patch[..., 1, 2] - patch[..., 1, 0], patch[..., 2, 1] - patch[..., 0, 1]], axis=-1)
+        inner = jnp.all((points > 1) & (points < jnp.asarray([width - 1, height - 1])), axis=-1, keepdims=True)
+        return points + jnp.where(inner, 0.25 * jnp.sign(slope), 0.0)
+    if decoding.sigma is None:
+        return points
+    patch = _neighbourhoods(
+        heatmaps,
+        points,
+        _blur_matrix(height, decoding.sigma, decoding.border),
+        _blur_matrix(width, decoding.sigma, decoding.border),
+    )
+    return points - _newton_step(jnp.log(jnp.clip(patch, *LOG_RANGE)))
+
+
+def _blur_matrix(size: int, sigma: float, border: str) -> Float[np.ndarray, "size size"]:
+    """The matrix that blurs a row of `size` pixels with a Gaussian cut off after BLUR_RADIUS pixels."""
+    taps = np.exp(-0.5 * (np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1) / sigma) ** 2)
+    sources = np.pad(np.arange(size), BLUR_RADIUS, mode=border)
+    matrix = np.zeros((size, size))
+    for tap, weight in enumerate(taps / taps.sum()):
+        np.add.at(matrix, (np.arange(size), sources[tap : tap + size]), weight)
+    return matrix
+
+
+def _neighbourhoods(
+    heatmaps: Float[Array, "n height width K"],
+    points: Float[Array, "n K 2"],
+    blur_rows: Float[np.ndarray, "height height"],
+    blur_columns: Float[np.ndarray, "width width"],
+) -> Float[Array, "n K 3 3"]:
+    """The 3x3 pixels around each point of the blurred heatmaps; those outside repeat the edge.
+
+    Only the three rows and columns around each point are blurred: with the blur as a matrix they are two small
+    products.
+    """
+    near = jnp.asarray([-1, 0, 1])
+    columns, rows = jnp.moveaxis(points.astype(jnp.int32)[..., None] + near, 2, 0)
+    rows = jnp.asarray(blur_rows, jnp.float32)[jnp.clip(rows, 0, len(blur_rows) - 1)]
+    columns = jnp.asarray(blur_columns, jnp.float32)[jnp.clip(columns, 0, len(blur_columns) - 1)]
+    exact = jax.lax.Precision.HIGHEST
+    patch = jnp.einsum("nkah,nhwk->nkaw", rows, heatmaps, precision=exact)
+    return jnp.einsum("nkaw,nkbw->nkab", patch, columns, precision=exact)
+
+
+def _newton_step(patch: Float[Array, "n K 3 3"]) -> Float[Array, "n K 2"]:
+    """From the middle of a 3x3 patch [y, x] to where its gradient vanishes, negated: inverse Hessian x gradient."""
+    middle = patch[..., 1, 1]
+    left, right, above, below = patch[..., 1, 0], patch[..., 1, 2], patch[..., 0, 1], patch[..., 2, 1]
+    dx, dy = 0.5 * (right - left), 0.5 * (below - above)
+    # The reference adds the same epsilon, so that a flat patch has an inverse.
+    epsilon = np.finfo(np.float32).eps
+    dxx = right - 2 * middle + left + epsilon
+    dyy = below - 2 * middle + above + epsilon
+    dxy = 0.5 * (patch[..., 2, 2] - right - below + 2 * middle - left - above + patch[..., 0, 0])
+    determinant = dxx * dyy - dxy * dxy
+    safe = jnp.where(determinant == 0, 1.0, determinant)
+    step = jnp.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], axis=-1) / safe[..., None]
+    return jnp.where((determinant == 0)[..., None], 0.0, step)
+
+
+def decode_regions(
+    heatmaps: Float[Array | np.ndarray, "n height width K"],
+    center: Float[Array | np.ndarray, "n 2"],
+    scale: Float[Array | np.ndarray, "n 2"],
+    *,
+    decode: Decode = "udp",
+) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
+    """As `decode_heatmaps`, for regions given by the `center` and `scale` of preprocess.py."""
+    if len(heatmaps) != len(center):
+        raise ValueError(f"heatmaps: expected those of {len(center)} boxes, got {len(heatmaps)}")
+    heatmaps = jnp.asarray(heatmaps, jnp.float32)
+    peaks, scores = find_peaks(heatmaps)
+    points = jnp.where(scores[..., None] > 0, refine(heatmaps, peaks, decode), peaks)
+    center, scale = jnp.asarray(center), jnp.asarray(scale)
+    return crop_to_image(points, center, scale, heatmaps.shape[1:3], udp=get_decoding(decode).udp), scores
+
+
+def decode_heatmaps(
+    heatmaps: Float[Array | np.ndarray, "n height width K"],
+    boxes: Num[Array | np.ndarray, "n 4"],
+    *,
+    decode: Decode = "udp",
+    size: tuple[int, int] | None = None,
+    padding: float = BOX_PADDING,
+) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
+    """Keypoints in pixels of the image.
+
+    Args:
+        heatmaps: of any floating dtype.
+        boxes: x y w h in pixels of the image, those the crops were made from.
+        decode: "udp", "transformers", "quarter" or "argmax"; see the top of this file.
+        size: height and width of the crops; only their ratio counts. None for that of the heatmaps.
+        padding: as in `crop_boxes`.
+
+    Returns:
+        keypoints (n, K, 2), float32, (x, y) in pixels of the image; scores (n, K), float32, the peak values:
+        not probabilities, they may pass 1.
+
+    Raises:
+        ValueError: for an unknown decoding; for another number of boxes than heatmaps; for boxes without area or not
+            finite, unless traced by `jax.jit`.
+    """
+    if not isinstance(boxes, jax.core.Tracer):
+        boxes = check_boxes(boxes)
+    center, scale = boxes_to_center_scale(boxes, size or heatmaps.shape[1:3], padding=padding)
+    return decode_regions(heatmaps, center, scale, decode=decode)

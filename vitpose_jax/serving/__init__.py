@@ -1,0 +1,1 @@
+"""Many images through few compiled programs."""

@@ -1,0 +1,1 @@
+"""Bytes on disk: tensors, parameters, int8, files written whole."""

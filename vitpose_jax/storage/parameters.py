@@ -1,0 +1,71 @@
+"""Parameters by flat name: "backbone.blocks.attention.qkv.kernel" -> array.
+
+Checkpoints, conversion and everything else that speaks of parameters use these names. BatchNorm's running
+mean and variance count as parameters here: a model cannot be rebuilt without them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array
+
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def flatten(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
+    """Every parameter and running statistic of a module by its flat name, sorted."""
+    flat = nnx.to_flat_state(nnx.state(module))
+    return dict(sorted((".".join(map(str, path)), variable.get_value()) for path, variable in flat))
+
+
+def abstract(create: Callable[[], Model]) -> Model:
+    """The module that `create` makes, with shapes in the place of arrays: nothing is computed."""
+    return nnx.eval_shape(create)
+
+
+def fill(module: Model, tensors: Mapping[str, Any], *, source: str = "the tensors") -> Model:
+    """Put tensors into an abstract module; all of them, and into every place.
+
+    Args:
+        module: from `abstract`; its dtypes are what the tensors are cast to.
+        tensors: by flat name; arrays, or anything with a `shape` that becomes one when asked (`__array__`), which
+            happens to one at a time.
+        source: where they come from, for the error.
+
+    Returns:
+        The module, with arrays.
+
+    Raises:
+        ValueError: listing at once every tensor that is missing, unexpected or of another shape.
+    """
+    graphdef, state = nnx.split(module)
+    flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
+    raise_problems(differences({name: tuple(leaf.shape) for name, leaf in flat.items()}, tensors), source=source)
+    for name, variable in flat.items():
+        variable.set_value(jnp.asarray(tensors[name], variable.dtype))
+    return nnx.merge(graphdef, state)
+
+
+def raise_problems(problems: Iterable[str], *, source: str) -> None:
+    """Raise all problems at once, if there are any.
+
+    Raises:
+        ValueError: naming the source and listing the problems, one a line.
+    """
+    problems = list(problems)
+    if problems:
+        raise ValueError(f"{source}: {len(problems)} problems\n  " + "\n  ".join(problems))
+
+
+def differences(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any]) -> Iterable[str]:
+    """One line for every tensor that is missing, unexpected or of another shape than expected."""
+    for name in sorted(set(expected) | set(tensors)):
+        if name not in tensors:
+            yield f"missing {name}, expected shape {expected[name]}"
+        elif name not in expected:
+            yield f"unexpected {name}, shape {tuple(tensors[name].shape)}"
+        elif tuple(tensors[name].shape) != expected[name]:
+            yield f"{name}: expected shape {expected[name]}, got {tuple(tensors[name].shape)}"

@@ -1,0 +1,142 @@
+"""Tensors and JSON on disk: safetensors files read lazily, model folders written whole."""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": jnp.bfloat16,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """A tensor in a file: shape and dtype are known, the numbers are read whenever they are asked for.
+
+    Attributes:
+        shape, dtype: of what is read.
+        read: does it.
+        stored: the dtype in the file, where that is another one: int8.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    read: Callable[[], np.ndarray]
+    stored: np.dtype | None = None
+
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.asarray(self.read(), dtype=dtype, copy=copy)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        ValueError: where the file is missing, cannot be read, is not JSON or holds no object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
+    return values
+
+
+def open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """The tensors of a safetensors file by name. Only its header is read here.
+
+    Raises:
+        ValueError: where the file is missing, damaged, cut short or holds a dtype that is not known.
+    """
+    try:
+        file = safe_open(path, framework="numpy")
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except SafetensorError as error:
+        raise ValueError(f"{path}: not a safetensors file, or cut short ({error})") from error
+    tensors = {}
+    for name in file.keys():  # noqa: SIM118 (it is not a mapping)
+        header = file.get_slice(name)
+        if header.get_dtype() not in _DTYPES:
+            raise ValueError(f"{path}: {name} has the dtype {header.get_dtype()}, which is not known here")
+        dtype = np.dtype(_DTYPES[header.get_dtype()])
+        tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, functools.partial(file.get_tensor, name))
+    return tensors
+
+
+def write_folder(
+    folder: str | Path,
+    tensors: Mapping[str, Any],
+    documents: Mapping[str, Mapping[str, Any]],
+    *,
+    metadata: dict[str, str] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write model.safetensors and JSON files into a folder, whole or not at all.
+
+    Everything is written under temporary names first. config.json appears last, and an old one goes first: a
+    folder that has one is complete.
+
+    Args:
+        folder: made where it does not exist.
+        tensors: arrays by name.
+        documents: JSON objects by file name, config.json among them.
+        metadata: for the header of the safetensors file.
+        overwrite: replace a checkpoint that is there already.
+
+    Raises:
+        ValueError: where `folder` holds a checkpoint and `overwrite` is not set, or is not a folder.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder}: expected a folder, got a file")
+    old = [name for name in (WEIGHTS_FILE, *documents) if (folder / name).exists()]
+    if old and not overwrite:
+        raise ValueError(f"{folder}: already holds {', '.join(old)}; choose another folder, or ask to overwrite")
+    # save_file writes an array's memory as it lies: one that is not contiguous would be garbled.
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [WEIGHTS_FILE, *sorted(documents, key=lambda name: name == CONFIG_FILE)]
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in names}
+    try:
+        # save_file makes files that nobody else may read; give this one the permissions of any other.
+        temporary[WEIGHTS_FILE].touch()
+        mode = temporary[WEIGHTS_FILE].stat().st_mode
+        save_file(arrays, temporary[WEIGHTS_FILE], metadata=metadata)
+        temporary[WEIGHTS_FILE].chmod(mode)
+        for name, values in documents.items():
+            temporary[name].write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+        (folder / CONFIG_FILE).unlink(missing_ok=True)
+        for name in names:
+            os.replace(temporary[name], folder / name)
+    finally:
+        for path in temporary.values():
+            path.unlink(missing_ok=True)
+        if created and not any(folder.iterdir()):
+            folder.rmdir()

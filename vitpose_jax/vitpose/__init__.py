@@ -1,0 +1,1 @@
+"""The pose network: ViTPose and ViTPose++."""

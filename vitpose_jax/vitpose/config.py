@@ -1,0 +1,274 @@
+"""VitPoseConfig: everything that decides the shapes and the arithmetic of a ViTPose, and nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from typing import Any
+
+from vitpose_jax.skeletons import COCO, DATASETS, Skeleton, canonical_name
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+# The patch convolution pads two pixels on every side, in the original and in every checkpoint.
+PATCH_PADDING = 2
+
+ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
+DECODERS = ("classic", "simple")
+
+# Fields that older files do not have: there they have their defaults.
+LATER = ("window_size", "window_shift", "window_pool", "knowledge_token")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VitPoseConfig:
+    """A ViTPose or ViTPose++ (Xu et al. 2022, arXiv:2204.12484 and arXiv:2212.04246).
+
+    Attributes:
+        image_size: height and width of a crop, in pixels; multiples of the patch size.
+        patch_size: height and width of a patch, in pixels.
+        num_channels: channels of a crop.
+        hidden_size: width of a token.
+        num_layers: number of blocks.
+        num_heads: attention heads; divides `hidden_size`.
+        mlp_ratio: width of the hidden layer of a block's MLP, in units of `hidden_size`.
+        hidden_act: "gelu" (exact), "gelu_tanh" or "relu".
+        qkv_bias: whether queries, keys and values have a bias.
+        layer_norm_eps: 1e-6 in the original, 1e-12 in the checkpoints of the Hub.
+        experts: names of the data sets that have an expert in every block, in the order of `dataset_index`;
+            () for a plain ViTPose.
+        part_features: width of an expert, the last channels of the MLP's output; 0 without experts.
+        out_indices: after which blocks (1 to `num_layers`, 0 for the embedding) a feature map is taken;
+            the decoder reads the last one. () means (num_layers,).
+        decoder: "classic" (two transposed convolutions) or "simple" (bilinear, then one convolution).
+        scale_factor: how much larger than the patch grid the simple decoder's heatmaps are; 4 for "classic".
+        skeletons: one head for each; with experts each name is one of `experts`.
+        image_mean, image_std: per-channel mean and deviation of a crop scaled to 0..1.
+        initializer_range: deviation of freshly initialised weights.
+        window_size: rows and columns of patches inside which patches attend to each other, for large crops
+            (windowed_attention.py); a grid that is no multiple ends in smaller windows. None for attention among all.
+        window_shift: whether every second block's windows are shifted by half of one.
+        window_pool: whether every window also attends to the means of all windows.
+        knowledge_token: width of a token that a teacher has learnt and that is appended to the patches'
+            (training/distill.py); 0 for none. Not with windows.
+
+    Raises:
+        ValueError: where fields contradict each other, naming the field, what was expected and what came.
+    """
+
+    image_size: tuple[int, int] = (256, 192)
+    patch_size: tuple[int, int] = (16, 16)
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_layers: int = 12
+    num_heads: int = 12
+    mlp_ratio: int | float = 4
+    hidden_act: str = "gelu"
+    qkv_bias: bool = True
+    layer_norm_eps: float = 1e-6
+    experts: tuple[str, ...] = ()
+    part_features: int = 0
+    out_indices: tuple[int, ...] = ()
+    decoder: str = "classic"
+    scale_factor: int = 4
+    skeletons: tuple[Skeleton, ...] = (COCO,)
+    image_mean: tuple[float, ...] = IMAGENET_MEAN
+    image_std: tuple[float, ...] = IMAGENET_STD
+    initializer_range: float = 0.02
+    window_size: tuple[int, int] | None = None
+    window_shift: bool = False
+    window_pool: bool = False
+    knowledge_token: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "out_indices", "window_size"):
+            if isinstance(getattr(self, name), list | tuple):
+                sides = tuple(int(n) if isinstance(n, numbers.Integral) else n for n in getattr(self, name))
+                object.__setattr__(self, name, sides)
+        if not self.out_indices:
+            object.__setattr__(self, "out_indices", (self.num_layers,))
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("VitPoseConfig: " + "; ".join(problems))
+
+    def _problems(self):
+        for name in ("num_channels", "hidden_size", "num_layers", "num_heads", "scale_factor"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                yield f"{name}: expected a positive whole number, got {getattr(self, name)!r}"
+                return
+        for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
+            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
+                yield f"{name}: expected a positive number, got {getattr(self, name)!r}"
+                return
+        for name in ("qkv_bias", "window_shift", "window_pool"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name}: expected true or false, got {getattr(self, name)!r}"
+        for name in ("image_size", "patch_size", "window_size"):
+            value = getattr(self, name)
+            if name == "window_size" and value is None:
+                continue
+            if len(value) != 2 or not all(isinstance(side, int) and side > 0 for side in value):
+                yield f"{name}: expected two positive whole numbers (height, width), got {value}"
+                return
+        if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
+            yield f"image_size: expected multiples of the patch size {self.patch_size}, got {self.image_size}"
+        if min(self.patch_size) <= 2 * PATCH_PADDING:
+            yield f"patch_size: expected more than {2 * PATCH_PADDING} pixels, got {self.patch_size}"
+        if self.hidden_size % self.num_heads:
+            yield f"num_heads: expected a divisor of hidden_size {self.hidden_size}, got {self.num_heads}"
+        if self.hidden_act not in ACTIVATIONS:
+            yield f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}"
+        if self.decoder not in DECODERS:
+            yield f"decoder: expected one of {', '.join(DECODERS)}, got {self.decoder!r}"
+        if self.decoder == "classic" and self.scale_factor != 4:
+            yield f"scale_factor: the classic decoder enlarges by 4, got {self.scale_factor}"
+        if self.experts and not 0 < self.part_features < self.hidden_size:
+            yield f"part_features: expected 1 to {self.hidden_size - 1} with experts, got {self.part_features}"
+        if not self.experts and self.part_features:
+            yield f"part_features: expected 0 without experts, got {self.part_features}"
+        if list(self.out_indices) != sorted(set(self.out_indices)) or not all(
+            0 <= index <= self.num_layers for index in self.out_indices
+        ):
+            yield f"out_indices: expected rising block numbers from 0 to {self.num_layers}, got {self.out_indices}"
+        names = [skeleton.name for skeleton in self.skeletons]
+        if not names or len(set(names)) != len(names):
+            yield f"skeletons: expected one or more with distinct names, got {names}"
+        if self.experts and (len(set(self.experts)) != len(self.experts) or not set(names) <= set(self.experts)):
+            yield f"skeletons: expected names among the distinct experts {self.experts}, got {names}"
+        if len(self.image_mean) != self.num_channels or len(self.image_std) != self.num_channels:
+            yield f"image_mean, image_std: expected {self.num_channels} numbers each"
+        if not isinstance(self.knowledge_token, int) or self.knowledge_token < 0:
+            yield f"knowledge_token: expected its width, or 0 for none, got {self.knowledge_token!r}"
+        if self.knowledge_token and self.window_size is not None:
+            yield f"knowledge_token: expected none with a window_size, got width {self.knowledge_token}"
+        for name in ("window_shift", "window_pool"):
+            if getattr(self, name) and self.window_size is None:
+                yield f"{name}: expected a window_size with it, got none"
+
+    @property
+    def num_experts(self) -> int:
+        """Experts in every block; 1 for a plain ViTPose."""
+        return max(1, len(self.experts))
+
+    @property
+    def mlp_features(self) -> int:
+        """Width of the hidden layer of a block's MLP."""
+        return int(self.hidden_size * self.mlp_ratio)
+
+    @property
+    def grid_size(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        return (self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1])
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of a crop."""
+        return math.prod(self.grid_size)
+
+    @property
+    def heatmap_size(self) -> tuple[int, int]:
+        """Height and width of a heatmap."""
+        return (self.grid_size[0] * self.scale_factor, self.grid_size[1] * self.scale_factor)
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """Names of the data sets in the order of `dataset_index`; not all of them need have a head."""
+        return self.experts or tuple(skeleton.name for skeleton in self.skeletons)
+
+    def dataset_index(self, dataset: str | int | None = None) -> int:
+        """The number of a data set, given its name, its number, or None for that of the first head.
+
+        Raises:
+            ValueError: for a data set the model does not know.
+        """
+        if dataset is None:
+            dataset = self.skeletons[0].name
+        if isinstance(dataset, str):
+            names = [canonical_name(name) for name in self.datasets]
+            if canonical_name(dataset) in names:
+                return names.index(canonical_name(dataset))
+        elif isinstance(dataset, numbers.Integral) and 0 <= dataset < len(self.datasets):
+            return int(dataset)
+        known = ", ".join(f"{name} ({index})" for index, name in enumerate(self.datasets))
+        raise ValueError(f"no data set {dataset!r} in this model; it knows {known}")
+
+    def skeleton(self, dataset: str | int | None = None) -> Skeleton:
+        """The skeleton of the head for a data set; None for the first head.
+
+        Raises:
+            ValueError: for an unknown data set, and for one that has an expert but no head: the published
+                ViTPose++ checkpoints of the Hub hold six experts but the COCO head alone.
+        """
+        name = self.datasets[self.dataset_index(dataset)]
+        for skeleton in self.skeletons:
+            if skeleton.name == name:
+                return skeleton
+        held = ", ".join(skeleton.name for skeleton in self.skeletons)
+        raise ValueError(
+            f"this checkpoint has an expert for {name!r} but no head for it; it holds the heads: {held}. "
+            "An original ViTPose++ .pth holds all six"
+        )
+
+    def replace(self, **changes: Any) -> VitPoseConfig:
+        """A copy with some fields changed."""
+        if changes.get("num_layers", self.num_layers) != self.num_layers:
+            changes.setdefault("out_indices", ())
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings and lists, ready for JSON; fields of `LATER` only where they are not the default."""
+        fields = dataclasses.fields(self)
+        values = {field.name: getattr(self, field.name) for field in fields}
+        for field in fields:
+            if field.name in LATER and values[field.name] == field.default:
+                del values[field.name]
+        values["skeletons"] = [skeleton.to_dict() for skeleton in self.skeletons]
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> VitPoseConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: for unknown or missing fields, or fields that contradict each other.
+        """
+        expected = {field.name for field in dataclasses.fields(cls)}
+        missing = expected - set(LATER) - set(values)
+        if missing or set(values) - expected:
+            raise ValueError(
+                f"VitPoseConfig: missing fields {sorted(missing)}, unknown fields {sorted(set(values) - expected)}"
+            )
+        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+        changed["skeletons"] = tuple(Skeleton.from_dict(skeleton) for skeleton in values["skeletons"])
+        return cls(**changed)
+
+    @classmethod
+    def preset(cls, name: str, **changes: Any) -> VitPoseConfig:
+        """A published architecture: "base", "base-simple", "plus-base", ...; see `PRESETS`.
+
+        The presets follow the original repository: six heads for the "plus" models, LayerNorm eps 1e-6.
+
+        Raises:
+            ValueError: for a name that is not known, listing those that are.
+        """
+        if name not in PRESETS:
+            raise ValueError(f"no preset named {name!r}; expected one of {', '.join(PRESETS)}")
+        return cls(**{**PRESETS[name], **changes})
+
+
+_SIZES: dict[str, dict[str, Any]] = {
+    "small": {"hidden_size": 384, "num_layers": 12, "num_heads": 12},
+    "base": {"hidden_size": 768, "num_layers": 12, "num_heads": 12},
+    "large": {"hidden_size": 1024, "num_layers": 24, "num_heads": 16},
+    "huge": {"hidden_size": 1280, "num_layers": 32, "num_heads": 16},
+}
+_PART_FEATURES = {"small": 96, "base": 192, "large": 256, "huge": 320}
+_PLUS: dict[str, Any] = {"experts": tuple(skeleton.name for skeleton in DATASETS), "skeletons": DATASETS}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    **_SIZES,
+    **{f"{size}-simple": {**fields, "decoder": "simple"} for size, fields in _SIZES.items()},
+    **{f"plus-{size}": {**fields, **_PLUS, "part_features": _PART_FEATURES[size]} for size, fields in _SIZES.items()},
+}
