@@ -2,6 +2,7 @@ import concurrent.futures
 import io
 import pathlib
 import struct
+import threading
 import warnings
 import zlib
 
@@ -142,6 +143,22 @@ def test_photographs_in_threads(data):
         np.testing.assert_array_equal(image, np.asarray(Image.open(path).convert("RGB")))
 
 
+def test_threads_load_one_open_image():
+    """Without the lock, Pillow fails in every run of these ten images."""
+    for seed in range(10):
+        pixels = np.random.default_rng(seed).integers(0, 256, (300, 400, 3)).astype(np.uint8)
+        image = Image.open(io.BytesIO(encode(Image.fromarray(pixels), "PNG")))
+        together = threading.Barrier(8)
+
+        def load(_, image=image, together=together):
+            together.wait(timeout=60)
+            return load_image(image)
+
+        with concurrent.futures.ThreadPoolExecutor(8) as pool:
+            for loaded in pool.map(load, range(8)):
+                np.testing.assert_array_equal(loaded, pixels)
+
+
 # What is refused
 
 
@@ -162,7 +179,7 @@ def test_photographs_in_threads(data):
         ([[1, 2]], TypeError, "got list"),
     ],
 )
-def test_wrong_images(image, error, message):
+def test_wrong_images(unchecked, image, error, message):
     with pytest.raises(error, match=message):
         load_image(image)
 

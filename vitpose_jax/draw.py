@@ -7,13 +7,13 @@ out smooth, and a pixel on which nothing was drawn comes out as it was.
 import functools
 import re
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageDraw
 
-from vitpose_jax.images import load_image
+from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
 
@@ -35,7 +35,7 @@ _FINE = re.compile(r"face|hand|thumb|finger", re.IGNORECASE)
 
 
 def draw_poses(
-    image: Any,
+    image: ImageLike,
     poses: Poses,
     *,
     threshold: float | int = 0.3,
@@ -73,7 +73,7 @@ def draw_poses(
 
 
 def draw_boxes(
-    image: Any,
+    image: ImageLike,
     boxes: Float[np.ndarray, "n 4"],
     names: Sequence[str],
     scores: Float[np.ndarray, " n"],

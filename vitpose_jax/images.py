@@ -1,15 +1,22 @@
-"""Reading images: whatever a user has, as height x width x RGB in 8 bits."""
+"""Reading images: a file, a PIL image or an array becomes height x width x RGB in 8 bits."""
 
 import os
 import struct
-from typing import Any, BinaryIO
+import threading
+from typing import BinaryIO, TypeAlias
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-# What Pillow's decoders are seen to raise on damaged files.
+# What `load_image` reads: a path, a PIL image, or a uint8 array of NumPy or JAX.
+ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | jax.Array
+
+# Pillow reads the pixels of an open image on first use, and fails when two threads do so at once.
+_PIL_LOCK = threading.Lock()
+
+# What Pillow's decoders raise on damaged files.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -23,8 +30,8 @@ _DAMAGE = (
 )
 
 
-def load_image(image: Any) -> UInt8[np.ndarray, "height width 3"]:
-    """An image as an RGB array.
+def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
+    """Read an image as an RGB array. Several threads may call it, also with the same PIL image.
 
     Args:
         image: a path, a PIL image, or an array (NumPy or JAX) of uint8: (height, width, 3) RGB,
@@ -52,7 +59,8 @@ def load_image(image: Any) -> UInt8[np.ndarray, "height width 3"]:
         except FileNotFoundError:
             raise FileNotFoundError(f"{path}: no such file") from None
     if isinstance(image, Image.Image):
-        return _decode(image, getattr(image, "filename", "") or "image")
+        with _PIL_LOCK:
+            return _decode(image, getattr(image, "filename", "") or "image")
     if isinstance(image, np.ndarray | jax.Array):
         return _from_array(np.asarray(image))
     raise TypeError(f"image: expected a path, a PIL image or a uint8 array, got {type(image).__name__}")
