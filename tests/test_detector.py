@@ -18,10 +18,10 @@ from tests.tolerances import BOXES, DETECTOR
 from vitpose_jax.convert.detectors import load_detector
 from vitpose_jax.detections import ANIMALS, COCO_CATEGORIES, Detections, choose_classes
 from vitpose_jax.detector import Detector
-from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.packing import pack_images, unpack_image
 from vitpose_jax.rtdetr.config import DetectorConfig
 from vitpose_jax.rtdetr.postprocess import find_objects
-from vitpose_jax.rtdetr.preprocess import pad_image, prepare, resize, resize_matrix, side_bucket, unpack_image
+from vitpose_jax.rtdetr.preprocess import pad_image, prepare, resize, resize_matrix, side_bucket
 
 jitted_resize = jax.jit(resize)
 
@@ -157,7 +157,7 @@ def test_hand_on():
     found = Detections(
         boxes=np.asarray([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32),
         scores=np.asarray([0.75, 0.5], np.float32),
-        labels=np.asarray([0, 4], np.int32),
+        class_ids=np.asarray([0, 4], np.int32),
         classes=LABELS,
     )
     assert found.names == ("person", "teddy bear") and len(found) == 2
@@ -169,7 +169,7 @@ def test_hand_on():
     assert found.to_dict()["detections"][1] == {"label": "teddy bear", "score": 0.5, "box": [5, 6, 7, 8]}
     assert found.to_coco(17)[1] == {"image_id": 17, "category_id": 5, "bbox": [5, 6, 7, 8], "score": 0.5}
     coco = Detections(
-        boxes=found.boxes, scores=found.scores, labels=np.asarray([0, 79]), classes=tuple(map(str, range(80)))
+        boxes=found.boxes, scores=found.scores, class_ids=np.asarray([0, 79]), classes=tuple(map(str, range(80)))
     )
     assert [entry["category_id"] for entry in coco.to_coco("x")] == [1, 90]
 
@@ -209,7 +209,7 @@ def test_from_image_to_boxes_as_the_reference(folder, detector):
     # Objects that score alike may come in another order: each has its like.
     corners = np.concatenate([ours.boxes[:, :2], ours.boxes[:, :2] + ours.boxes[:, 2:]], axis=1)
     expected = np.column_stack([theirs["labels"], theirs["boxes"]])
-    for row in np.column_stack([ours.labels, corners]):
+    for row in np.column_stack([ours.class_ids, corners]):
         assert np.abs(expected - row).max(axis=1).min() < 2 * BOXES
 
 

@@ -18,11 +18,12 @@ from tests.tolerances import KEYPOINTS
 from tests.vitpose.test_modeling import PLUS, TINY, random_model
 from vitpose_jax import PoseEstimator, VitPoseConfig
 from vitpose_jax import estimator as estimator_module
-from vitpose_jax.estimator import MAX_UNDER_WAY, ItemError
+from vitpose_jax.pipeline.packing import PIXEL_BUCKETS, PackedImages
 from vitpose_jax.pipeline.postprocess import DECODINGS, decode_heatmaps, flip_back
 from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.pipeline.preprocess import crop_boxes
-from vitpose_jax.serving.batching import PIXEL_BUCKETS, batch_sizes
+from vitpose_jax.serving.batching import batch_sizes
+from vitpose_jax.serving.flow import MAX_JOBS, ItemError
 from vitpose_jax.skeletons import COCO, Skeleton
 
 
@@ -196,14 +197,13 @@ def test_the_whole_path_lowers_for_every_platform(dataset_index, flip_test):
     graphdef, state = nnx.split(random_model(VitPoseConfig(**TINY, **PLUS)))
     leaves, structure = jax.tree.flatten(state)
 
-    def run(leaves, pixels, shapes, boxes):
+    def run(leaves, images, boxes):
         model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
-        return predict(model, pixels, shapes, boxes, dataset_index=dataset_index, flip_test=flip_test)
+        return predict(model, images, boxes, dataset_index=dataset_index, flip_test=flip_test)
 
     arguments = (
         [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],
-        jax.ShapeDtypeStruct((PIXEL_BUCKETS[0], 3), jnp.uint8),
-        jax.ShapeDtypeStruct((4, 3), jnp.int32),
+        PackedImages(jax.ShapeDtypeStruct((PIXEL_BUCKETS[0], 3), jnp.uint8), jax.ShapeDtypeStruct((4, 3), jnp.int32)),
         jax.ShapeDtypeStruct((4, 4), jnp.float32),
     )
     exported = jax.export.export(jax.jit(run), platforms=("cpu", "cuda", "tpu"))(*arguments)
@@ -264,7 +264,7 @@ def test_a_stream_reads_no_further_ahead_than_told(estimator):
     for done, _ in enumerate(estimator.stream(entries(), prefetch=4)):
         most = max(most, read - done)
     # Read ahead, in a group, and under way.
-    assert most <= 4 + 4 * (1 + MAX_UNDER_WAY)
+    assert most <= 4 + 4 * (1 + MAX_JOBS)
     stream = estimator.stream(entries(), prefetch=4)
     next(stream)
     stream.close()  # leaves no thread behind, and no error
@@ -291,7 +291,7 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
     """Never more than a few batches are on the device."""
     estimator = PoseEstimator(light, max_batch=64)
     started = collected = most = 0
-    run, collect = estimator._run, estimator_module._Job.collect
+    run, collect = estimator._program, estimator_module._Job.collect
 
     def counted_run(*arguments, **options):
         nonlocal started, most
@@ -304,13 +304,13 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
         collect(job)
         collected += 1
 
-    monkeypatch.setattr(estimator, "_run", counted_run)
+    monkeypatch.setattr(estimator, "_program", counted_run)
     monkeypatch.setattr(estimator_module._Job, "collect", counted_collect)
     boxes = random_boxes(0, 10_000)
     poses = estimator(random_image(0), boxes, **ARGMAX)
     assert len(poses) == 10_000
     assert started == collected == 10_000 // 64 + 1
-    assert most <= MAX_UNDER_WAY + 1
+    assert most <= MAX_JOBS + 1
     np.testing.assert_array_equal(poses.boxes, boxes)
     assert_same(poses[9_999], estimator(random_image(0), boxes[9_999:], **ARGMAX))
 
@@ -322,6 +322,7 @@ import jax, numpy as np
 from tests.vitpose.test_modeling import PLUS, TINY, random_model
 from tests.test_estimator import ARGMAX, assert_same, random_boxes, random_image
 from vitpose_jax import PoseEstimator, VitPoseConfig
+from vitpose_jax.pipeline.packing import PackedImages
 
 model = random_model(VitPoseConfig(**{**TINY, "num_layers": 1}, **PLUS, decoder="simple"))
 one, eight = PoseEstimator(model), PoseEstimator(model, devices=jax.devices())
@@ -329,11 +330,12 @@ assert len(jax.devices()) == 8
 for count, dataset in ((0, None), (1, None), (5, "ap10k"), (67, None)):
     image, boxes = random_image(count), random_boxes(count, count)
     assert_same(eight(image, boxes, dataset=dataset, **ARGMAX), one(image, boxes, dataset=dataset, **ARGMAX))
-keypoints, _ = eight._run(
-    eight._leaves,
-    jax.device_put(np.zeros((4**9, 3), np.uint8), eight._everywhere),
-    jax.device_put(np.tile(np.array([0, 9, 9], np.int32), (16, 1)), eight._shared),
-    jax.device_put(np.ones((16, 4), np.float32), eight._shared),
+keypoints, _ = eight._program(
+    PackedImages(
+        jax.device_put(np.zeros((4**9, 3), np.uint8), eight._replicated),
+        jax.device_put(np.tile(np.array([0, 9, 9], np.int32), (16, 1)), eight._split),
+    ),
+    jax.device_put(np.ones((16, 4), np.float32), eight._split),
     dataset_index=0, flip_test=False, decode="udp",
 )
 assert len(keypoints.sharding.device_set) == 8 and keypoints.addressable_shards[0].data.shape == (2, 17, 2)

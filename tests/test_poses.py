@@ -68,7 +68,7 @@ def test_mixed_skeletons_blank_the_slots_a_row_does_not_have():
     assert not poses.scores[::2, 17:].any()
     assert np.isfinite(poses.keypoints[1::2]).all()
     assert np.isfinite(poses.keypoints[:, :17]).all()
-    with pytest.raises(ValueError, match="rows of one skeleton, got 2 among coco, wholebody"):
+    with pytest.raises(ValueError, match="rows of one skeleton, got 2 of coco, wholebody"):
         _ = poses.skeleton
 
 

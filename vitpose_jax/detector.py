@@ -1,46 +1,88 @@
-"""Detector: images in, boxes of people (or of anything else it knows) out.
+"""Detector: images in, boxes of people (or of other classes) out.
 
-Two programs run one after the other: one resizes an image, for each pair of padded sides; one is the network with what
-is read out of it, for each size of batch.
+image   a path, a PIL image or a uint8 array
+  load_image     threads read ahead
+  pack_images    images of a group share one flat pixel buffer on the device
+  resize         each image to the network's size, bit for bit as Pillow: one program for each pair of padded sides
+  RtDetr         batches of images: one program for each size of batch
+Detections
 """
 
-import concurrent.futures
-import contextlib
+import dataclasses
 import functools
 import numbers
 import os
-import threading
-from collections.abc import Sequence
-from typing import Any, overload
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
-from jaxtyping import Bool, UInt8
-from PIL import Image
+from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vitpose_jax.convert.detectors import load_detector
 from vitpose_jax.convert.hub_files import resolve_source
 from vitpose_jax.detections import Detections, choose_classes
-from vitpose_jax.images import load_image
+from vitpose_jax.images import ImageLike, load_image
+from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket, unpack_image
 from vitpose_jax.rtdetr.modeling import RtDetr
-from vitpose_jax.rtdetr.postprocess import find_objects
-from vitpose_jax.rtdetr.preprocess import pad_image, prepare, resize, resize_matrix
-from vitpose_jax.serving.batching import PIXEL_BUCKETS, batch_sizes
+from vitpose_jax.rtdetr.postprocess import Found, find_objects
+from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix
+from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
+from vitpose_jax.serving.flow import PREFETCH, ItemError, JobQueue, read_ahead, run, stream
+from vitpose_jax.serving.program import Program
 
-# Score from which an object counts, and what is looked for, where nobody says.
+# Default: objects with a higher score, of these classes.
 THRESHOLD = 0.3
 LABELS = ("person",)
 
-# Most images computed at once, where nobody says: a CPU is busy with one.
+# Default batch limits. One image keeps a CPU busy.
 MAX_BATCH = 8
 MAX_BATCH_CPU = 1
 
-_PIL_LOCK = threading.Lock()
 
-_resize = jax.jit(resize)
+class DetectorOptions(NamedTuple):
+    """The options of a call, checked.
+
+    Attributes:
+        threshold: objects have a higher score.
+        classes: which of the detector's classes are looked for.
+        max_detections: of an image.
+    """
+
+    threshold: float
+    classes: Bool[np.ndarray, " classes"]
+    max_detections: int
+
+
+@dataclasses.dataclass(eq=False)
+class _DetectorItem(Item):
+    """An image on its way through the detector."""
+
+    detections: Detections | None = None
+
+    @property
+    def num_boxes(self) -> int:
+        return 1  # `max_boxes` of a group bounds the images that are detected together
+
+    @property
+    def finished(self) -> bool:
+        return self.detections is not None
+
+
+class _Job(NamedTuple):
+    """A batch of images on the device, and where its detections go."""
+
+    objects: Found
+    items: Sequence[Any]
+    detector: "Detector"
+    options: DetectorOptions
+
+    def collect(self) -> None:
+        boxes, scores, class_ids = map(np.asarray, self.objects)
+        for item, *row in zip(self.items, boxes, scores, class_ids, strict=False):
+            item.detections = self.detector.to_detections(*row, self.options)
 
 
 class Detector:
@@ -51,15 +93,17 @@ class Detector:
 
     Args:
         model: an `RtDetr`; later changes to it are not seen.
-        threshold: objects with a higher score are found; where a call does not say.
-        labels: classes to look for, by name; "animals" for COCO's ten, "all" for everything. Where a call does not say.
-        max_detections: most objects of an image, the surest; None for as many as the network has queries. Where a call
-            does not say.
-        max_batch: most images in one batch, a power of two; None for what suits the device: 1 on CPUs, 8 elsewhere.
+        threshold: minimum score, from 0 to less than 1; objects have a higher one. Each call can override it.
+        labels: names of the classes to look for; "animals" for COCO's ten, "all" for every class. Each call can
+            override them.
+        max_detections: of an image, those with the highest scores; None for as many as the network has queries. Each
+            call can override it.
+        max_batch: most images in one batch, a power of two; None for the default of the device: 1 on CPUs, 8
+            elsewhere.
 
     Raises:
-        ValueError: for a max_batch that is no power of two, a threshold that is no share, a max_detections below 1,
-            or a name the detector does not know.
+        ValueError: for a max_batch that is no power of two, a threshold outside 0 to 1, a max_detections below 1, or a
+            class that the detector does not know.
     """
 
     def __init__(
@@ -73,23 +117,11 @@ class Detector:
     ):
         if max_batch is None:
             max_batch = MAX_BATCH_CPU if jax.default_backend() == "cpu" else MAX_BATCH
-        if max_batch < 1 or max_batch & (max_batch - 1):
-            raise ValueError(f"max_batch: expected a power of two, got {max_batch}")
+        check_power_of_two(max_batch)
         self.model, self.config, self.max_batch = model, model.config, max_batch
         self.threshold, self.labels, self.max_detections = threshold, labels, max_detections
-        self.request()
-        graphdef, state = nnx.split(model)
-        leaves, structure = jax.tree.flatten(state)
-        self._leaves = jax.device_put(leaves)
-        config = model.config
-
-        @jax.jit
-        def run(leaves, images, sizes, wanted):
-            model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
-            output = model(prepare(jnp.stack(images), config))
-            return find_objects(output.logits, output.boxes, sizes, wanted, config.num_queries)
-
-        self._run = run
+        self.check_options()
+        self._program = Program(model, _detect)
 
     @classmethod
     def from_pretrained(
@@ -107,16 +139,16 @@ class Detector:
         """A detector with a pretrained model.
 
         Args:
-            source: a Hub id such as "PekingU/rtdetr_r50vd_coco_o365", or a folder like one of the Hub.
-            dtype: in which the network computes: float32, bfloat16 or float16.
-            param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
+            source: a Hub id such as "PekingU/rtdetr_r50vd_coco_o365", or a folder in the Hub's format.
+            dtype: the dtype of the computation: float32, bfloat16 or float16.
+            param_dtype: the dtype of the stored parameters; None means `dtype`. Norms are always float32.
             revision: branch, tag or commit on the Hub.
-            cache_dir, token, local_files_only: as of `vitpose_jax.from_pretrained`.
+            cache_dir, token, local_files_only: see `vitpose_jax.from_pretrained`.
             kwargs: for the class: threshold, labels, max_detections, max_batch.
 
         Raises:
-            ValueError: where the source is not found, is damaged or no RT-DETR, or where tensors are missing,
-                unexpected or mis-shaped: all of those are listed at once.
+            ValueError: where the source is not found, is damaged or is no RT-DETR, or where tensors are missing,
+                unexpected or have another shape: all of them are listed at once.
         """
         folder = resolve_source(
             source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
@@ -124,13 +156,27 @@ class Detector:
         return cls(load_detector(folder, dtype=dtype, param_dtype=param_dtype), **kwargs)
 
     @overload
-    def __call__(self, images: Any, **kwargs: Any) -> Detections: ...
+    def __call__(
+        self,
+        images: ImageLike,
+        *,
+        threshold: float | int | None = None,
+        labels: str | Sequence[str] | None = None,
+        max_detections: int | None = None,
+    ) -> Detections: ...
     @overload
-    def __call__(self, images: list | tuple, **kwargs: Any) -> list[Detections]: ...
+    def __call__(
+        self,
+        images: Sequence[ImageLike],
+        *,
+        threshold: float | int | None = None,
+        labels: str | Sequence[str] | None = None,
+        max_detections: int | None = None,
+    ) -> list[Detections]: ...
 
     def __call__(
         self,
-        images: Any,
+        images: ImageLike | Sequence[ImageLike],
         *,
         threshold: float | int | None = None,
         labels: str | Sequence[str] | None = None,
@@ -140,63 +186,74 @@ class Detector:
 
         Args:
             images: a path, a PIL image or a uint8 array (height, width, 3) in RGB; or a list of them.
-            threshold, labels, max_detections: as for the class; None for what that was given.
+            threshold, labels, max_detections: see the class; None for the class's.
 
         Returns:
             `Detections`, or a list of them for a list of images; empty where nothing is found.
 
         Raises:
-            ValueError, TypeError, FileNotFoundError: as the class, and for what is no image.
+            ValueError, TypeError, FileNotFoundError: as the class, and for an image that cannot be read.
         """
         if not isinstance(images, list | tuple):
             return self([images], threshold=threshold, labels=labels, max_detections=max_detections)[0]
-        threshold, wanted, most = self.request(threshold, labels, max_detections)
-        results: list[Detections] = []
-        under_way = None
-        with concurrent.futures.ThreadPoolExecutor(max(1, min(len(images), os.cpu_count() or 1))) as pool:
-            begin = 0
-            for size in batch_sizes(len(images), self.max_batch):
-                batch = images[begin : begin + size]
-                begin += len(batch)
-                started = self._start(list(pool.map(_read, batch)), size, wanted)
-                # The host reads one batch while the device computes the one before.
-                if under_way is not None:
-                    results += self._collect(*under_way, threshold, most)
-                under_way = started, len(batch)
-            if under_way is not None:
-                results += self._collect(*under_way, threshold, most)
-        return results
+        start = functools.partial(self._start_group, options=self.check_options(threshold, labels, max_detections))
+        items = read_ahead(_read, images, PREFETCH)
+        return [item.detections for item in run(items, start, max_boxes=self.max_batch, max_images=PREFETCH)]
 
-    def _start(self, images: list[UInt8[np.ndarray, "_height _width 3"]], size: int, wanted: np.ndarray):
-        """Send images to the device; the last one fills the batch."""
-        resized = []
-        for image in images:
-            sides = zip(image.shape[:2], self.config.image_size, strict=True)
-            down, across = (_matrix(old, new) for old, new in sides)
-            resized.append(_resize(jax.device_put(pad_image(image)), down, across))
-        filled = resized + resized[-1:] * (size - len(resized))
-        sizes = np.asarray([image.shape[:2] for image in images + images[-1:] * (size - len(images))], np.float32)
-        return self._run(self._leaves, filled, sizes, wanted)
+    def stream(
+        self,
+        images: Iterable[ImageLike],
+        *,
+        threshold: float | int | None = None,
+        labels: str | Sequence[str] | None = None,
+        max_detections: int | None = None,
+        prefetch: int = PREFETCH,
+        errors: Literal["raise", "return"] = "raise",
+    ) -> Iterator[Detections | ItemError]:
+        """Detections of any number of images, in their order and in bounded memory.
 
-    def _collect(self, found, count: int, threshold: float, most: int) -> list[Detections]:
-        """Wait for a batch, and cut what is not sure enough."""
-        rows = zip(*map(np.asarray, found), strict=True)
-        results = []
-        for _, (boxes, scores, labels) in zip(range(count), rows, strict=False):
-            # A box without area is of no use to anyone.
-            kept = np.flatnonzero((scores > threshold) & (boxes[:, 2:] > 0).all(axis=1))[:most]
-            results.append(
-                Detections(boxes=boxes[kept], scores=scores[kept], labels=labels[kept], classes=self.config.labels)
-            )
-        return results
+        Args:
+            images: read as they are needed.
+            threshold, labels, max_detections: see the class; None for the class's.
+            prefetch: images read ahead.
+            errors: "raise" an image's error in its turn, or "return" it in the place of its detections.
 
-    def request(
+        Raises:
+            ItemError: naming the image's index, with errors="raise".
+            ValueError: as the class; for a prefetch below 1 or an unknown `errors`.
+        """
+        options = self.check_options(threshold, labels, max_detections)
+        return stream(
+            _read,
+            images,
+            functools.partial(self._start_group, options=options),
+            lambda item: item.detections,
+            prefetch=prefetch,
+            errors=errors,
+            max_boxes=self.max_batch,
+        )
+
+    def detect_packed(self, images: PackedImages, options: DetectorOptions | None = None) -> list[Detections]:
+        """Find objects in images whose pixels are on the device already.
+
+        Args:
+            images: `pixels` on the device, `shapes` on the host.
+            options: from `check_options`; None for the class's.
+        """
+        items = [_DetectorItem(np.zeros((0, 0, 3), np.uint8)) for _ in images.shapes]
+        jobs = JobQueue()
+        for job in self._start(images, items, self.check_options() if options is None else options):
+            jobs.add(job)
+        jobs.collect_all()
+        return [item.detections for item in items]
+
+    def check_options(
         self,
         threshold: float | int | None = None,
         labels: str | Sequence[str] | None = None,
         max_detections: int | None = None,
-    ) -> tuple[float, Bool[np.ndarray, " classes"], int]:
-        """What is asked for, checked: the threshold, which classes, and at most how many.
+    ) -> DetectorOptions:
+        """Check the options of a call; None stands for the class's.
 
         Raises:
             ValueError, TypeError: as the class.
@@ -204,29 +261,78 @@ class Detector:
         threshold = self.threshold if threshold is None else threshold
         if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not 0 <= threshold < 1:
             raise ValueError(f"threshold: expected a number from 0 to less than 1, got {threshold!r}")
-        most = self.max_detections if max_detections is None else max_detections
-        most = self.config.num_queries if most is None else most
-        if isinstance(most, bool) or not isinstance(most, numbers.Integral) or most < 1:
-            raise ValueError(f"max_detections: expected a positive whole number, got {most!r}")
-        wanted = choose_classes(self.labels if labels is None else labels, self.config.labels)
-        return float(threshold), wanted, int(most)
+        count = self.max_detections if max_detections is None else max_detections
+        count = self.config.num_queries if count is None else count
+        if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
+            raise ValueError(f"max_detections: expected a positive whole number, got {count!r}")
+        classes = choose_classes(self.labels if labels is None else labels, self.config.labels)
+        return DetectorOptions(float(threshold), classes, int(count))
+
+    def to_detections(
+        self,
+        boxes: Float[np.ndarray, "count 4"],
+        scores: Float[np.ndarray, " count"],
+        class_ids: Int[np.ndarray, " count"],
+        options: DetectorOptions,
+    ) -> Detections:
+        """The objects of one image that pass the options."""
+        # A box without area is of no use to anyone.
+        rows = np.flatnonzero((scores > options.threshold) & (boxes[:, 2:] > 0).all(axis=1))[: options.max_detections]
+        return Detections(boxes=boxes[rows], scores=scores[rows], class_ids=class_ids[rows], classes=self.config.labels)
 
     @property
     def num_compiled(self) -> int:
-        """How many programs with the network have been compiled so far; all detectors share those that resize."""
-        return self._run._cache_size()
+        """The number of programs with the network compiled so far; all detectors share those that resize."""
+        return self._program.num_compiled
+
+    def _start_group(self, items: list[_DetectorItem], options: DetectorOptions) -> Iterator[_Job]:
+        if items:
+            images = pack_images([item.image for item in items], pixel_bucket(sum(item.pixels for item in items)))
+            yield from self._start(images._replace(pixels=jax.device_put(images.pixels)), items, options)
+
+    def _start(self, images: PackedImages, items: Sequence[Any], options: DetectorOptions) -> Iterator[_Job]:
+        for rows, size in split_rows(len(items), self.max_batch):
+            shapes = images.shapes[rows]
+            resized = [self._resize(images.pixels, shape) for shape in shapes]
+            padding = size - len(resized)
+            sizes = np.pad(shapes[:, 1:].astype(np.float32), ((0, padding), (0, 0)), mode="edge")
+            yield _Job(
+                self._program(resized + resized[-1:] * padding, sizes, options.classes), items[rows], self, options
+            )
+
+    def _resize(self, pixels: UInt8[Array, "p 3"], shape: Int[np.ndarray, "3"]) -> UInt8[Array, "height width 3"]:
+        sides = zip(shape[1:].tolist(), self.config.image_size, strict=True)
+        return _resize_packed(pixels, shape, *(_matrix(old, new) for old, new in sides))
+
+
+def _detect(
+    model: RtDetr,
+    images: list[UInt8[Array, "height width 3"]],
+    sizes: Float[Array, "n 2"],
+    classes: Bool[Array, " classes"],
+) -> Found:
+    """One batch through the network."""
+    output = model(prepare(jnp.stack(images), model.config))
+    return find_objects(output.logits, output.boxes, sizes, classes, model.config.num_queries)
+
+
+@jax.jit
+def _resize_packed(
+    pixels: UInt8[Array, "p 3"],
+    shape: Int[Array, "3"],
+    down: Float[Array, "2 height rows"],
+    across: Float[Array, "2 width columns"],
+) -> UInt8[Array, "height width 3"]:
+    return resize(unpack_image(pixels, shape, (down.shape[2], across.shape[2])), down, across)
 
 
 @functools.lru_cache(maxsize=64)
-def _matrix(old: int, new: int) -> jax.Array:
-    # On the device: photographs of one camera have one size.
+def _matrix(old: int, new: int) -> Float[Array, "2 new padded"]:
+    # Kept on the device: all photographs of one camera have one size.
     return jax.device_put(resize_matrix(old, new))
 
 
-def _read(image: Any) -> UInt8[np.ndarray, "height width 3"]:
-    # Pillow reads the pixels of an open file when they are first asked for, and not from two threads at once.
-    with _PIL_LOCK if isinstance(image, Image.Image) else contextlib.nullcontext():
-        pixels = load_image(image)
-    if pixels.shape[0] * pixels.shape[1] > PIXEL_BUCKETS[-1]:
-        raise ValueError(f"image: expected at most {PIXEL_BUCKETS[-1]} pixels, got {pixels.shape[0] * pixels.shape[1]}")
-    return pixels
+def _read(image: ImageLike) -> _DetectorItem:
+    item = _DetectorItem(load_image(image))
+    pixel_bucket(item.pixels)  # raises for an image larger than any buffer
+    return item

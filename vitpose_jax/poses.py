@@ -1,4 +1,4 @@
-"""Poses: the keypoints found in one image, and the formats they are handed on in."""
+"""Poses: the keypoints found in one image, and the formats of other tools that they are converted to."""
 
 import dataclasses
 import functools
@@ -29,13 +29,14 @@ class Poses:
     """The keypoints of n people or animals in one image; a JAX pytree. Make one with `Poses.create`.
 
     Attributes:
-        keypoints: float32 (x, y) in pixels of the image, pixel centres at integers. K is the largest of the
-            skeletons'; slots that a row's skeleton does not have hold NaN.
-        scores: peak values of the heatmaps. They are not probabilities and may pass 1. 0 in unused slots.
-        boxes: x, y, width, height in pixels of the image, as they were given or detected.
-        skeleton_index: for each row, which of `skeletons` it has.
-        skeletons: static; one, unless data sets were mixed in one call.
-        box_scores: of the detector that found the boxes; None where they were given, or stand for the whole image.
+        keypoints: float32 (x, y) in pixels of the image, pixel centres at integers. K is the largest number of
+            keypoints of the skeletons; slots that a row's skeleton does not have hold NaN.
+        scores: peak values of the heatmaps. They are not probabilities and can exceed 1. 0 in unused slots.
+        boxes: x, y, width, height in pixels of the image, as the caller or the detector gave them.
+        skeleton_index: for each row, the index of its skeleton in `skeletons`.
+        skeletons: static; one, unless datasets were mixed in one call.
+        box_scores: of the detector that found the boxes; None where the caller gave them, or where a box is the whole
+            image.
     """
 
     keypoints: Float[Array, "n K 2"] | Float[np.ndarray, "n K 2"]
@@ -53,15 +54,17 @@ class Poses:
         boxes: ArrayLike,
         skeletons: Skeleton | Sequence[Skeleton],
         skeleton_index: ArrayLike | None = None,
+        box_scores: ArrayLike | None = None,
     ) -> "Poses":
-        """Poses on the host, checked; slots that a row's skeleton does not have are blanked.
+        """Poses on the host, checked; slots that a row's skeleton does not have get NaN and score 0.
 
         Args:
-            keypoints: (n, K, 2), as in the attributes; K is the largest of the skeletons'.
+            keypoints: (n, K, 2), as in the attributes; K is the largest number of keypoints of the skeletons.
             scores: (n, K).
             boxes: (n, 4).
-            skeletons: one for all rows, or several with `skeleton_index` naming each row's.
-            skeleton_index: (n,) whole numbers; None for 0 everywhere.
+            skeletons: one for all rows, or several with a `skeleton_index`.
+            skeleton_index: (n,) integers; None for 0 everywhere.
+            box_scores: (n,) of a detector, or None.
 
         Raises:
             ValueError: where shapes disagree with each other or with the skeletons, or an index is out of range.
@@ -70,6 +73,7 @@ class Poses:
         if not skeletons:
             raise ValueError("skeletons: expected one or more, got none")
         keypoints, scores, boxes = (np.array(values, np.float32) for values in (keypoints, scores, boxes))
+        box_scores = None if box_scores is None else np.array(box_scores, np.float32)
         n, largest = len(np.atleast_1d(boxes)), max(skeleton.num_keypoints for skeleton in skeletons)
         index = np.zeros(n, np.int32) if skeleton_index is None else np.asarray(skeleton_index).astype(np.int32)
         for name, array, shape in (
@@ -77,49 +81,57 @@ class Poses:
             ("keypoints", keypoints, (n, largest, 2)),
             ("scores", scores, (n, largest)),
             ("skeleton_index", index, (n,)),
+            ("box_scores", box_scores, (n,)),
         ):
-            if array.shape != shape:
+            if array is not None and array.shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
         if np.any((index < 0) | (index >= len(skeletons))):
             raise ValueError(f"skeleton_index: expected 0 to {len(skeletons) - 1}, got {index.tolist()}")
         counts = np.array([skeleton.num_keypoints for skeleton in skeletons])
         unused = np.arange(largest) >= counts[index][:, None]
         keypoints[unused], scores[unused] = np.nan, 0
-        return cls(keypoints=keypoints, scores=scores, boxes=boxes, skeleton_index=index, skeletons=skeletons)
+        return cls(
+            keypoints=keypoints,
+            scores=scores,
+            boxes=boxes,
+            skeleton_index=index,
+            skeletons=skeletons,
+            box_scores=box_scores,
+        )
 
     @property
     def skeleton(self) -> Skeleton:
         """The skeleton of all rows.
 
         Raises:
-            ValueError: where rows have several; select those of one, as in `poses[poses.skeleton_index == 0]`.
+            ValueError: where rows have several; select the rows of one, as in `poses[poses.skeleton_index == 0]`.
         """
         if len(self.skeletons) == 1:
             return self.skeletons[0]
-        held = sorted(set(np.asarray(self.skeleton_index).tolist()))
-        if len(held) != 1:
+        indices = sorted(set(np.asarray(self.skeleton_index).tolist()))
+        if len(indices) != 1:
             names = ", ".join(skeleton.name for skeleton in self.skeletons)
-            raise ValueError(f"skeleton: expected rows of one skeleton, got {len(held)} among {names}")
-        return self.skeletons[held[0]]
+            raise ValueError(f"skeleton: expected rows of one skeleton, got {len(indices)} of {names}")
+        return self.skeletons[indices[0]]
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
 
     def __getitem__(self, rows: Any) -> "Poses":
-        """The poses of some rows: a number, a slice, a mask or a list of numbers.
+        """Some of the poses, by an index, a slice, a mask or a list of indices.
 
-        Skeletons that none of the rows has are dropped, and K is cut to the largest of those kept.
+        Skeletons that none of these rows has are dropped, and K shrinks to the largest of the others.
 
         Raises:
-            IndexError: for a row there is not.
+            IndexError: for an index out of range.
         """
         rows = np.atleast_1d(np.arange(len(self))[rows])
         if rows.ndim != 1:
-            raise IndexError(f"rows: expected a number, a slice, a mask or a list, got shape {rows.shape}")
+            raise IndexError(f"rows: expected an index, a slice, a mask or a list, got shape {rows.shape}")
         index, skeletons = self.skeleton_index[rows], self.skeletons
         if len(skeletons) > 1 and len(rows):
-            held, index = np.unique(np.asarray(index), return_inverse=True)
-            index, skeletons = index.astype(np.int32), tuple(skeletons[number] for number in held)
+            used, index = np.unique(np.asarray(index), return_inverse=True)
+            index, skeletons = index.astype(np.int32), tuple(skeletons[number] for number in used)
         largest = max(skeleton.num_keypoints for skeleton in skeletons)
         return Poses(
             keypoints=self.keypoints[rows, :largest],
@@ -147,36 +159,39 @@ class Poses:
             {"poses": [{"skeleton": "coco", "box": [x, y, width, height],
                         "keypoints": [{"name": "nose", "x": 398.18, "y": 181.81, "score": 0.87}, ...]}, ...]}
 
-        Coordinates are in pixels of the image, rounded to five decimals; null where they are not finite. Boxes that
-        a detector found also have a "box_score".
+        Coordinates are in pixels of the image, rounded to five decimals; null where they are not finite. With boxes of
+        a detector, each pose also has a "box_score".
         """
-        found = [{}] * len(self) if self.box_scores is None else [{"box_score": _or_null(x)} for x in self.box_scores]
+        if self.box_scores is None:
+            box_scores = [{}] * len(self)
+        else:
+            box_scores = [{"box_score": _or_null(score)} for score in self.box_scores]
         return {
             "poses": [
                 {
                     "skeleton": skeleton.name,
                     "box": [_or_null(number) for number in box],
-                    **score_of_box,
+                    **box_score,
                     "keypoints": [
                         {"name": name, "x": _or_null(x), "y": _or_null(y), "score": _or_null(score)}
                         for name, (x, y), score in zip(skeleton.keypoints, keypoints, scores, strict=True)
                     ],
                 }
-                for (skeleton, keypoints, scores, box), score_of_box in zip(self.rows(), found, strict=True)
+                for (skeleton, keypoints, scores, box), box_score in zip(self.rows(), box_scores, strict=True)
             ]
         }
 
     def to_coco(
         self, image_id: int | str, box_scores: ArrayLike | None = None, category_id: int = 1
     ) -> list[dict[str, Any]]:
-        """Results as COCO's keypoint evaluation reads them, one dict a row.
+        """Results in the format of COCO's keypoint evaluation, one dict for each row.
 
-        The score of a row is its box's score times the mean of its keypoints' scores. Keypoints stand as a flat
-        list [x, y, score, ...], rounded to five decimals; keypoints that are not finite as 0, 0, 0.
+        The score of a row is its box score times the mean of its keypoint scores. Keypoints are a flat list
+        [x, y, score, ...], rounded to five decimals; a keypoint that is not finite is 0, 0, 0.
 
         Args:
-            image_id: the number of the image in the annotation file.
-            box_scores: the detector's scores, (n,); None for those of the poses, or else 1.
+            image_id: of the image in the annotation file.
+            box_scores: the detector's scores, (n,); None for the `box_scores` of the poses, or 1 without any.
             category_id: of all rows; 1 is COCO's person.
 
         Raises:
@@ -203,14 +218,14 @@ class Poses:
     def to_openpose(self, image_size: tuple[int, int] | None = None) -> dict[str, Any]:
         """The JSON that OpenPose 1.3 writes for one image.
 
-        COCO keypoints become OpenPose's 18 body points, keypoints with feet its BODY_25. Its neck and mid-hip are
-        the midpoints of shoulders and hips, as sure as the less sure of the two. COCO-WholeBody also fills the
-        hands (21 points each) and the face: its 68 points and, for OpenPose's two pupils, the body's eyes.
-        Scores are clipped to 0..1; a point that is not finite or has no positive score is 0, 0, 0: not found.
+        COCO keypoints become OpenPose's 18 body points; skeletons with feet become BODY_25. The neck and the mid-hip
+        are the midpoints of shoulders and hips, with the lower of the two scores. COCO-WholeBody also fills the hands
+        (21 points each) and the face: its 68 points and, for OpenPose's two pupils, the body's eyes. Scores are
+        clipped to 0..1; a point that is not finite or has no positive score is 0, 0, 0: not found.
 
         Args:
-            image_size: height and width of the image, to be added as "canvas_height" and "canvas_width", which
-                some readers ask for.
+            image_size: height and width of the image, which some readers need: written as "canvas_height" and
+                "canvas_width".
 
         Raises:
             ValueError: for a skeleton without the 17 keypoints of COCO.
@@ -223,8 +238,8 @@ class Poses:
     def to_supervision(self) -> "supervision.KeyPoints":
         """The poses as `supervision.KeyPoints`, for its annotators and trackers.
 
-        Keypoints that are not finite stand at 0, 0, with score 0 and not visible. Nothing else is hidden: do that
-        with `key_points.visible = key_points.keypoint_confidence > threshold`.
+        Keypoints that are not finite become 0, 0 with score 0, and are not visible. All others are visible; hide weak
+        ones with `key_points.visible = key_points.keypoint_confidence > threshold`.
 
         Raises:
             ImportError: where supervision is not installed.

@@ -14,7 +14,9 @@ from scipy.io import savemat
 
 from vitpose_jax.datasets.annotations import clip_box
 from vitpose_jax.evaluation import PROTOCOLS, get_protocol, read_dataset
-from vitpose_jax.pipeline.preprocess import boxes_to_center_scale, crop_regions
+from vitpose_jax.pipeline.packing import PackedImages
+from vitpose_jax.pipeline.preprocess import crop_regions
+from vitpose_jax.pipeline.regions import boxes_to_regions
 
 # File, folder of images, images with people, people, keypoints.
 SAMPLES = {
@@ -206,7 +208,8 @@ def test_mpii_regions_and_their_stretched_crops(data):
     }
     for sample in dataset.samples:
         entry = entries[sample.path.name]
-        center, scale = boxes_to_center_scale(sample.boxes, stretch=True)
+        regions = boxes_to_regions(sample.boxes, stretch=True)
+        center, scale, _ = regions
         expected_center, expected_scale = original_mpii_region(entry)
         np.testing.assert_allclose(center[0], expected_center, rtol=1e-6)
         np.testing.assert_allclose(scale[0], expected_scale, rtol=1e-6)
@@ -219,9 +222,8 @@ def test_mpii_regions_and_their_stretched_crops(data):
     matrix = np.array([[x_step, 0, -corner[0] * x_step], [0, y_step, -corner[1] * y_step]])
     reference = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR).astype(np.float32)
     shapes = np.array([[0, *image.shape[:2]]], np.int32)
-    ours = crop_regions(
-        jnp.asarray(image).reshape(-1, 3), jnp.asarray(shapes), center, scale, (height, width), border="opencv"
-    )
+    images = PackedImages(jnp.asarray(image).reshape(-1, 3), jnp.asarray(shapes))
+    ours = crop_regions(images, regions, (height, width), border="opencv")
     # OpenCV rounds places to a 32nd of a pixel.
     assert np.abs(np.asarray(ours)[0] - reference).mean() < 1
 

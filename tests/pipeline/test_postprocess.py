@@ -15,7 +15,7 @@ from transformers.models.vitpose.modeling_vitpose import flip_back as reference_
 
 from tests.tolerances import KEYPOINTS
 from vitpose_jax.pipeline import postprocess
-from vitpose_jax.pipeline.preprocess import boxes_to_center_scale
+from vitpose_jax.pipeline.regions import Regions, boxes_to_regions
 from vitpose_jax.skeletons import DATASETS
 
 HEIGHT, WIDTH = 64, 48
@@ -75,7 +75,7 @@ def test_quarter_decoding_equals_the_original():
     heatmaps = gaussians(rng, 6, 17, 0.02)
     boxes = rng.uniform(20, 300, (6, 4)).astype(np.float32)
     keypoints, _ = postprocess.decode_heatmaps(heatmaps, boxes, decode="quarter")
-    centers, scales = boxes_to_center_scale(boxes)
+    centers, scales, _ = boxes_to_regions(boxes)
     moved = 0
     for n, k in np.ndindex(6, 17):
         heatmap = heatmaps[n, :, :, k]
@@ -95,12 +95,13 @@ def test_published_decodings():
     heatmap = np.ones((1, 64, 64, 1), np.float32)
     heatmap[0, 31, 31] = 2
     center, scale = jnp.full((1, 2), 127.0), jnp.full((1, 2), 64.0)
-    keypoints, scores = postprocess.decode_regions(heatmap, center, scale, decode="quarter")
+    keypoints, scores = postprocess.decode_regions(heatmap, Regions(center, scale), decode="quarter")
     np.testing.assert_allclose(keypoints[0, 0], [126, 126], atol=1e-5)
     assert scores[0, 0] == 2
     heatmap = np.ones((1, 64, 64, 1), np.float32)
     heatmap[0, 31, 31], heatmap[0, 31, 30], heatmap[0, 30, 31] = 2, 1.5, 1.5
-    keypoints, _ = postprocess.decode_regions(heatmap, center, jnp.full((1, 2), 32.0 * 200), decode="udp")
+    regions = Regions(center, jnp.full((1, 2), 32.0 * 200))
+    keypoints, _ = postprocess.decode_regions(heatmap, regions, decode="udp")
     assert np.isfinite(keypoints).all()
 
 
@@ -136,7 +137,7 @@ def test_a_heatmap_without_a_peak_stays_inside_its_crop(decode):
     boxes = np.tile([[100.0, 50, 30, 40]], (4, 1))
     keypoints, scores = postprocess.decode_heatmaps(heatmaps, boxes, decode=decode)
     assert (np.asarray(scores) <= 0).all()
-    center, scale = boxes_to_center_scale(boxes)
+    center, scale, _ = boxes_to_regions(boxes)
     assert (np.abs(np.asarray(keypoints) - np.asarray(center)[:, None]) <= np.asarray(scale)[:, None] / 2 + 1e-3).all()
 
 

@@ -16,6 +16,7 @@ from transformers.models.vitpose.image_processing_pil_vitpose import box_to_cent
 from tests.tolerances import CROP_OUTLIERS
 from vitpose_jax.pipeline import preprocess
 from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.regions import boxes_to_regions, check_boxes, crop_to_image
 from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = (256, 192)
@@ -28,21 +29,21 @@ def random_boxes(rng: np.random.Generator, count: int, height: int, width: int) 
     return np.concatenate([corner, extent], axis=1).astype(np.float32)
 
 
-def grey_levels(crops: np.ndarray) -> np.ndarray:
+def pixel_values(crops: np.ndarray) -> np.ndarray:
     """Undo the normalisation."""
     return np.round((np.asarray(crops) * IMAGENET_STD + IMAGENET_MEAN) * 255)
 
 
 def cropped(image: np.ndarray, boxes: np.ndarray, **options) -> np.ndarray:
-    """What `crop_boxes` gives, of an image in a longer row of pixels: compiled once for images of all sizes."""
-    pixels, shapes = pack_images([image], 640 * 640)
-    return np.asarray(_crop(pixels, np.tile(shapes, (len(boxes), 1)), boxes, **options))
+    """What `crop_boxes` gives, of an image in a longer pixel buffer: compiled once for images of all sizes."""
+    images = pack_images([image], 640 * 640).select(np.zeros(len(boxes), int))
+    return np.asarray(_crop(images, boxes, **options))
 
 
 @functools.partial(jax.jit, static_argnames=("udp", "border"))
-def _crop(pixels, shapes, boxes, **options):
-    regions = preprocess.boxes_to_center_scale(boxes)
-    return preprocess.normalize(preprocess.crop_regions(pixels, shapes, *regions, **options))
+def _crop(images, boxes, rotation=None, **options):
+    places = boxes_to_regions(boxes)._replace(rotation=rotation)
+    return preprocess.normalize(preprocess.crop_regions(images, places, **options))
 
 
 def test_crops_equal_the_reference_processor(photographs):
@@ -56,7 +57,7 @@ def test_crops_equal_the_reference_processor(photographs):
         ours = cropped(image, boxes)
         assert ours.shape == (24, *SIZE, 3)
         assert ours.dtype == np.float32
-        differences.append(np.abs(grey_levels(ours) - grey_levels(reference)))
+        differences.append(np.abs(pixel_values(ours) - pixel_values(reference)))
     differences = np.concatenate(differences)
     assert (differences > 1).mean() < CROP_OUTLIERS
     # All but one in a thousand are equal outright: this is the same function, not a similar one.
@@ -99,11 +100,11 @@ def test_crops_equal_opencv(photographs, udp, matrix, turned):
         boxes = random_boxes(rng, 8, *image.shape[:2])
         angles = rng.uniform(-80, 80, 8).astype(np.float32) * turned
         crops = cropped(image, boxes, udp=udp, rotation=angles, border="opencv")
-        centers, scales = (np.asarray(a, np.float64) for a in preprocess.boxes_to_center_scale(boxes))
+        centers, scales = (np.asarray(a, np.float64) for a in boxes_to_regions(boxes)[:2])
         for crop, angle, center, scale in zip(crops, angles, centers, scales, strict=True):
             forward = matrix(float(angle), center, scale, SIZE)
             reference = cv2.warpAffine(image, forward, SIZE[::-1], flags=cv2.INTER_LINEAR)
-            differences.append(np.abs(grey_levels(crop) - reference))
+            differences.append(np.abs(pixel_values(crop) - reference))
     differences = np.stack(differences)
     assert (differences > 1).mean() < CROP_OUTLIERS
     if int(cv2.__version__.split(".")[0]) >= 5:
@@ -116,7 +117,7 @@ def test_borders_differ_where_they_should():
     # Not padded and of the crop's aspect, half a pixel larger than the image on every side.
     box = np.array([[-0.5, -0.5, 24.0, 32.0]])
     scipy, opencv = (
-        grey_levels(preprocess.crop_boxes(image, box, (32, 24), padding=1.0, border=b))[0, :, :, 0]
+        pixel_values(preprocess.crop_boxes(image, box, (32, 24), padding=1.0, border=b))[0, :, :, 0]
         for b in ("scipy", "opencv")
     )
     assert scipy[0].max() == 0 and scipy[:, 0].max() == 0
@@ -124,15 +125,13 @@ def test_borders_differ_where_they_should():
     np.testing.assert_array_equal(scipy[1:-1, 1:-1], 200)
 
 
-def test_many_images_in_one_row_of_pixels(photographs):
+def test_many_images_in_one_pixel_buffer(photographs):
     images = photographs[:3]
     boxes = np.array([[20.0, 30, 100, 150], [0, 0, 300, 200], [50, 60, 70, 80]], np.float32)
-    pixels, shapes = pack_images(images, length=4**10)
-    center, scale = preprocess.boxes_to_center_scale(boxes)
-    packed = preprocess.crop_regions(jnp.asarray(pixels), jnp.asarray(shapes), center, scale)
+    packed = preprocess.crop_regions(pack_images(images, length=4**10), boxes_to_regions(boxes))
     for crop, image, box in zip(packed, images, boxes, strict=True):
         alone = preprocess.crop_boxes(image, box[None])[0]
-        assert (grey_levels(preprocess.normalize(crop)) != grey_levels(alone)).mean() < CROP_OUTLIERS
+        assert (pixel_values(preprocess.normalize(crop)) != pixel_values(alone)).mean() < CROP_OUTLIERS
 
 
 boxes_strategy = st.tuples(
@@ -145,7 +144,7 @@ boxes_strategy = st.tuples(
 
 @given(box=boxes_strategy, size=st.sampled_from([(256, 192), (384, 288), (64, 64), (100, 150)]))
 def test_center_and_scale_equal_the_reference(box, size):
-    center, scale = preprocess.boxes_to_center_scale(np.array([box], np.float32), size)
+    center, scale, _ = boxes_to_regions(np.array([box], np.float32), size)
     expected_center, expected_scale = box_to_center_and_scale(box, image_width=size[1], image_height=size[0])
     np.testing.assert_allclose(center[0], expected_center, rtol=1e-6, atol=1e-3)
     np.testing.assert_allclose(scale[0], expected_scale * 200, rtol=1e-5)
@@ -153,15 +152,17 @@ def test_center_and_scale_equal_the_reference(box, size):
 
 @given(box=boxes_strategy, angle=st.floats(-180, 180), udp=st.booleans())
 def test_a_box_is_inside_its_crop_whatever_the_turn_of_the_map(box, angle, udp):
-    center, scale = preprocess.boxes_to_center_scale(np.array([box], np.float32), SIZE)
+    region = boxes_to_regions(np.array([box], np.float32), SIZE)
+    center, scale, _ = region
+    turned_region = region._replace(rotation=jnp.asarray([angle], jnp.float32))
     corners = jnp.asarray([[[0.0, 0], [191, 0], [0, 255], [191, 255], [95.5, 127.5]]])
-    turned = np.asarray(preprocess.crop_to_image(corners, center, scale, SIZE, udp=udp, rotation=angle))[0]
+    turned = np.asarray(crop_to_image(corners, turned_region, SIZE, udp=udp))[0]
     if udp:
         # The crop's middle pixel is the box's centre; its corners are those of the turned region.
         np.testing.assert_allclose(turned[4], center[0], rtol=1e-5, atol=1e-2)
         diagonal = np.linalg.norm(turned[3] - turned[0])
         np.testing.assert_allclose(diagonal, np.linalg.norm(scale[0]), rtol=1e-4)
-    upright = np.asarray(preprocess.crop_to_image(corners, center, scale, SIZE, udp=udp))[0]
+    upright = np.asarray(crop_to_image(corners, region, SIZE, udp=udp))[0]
     if udp:
         assert upright[0, 0] <= box[0] + 1e-2 and upright[0, 1] <= box[1] + 1e-2
         assert upright[3, 0] >= box[0] + box[2] - 1e-2 and upright[3, 1] >= box[1] + box[3] - 1e-2
@@ -173,7 +174,7 @@ def test_a_box_is_inside_its_crop_whatever_the_turn_of_the_map(box, angle, udp):
 
 def test_no_boxes():
     assert preprocess.crop_boxes(np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4))).shape == (0, *SIZE, 3)
-    assert preprocess.check_boxes([]).shape == (0, 4)
+    assert check_boxes([]).shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -192,12 +193,12 @@ def test_no_boxes():
 )
 def test_bad_boxes_are_named(boxes, message):
     with pytest.raises(ValueError, match=message):
-        preprocess.check_boxes(boxes)
+        check_boxes(boxes)
 
 
 def test_boxes_that_are_not_numbers():
     with pytest.raises(TypeError, match="four numbers x y w h"):
-        preprocess.check_boxes("0,0,1,1")
+        check_boxes("0,0,1,1")
 
 
 def test_unknown_border():

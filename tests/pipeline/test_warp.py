@@ -7,20 +7,21 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from vitpose_jax.pipeline import warp as sampling
-from vitpose_jax.pipeline.packing import pack_images
-from vitpose_jax.pipeline.preprocess import boxes_to_center_scale, crop_regions
+from vitpose_jax.pipeline import warp as module
+from vitpose_jax.pipeline.packing import PackedImages, pack_images
+from vitpose_jax.pipeline.preprocess import crop_regions
+from vitpose_jax.pipeline.regions import boxes_to_regions
 
 SIZE = (33, 25)
 
 
-@given(seed=st.integers(0, 2**32 - 1), border=st.sampled_from(sampling.BORDERS))
+@given(seed=st.integers(0, 2**32 - 1), border=st.sampled_from(module.BORDERS))
 @settings(max_examples=10, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 def test_both_forms_are_equal_in_every_bit(seed, border):
     rng = np.random.default_rng(seed)
     sides = np.exp(rng.uniform(0, np.log([300, 1500]), (3, 2))).astype(int)
     images = [rng.integers(1, 256, (height, width, 3), np.uint8) for height, width in sides]
-    pixels, shapes = pack_images(images)
+    images = pack_images(images)
     owner = rng.integers(0, 3, 5)
     # From far inside to far outside, rising as the columns of a crop do.
     scale = np.exp(rng.uniform(-1, 8, (5, 2)))
@@ -31,22 +32,21 @@ def test_both_forms_are_equal_in_every_bit(seed, border):
         np.asarray(begin[:, axis, None] + np.linspace(0, 1, count) * scale[:, axis, None], np.float32)
         for axis, count in ((0, SIZE[1]), (1, SIZE[0]))
     )
-    arguments = (jnp.asarray(pixels), jnp.asarray(shapes[owner]), jnp.asarray(x), jnp.asarray(y))
+    arguments = (jax.tree.map(jnp.asarray, images.select(owner)), jnp.asarray(x), jnp.asarray(y))
     points = np.stack(np.broadcast_arrays(x[:, None, :], y[:, :, None]), -1)
-    expected = np.asarray(sampling.warp(*arguments[:2], jnp.asarray(points), border=border))
+    expected = np.asarray(module.warp(arguments[0], jnp.asarray(points), border=border))
     assert expected[0].any()
-    np.testing.assert_array_equal(sampling._picked(*arguments, border), expected)
-    np.testing.assert_array_equal(sampling.warp_upright(*arguments, border=border), expected)
+    np.testing.assert_array_equal(module._selected(*arguments, border), expected)
+    np.testing.assert_array_equal(module.warp_upright(*arguments, border=border), expected)
 
 
 @pytest.mark.parametrize(("platform", "products"), [("cpu", 0), ("cuda", 0), ("tpu", 1)])
 def test_each_platform_gets_its_form(platform, products):
-    def crop(pixels, shapes, boxes):
-        return crop_regions(pixels, shapes, *boxes_to_center_scale(boxes), SIZE)
+    def crop(images, boxes):
+        return crop_regions(images, boxes_to_regions(boxes), SIZE)
 
     shapes = (
-        jax.ShapeDtypeStruct((4096, 3), jnp.uint8),
-        jax.ShapeDtypeStruct((2, 3), jnp.int32),
+        PackedImages(jax.ShapeDtypeStruct((4096, 3), jnp.uint8), jax.ShapeDtypeStruct((2, 3), jnp.int32)),
         jax.ShapeDtypeStruct((2, 4), jnp.float32),
     )
     lowered = jax.jit(crop).trace(*shapes).lower(lowering_platforms=(platform,)).as_text()
@@ -54,9 +54,9 @@ def test_each_platform_gets_its_form(platform, products):
 
 
 def test_no_crops():
-    pixels, shapes = pack_images([np.ones((4, 5, 3), np.uint8)])
+    images = pack_images([np.ones((4, 5, 3), np.uint8)]).select(slice(0))
     none = jnp.zeros((0, 3))
-    for form in (sampling._picked, sampling.warp_upright):
-        arguments = (jnp.asarray(pixels), jnp.asarray(shapes[:0]), none, none)
-        result = form(*arguments, "scipy") if form is sampling._picked else form(*arguments)
+    for form in (module._selected, module.warp_upright):
+        arguments = (jax.tree.map(jnp.asarray, images), none, none)
+        result = form(*arguments, "scipy") if form is module._selected else form(*arguments)
         assert result.shape == (0, 3, 3, 3)

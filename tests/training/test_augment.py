@@ -15,6 +15,7 @@ from tests.pipeline.test_preprocess import three_point_matrix, udp_matrix
 from tests.tolerances import CROP_OUTLIERS
 from vitpose_jax.pipeline import preprocess
 from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.regions import Regions, boxes_to_regions, crop_to_image, image_to_crop
 from vitpose_jax.skeletons import AP10K, COCO, DATASETS, MPII
 from vitpose_jax.training.augment import Augmentation, augment_crops, augment_regions, skeleton_arrays
 from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD
@@ -66,7 +67,7 @@ def spotted(seed: int):
     keypoints = jnp.pad(jnp.asarray(spots), ((0, 0), (0, 14), (0, 0)))
     visible = jnp.tile(np.arange(17) < 3, (CROPS, 1))
     flip_indices = jnp.tile(jnp.asarray([1, 0, *range(2, 17)], jnp.int32), (CROPS, 1))
-    arrays = (pixels, shapes, *preprocess.boxes_to_center_scale(boxes, SIZE), keypoints, visible)
+    arrays = (pixels, shapes, *boxes_to_regions(boxes, SIZE)[:2], keypoints, visible)
     return arrays, {"flip_indices": flip_indices, "upper_body": jnp.zeros((CROPS, 17), bool), "size": SIZE}
 
 
@@ -103,7 +104,7 @@ def test_equals_mirroring_the_image_first(udp, matrix):
     rng = np.random.default_rng(2)
     keypoints = rng.uniform(0, 100, (CROPS, 17, 2)).astype(np.float32)
     visible = rng.random((CROPS, 17)) < 0.7
-    center, scale = preprocess.boxes_to_center_scale(random_boxes(rng), SIZE)
+    center, scale, _ = boxes_to_regions(random_boxes(rng), SIZE)
     arrays = {name: jnp.asarray(np.tile(row, (CROPS, 1))) for name, row in coco_arrays().items()}
     key, augmentation = jax.random.key(3), dataclasses.replace(WILD, flip=1.0)
     crops, moved, still_visible = augment_crops(
@@ -139,7 +140,7 @@ def test_none_is_the_crop_of_inference(udp, border):
     (image,) = random_images(4, 1)
     rng = np.random.default_rng(5)
     boxes = random_boxes(rng)
-    center, scale = preprocess.boxes_to_center_scale(boxes, SIZE)
+    center, scale, _ = boxes_to_regions(boxes, SIZE)
     pixels, shapes = packed([image])
     keypoints = jnp.asarray(rng.uniform(0, 100, (CROPS, 17, 2)), jnp.float32)
     arrays = {name: jnp.asarray(np.tile(row, (CROPS, 1))) for name, row in coco_arrays().items()}
@@ -160,7 +161,7 @@ def test_none_is_the_crop_of_inference(udp, border):
         border=border,
     )
     np.testing.assert_array_equal(crops, preprocess.crop_boxes(image, boxes, SIZE, udp=udp, border=border))
-    back = preprocess.crop_to_image(moved, center, scale, SIZE, udp=udp)
+    back = crop_to_image(moved, Regions(center, scale), SIZE, udp=udp)
     np.testing.assert_allclose(back, keypoints, atol=1e-3)
 
 
@@ -195,7 +196,7 @@ def people(seed: int = 7):
 
 def vary(augmentation: Augmentation, seed: int = 0, visible=None, extent=True, upper_body=None):
     boxes, keypoints = people()
-    center, scale = preprocess.boxes_to_center_scale(boxes)
+    center, scale, _ = boxes_to_regions(boxes)
     regions = augment_regions(
         jax.random.key(seed),
         center,
@@ -417,9 +418,7 @@ def test_ranges(changes, message):
         Augmentation(**changes)
 
 
-to_crop, to_image = (
-    jax.jit(function, static_argnums=3) for function in (preprocess.image_to_crop, preprocess.crop_to_image)
-)
+to_crop, to_image = (jax.jit(function, static_argnums=2) for function in (image_to_crop, crop_to_image))
 
 
 @given(
@@ -431,10 +430,12 @@ to_crop, to_image = (
 def test_image_to_crop_is_the_inverse(center, width, angle, udp):
     rng = np.random.default_rng(9)
     points = jnp.asarray(rng.uniform(-50, 300, (1, 8, 2)), jnp.float32)
-    region = (jnp.asarray([center], jnp.float32), jnp.asarray([[width, width / 0.75]], jnp.float32), (256, 192))
-    how = {"udp": jnp.asarray([udp]), "rotation": jnp.asarray([angle], jnp.float32)}
-    image = to_image(points, *region, **how)
-    np.testing.assert_allclose(to_crop(image, *region, **how), points, atol=2e-3 + 0.05 / width)
+    scale, rotation = [[width, width / 0.75]], [angle]
+    region = Regions(*(jnp.asarray(values, jnp.float32) for values in ([center], scale, rotation)))
+    image = to_image(points, region, (256, 192), udp=jnp.asarray([udp]))
+    np.testing.assert_allclose(
+        to_crop(image, region, (256, 192), udp=jnp.asarray([udp])), points, atol=2e-3 + 0.05 / width
+    )
 
 
 def test_each_crop_has_its_affine_map():

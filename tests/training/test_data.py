@@ -25,7 +25,9 @@ from PIL import Image
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.datasets.archives import ImageStore
 from vitpose_jax.evaluation import get_protocol, read_dataset
-from vitpose_jax.pipeline.preprocess import boxes_to_center_scale, crop_regions, image_to_crop
+from vitpose_jax.pipeline.packing import PackedImages
+from vitpose_jax.pipeline.preprocess import crop_regions
+from vitpose_jax.pipeline.regions import Regions, boxes_to_regions, image_to_crop
 from vitpose_jax.skeletons import AIC, AP10K, COCO, DATASETS, MPII, WHOLEBODY
 from vitpose_jax.training import data as data_module
 from vitpose_jax.training.augment import Augmentation, augment_crops, augment_regions, skeleton_arrays
@@ -117,7 +119,7 @@ def equal(left: TrainingBatch, right: TrainingBatch) -> bool:
 )
 def test_a_window_is_a_piece_of_its_image(height, width, box):
     people = PersonSource.__new__(PersonSource)  # windows alone, without a file for each example
-    center, scale = map(np.asarray, boxes_to_center_scale(np.array([box])))
+    center, scale = map(np.asarray, boxes_to_regions(np.array([box]))[:2])
     points = keypoints_in(np.array(box)).astype(np.float32)[None]
     windows = reachable_windows(center, scale, points[..., :2], points[..., 2] > 0, upper_body=np.zeros(17, bool))
     image = coordinates(height, width)
@@ -173,7 +175,7 @@ def test_windows_hold_every_region_that_augmentation_draws(augmentation):
     keypoints = (boxes[:, None, :2] + rng.uniform(-0.2, 1.2, (n, 17, 2)) * boxes[:, None, 2:]).astype(np.float32)
     visible = rng.uniform(size=(n, 17)) < 0.7
     _, upper_body = skeleton_arrays([COCO])
-    center, scale = map(np.asarray, boxes_to_center_scale(boxes))
+    center, scale = map(np.asarray, boxes_to_regions(boxes)[:2])
     regions = jax.jit(augment_regions, static_argnames="augmentation")(
         jax.random.key(0), jnp.asarray(center), jnp.asarray(scale), jnp.asarray(keypoints), jnp.asarray(visible),
         upper_body=jnp.broadcast_to(upper_body, (n, 17)), augmentation=augmentation,
@@ -217,8 +219,9 @@ def test_crops_of_windows_are_crops_of_the_image(noise, border):
     crop = jax.jit(crop_regions, static_argnames=("size", "udp", "border"))
 
     def crops(image, center, scale, **options):
-        row, shapes = jnp.asarray(in_row(image)), jnp.asarray([[0, *image.shape[:2]]], jnp.int32)
-        return np.asarray(crop(row, shapes, jnp.asarray(center[None]), jnp.asarray(scale), border=border, **options))
+        images = PackedImages(jnp.asarray(in_row(image)), jnp.asarray([[0, *image.shape[:2]]], jnp.int32))
+        regions = Regions(jnp.asarray(center[None]), jnp.asarray(scale))
+        return np.asarray(crop(images, regions, border=border, **options))
 
     assert len(source) == 5
     for person in source:
@@ -667,7 +670,7 @@ def test_five_data_sets_for_one_model(data):
 
     # A padded box holds nearly all of its keypoints.
     visible = batch.visible > 0
-    places = map(jnp.asarray, (batch.keypoints, batch.center, batch.scale))
+    places = jnp.asarray(batch.keypoints), Regions(jnp.asarray(batch.center), jnp.asarray(batch.scale))
     points = np.asarray(jax.jit(functools.partial(image_to_crop, size=(256, 192)))(*places))
     assert ((points >= -5) & (points <= np.array([196, 260]))).all(axis=-1)[visible].mean() > 0.95
     # And augmentation takes all of it.

@@ -15,8 +15,9 @@ from tests.vitpose.test_modeling import PLUS, TINY, random_model
 from vitpose_jax import VitPose, VitPoseConfig
 from vitpose_jax.convert.assembly import from_torch
 from vitpose_jax.convert.hub_config import from_hub
-from vitpose_jax.pipeline.packing import pack_images
-from vitpose_jax.pipeline.preprocess import crop_to_image, normalize
+from vitpose_jax.pipeline.packing import PackedImages, pack_images
+from vitpose_jax.pipeline.preprocess import normalize
+from vitpose_jax.pipeline.regions import Regions, crop_to_image
 from vitpose_jax.pipeline.warp import warp
 from vitpose_jax.skeletons import AIC, AP10K, COCO
 from vitpose_jax.storage import parameters
@@ -83,8 +84,8 @@ def crops_and_targets(config: VitPoseConfig, batch: TrainingBatch):
 def _crops_and_targets(batch: TrainingBatch, config: VitPoseConfig):
     rows, columns = np.mgrid[: config.image_size[0], : config.image_size[1]].astype(np.float32)
     grid = np.broadcast_to(np.stack([columns, rows], axis=-1), (len(batch.udp), *config.image_size, 2))
-    places = crop_to_image(jnp.asarray(grid), batch.center, batch.scale, config.image_size)
-    crops = normalize(warp(batch.pixels, batch.shapes, places, border="opencv"))
+    places = crop_to_image(jnp.asarray(grid), Regions(batch.center, batch.scale), config.image_size)
+    crops = normalize(warp(PackedImages(batch.pixels, batch.shapes), places, border="opencv"))
     low, size = batch.center - batch.scale / 2, np.array(config.image_size[::-1]) - 1
     inside = ((batch.keypoints - low[:, None]) / batch.scale[:, None] * size).astype(np.float32)
     targets, counted = gaussian_heatmaps(

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vitpose_jax.pipeline.postprocess import decode_regions
+from vitpose_jax.pipeline.regions import Regions
 from vitpose_jax.training.targets import gaussian_heatmaps
 
 CROP, HEATMAP = (256, 192), (64, 48)
@@ -96,7 +97,7 @@ def test_what_is_not_visible_may_be_anything():
 def encode_and_decode(keypoints, extent, *, udp, decode):
     """There and back; `extent` makes a region's pixels those of the crop."""
     heatmaps, _ = gaussian_heatmaps(keypoints, jnp.ones(keypoints.shape[:2]), udp=udp)
-    return decode_regions(heatmaps, extent / 2, extent, decode=decode)
+    return decode_regions(heatmaps, Regions(extent / 2, extent), decode=decode)
 
 
 encode_and_decode = jax.jit(encode_and_decode, static_argnames=("udp", "decode"))

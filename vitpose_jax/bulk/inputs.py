@@ -8,25 +8,27 @@ IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff
 
 
 def find_images(names: Iterable[str]) -> list[pathlib.Path]:
-    """Files for names of files, folders (their images, sorted, not those of sub-folders) and glob patterns.
+    """The image files that names stand for.
+
+    Args:
+        names: files, folders (their images in sorted order, without sub-folders) and glob patterns.
 
     Raises:
-        ValueError: where a name leads to no image, or two images have the same name without its ending, so that
-            their results would overwrite each other.
+        ValueError: for a name without an image, and for two images whose results would have the same name.
     """
     paths: dict[pathlib.Path, None] = {}
     for name in names:
         path = pathlib.Path(name)
         if path.is_dir():
             files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-            found = sorted(file for file in files if file.suffix.lower() in IMAGE_ENDINGS)
+            images = sorted(file for file in files if file.suffix.lower() in IMAGE_ENDINGS)
         elif path.exists() or not glob.has_magic(name):
-            found = [path]
+            images = [path]
         else:
-            found = [file for file in map(pathlib.Path, sorted(glob.glob(name, recursive=True))) if file.is_file()]
-        if not found:
+            images = [file for file in map(pathlib.Path, sorted(glob.glob(name, recursive=True))) if file.is_file()]
+        if not images:
             raise ValueError(f"{name}: no images there")
-        paths |= dict.fromkeys(found)
+        paths |= dict.fromkeys(images)
     by_stem: dict[str, pathlib.Path] = {}
     for path in paths:
         if by_stem.setdefault(path.stem, path) != path:
@@ -35,16 +37,16 @@ def find_images(names: Iterable[str]) -> list[pathlib.Path]:
 
 
 def check_not_overwriting(images: Iterable[pathlib.Path], results: Iterable[tuple[pathlib.Path, pathlib.Path]]) -> None:
-    """See that no result would take the place of one of the images.
+    """Check that no result would replace one of the images.
 
     Args:
         images: that are read.
-        results: where each will be written, and the image that it is of.
+        results: the file of each result, and the image that it belongs to.
 
     Raises:
         ValueError: naming the result and its image.
     """
-    given = {path.resolve() for path in images}
+    inputs = {path.resolve() for path in images}
     for result, path in results:
-        if result.resolve() in given:
+        if result.resolve() in inputs:
             raise ValueError(f"{result}: results of {path} would overwrite this image; choose another folder")

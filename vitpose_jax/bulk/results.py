@@ -1,7 +1,8 @@
-"""The files that `vitpose-jax predict` writes, and which of them are there already."""
+"""The files that `predict_files` writes, and which of them exist already."""
 
 import json
 import pathlib
+from typing import Literal, TypeAlias
 
 import numpy as np
 
@@ -12,26 +13,28 @@ from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.storage.atomic import write_png, write_whole
 
+Format: TypeAlias = Literal["json", "coco", "openpose"]
+
 COCO_FILE = "keypoints.json"
-# Beside the COCO file, the names of all images it covers: some have nobody in them.
+# Beside the COCO file, the names of all images that it covers, also those without people.
 COVERED_FILE = "keypoints.images.json"
 
 
 class Results:
-    """Writes one file an image ("json", "openpose"), or one for all images ("coco"), and drawings.
+    """Writes one file for each image ("json", "openpose"), or one for all images ("coco"), and drawings.
 
     Args:
-        folder: where to; made when first needed.
+        folder: of the results; made when first needed.
         format: "json" (`Poses.to_dict`), "openpose" or "coco".
         draw: also write each image with its poses drawn on it.
         threshold: draw keypoints with at least this score.
-        overwrite: take no image for done. Results of other images in a COCO file stay.
+        overwrite: count no image as done. Results of other images in a COCO file stay.
 
     Raises:
         ValueError: where a COCO file of an earlier run cannot be read.
     """
 
-    def __init__(self, folder: pathlib.Path, format: str, *, draw: bool, threshold: float, overwrite: bool):
+    def __init__(self, folder: pathlib.Path, format: Format, *, draw: bool, threshold: float, overwrite: bool):
         self._folder, self._format, self._draw = folder, format, draw
         self._threshold, self._overwrite = threshold, overwrite
         self._coco: dict[str, list[dict]] = {}
@@ -44,7 +47,7 @@ class Results:
                 raise ValueError(f"{folder / COCO_FILE}: not of an earlier run; choose another folder") from error
 
     def check_not_overwriting(self, paths: list[pathlib.Path]) -> None:
-        """See that no result would take the place of one of the images.
+        """Check that no result would replace one of the images.
 
         Raises:
             ValueError: naming the image.
@@ -54,35 +57,35 @@ class Results:
         )
 
     def done(self, path: pathlib.Path) -> bool:
-        """Whether everything wanted of an image is there."""
+        """Whether all results of an image exist."""
         if self._overwrite or (self._draw and not self._drawing(path).is_file()):
             return False
         return path.name in self._coco if self._format == "coco" else self._document(path).is_file()
 
     def check(self, skeleton: Skeleton) -> None:
-        """See that poses of a skeleton can be written.
+        """Check that the format can hold poses of a skeleton.
 
         Raises:
-            ValueError: where the format has no place for them.
+            ValueError: where it cannot.
         """
         if self._format == "openpose":
             k = skeleton.num_keypoints
             Poses.create(np.zeros((1, k, 2)), np.zeros((1, k)), np.zeros((1, 4)), skeleton).to_openpose()
 
-    def add(self, path: pathlib.Path, found: FileBoxes, poses: Poses) -> None:
-        """Write the results of an image; those of a COCO file are kept for `finish`."""
+    def add(self, path: pathlib.Path, boxes: FileBoxes, poses: Poses) -> None:
+        """Write the results of an image. `finish` writes a COCO file."""
         if self._draw:
             write_png(self._drawing(path), draw_poses(path, poses, threshold=self._threshold))
         if self._format == "coco":
-            # COCO's tools pass over the name; a later run knows by it which image an entry is of.
-            entries = poses.to_coco(found.image_id, box_scores=found.scores, category_id=found.category)
+            # COCO's tools ignore the name. A later run reads from it which image an entry belongs to.
+            entries = poses.to_coco(boxes.image_id, box_scores=boxes.scores, category_id=boxes.category)
             self._coco[path.name] = [{**entry, "file_name": path.name} for entry in entries]
             return
         document = poses.to_openpose() if self._format == "openpose" else {"image": path.name, **poses.to_dict()}
         write_whole(self._document(path), _to_json(document))
 
     def finish(self) -> None:
-        """Write the COCO file, also after an interruption: with the images done so far."""
+        """Write the COCO file with the images that are done, also after an interruption."""
         if self._format == "coco" and self._coco:
             write_whole(self._folder / COVERED_FILE, _to_json(list(self._coco)))
             write_whole(self._folder / COCO_FILE, _to_json([entry for row in self._coco.values() for entry in row]))

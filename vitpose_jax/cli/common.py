@@ -1,12 +1,17 @@
-"""What the commands share: choices that are typed out, lines to standard error, the bar of progress."""
+"""What the commands share: values of options, messages on standard error, exit status."""
 
 import enum
 import sys
-from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import typer
+
+if TYPE_CHECKING:
+    from vitpose_jax.bulk.report import Summary
 
 
 class Decode(enum.StrEnum):
-    """How heatmaps become points."""
+    """How heatmaps are decoded to points."""
 
     udp = "udp"
     transformers = "transformers"
@@ -15,7 +20,7 @@ class Decode(enum.StrEnum):
 
 
 class DType(enum.StrEnum):
-    """In which the network computes."""
+    """The dtype of the computation."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
@@ -23,12 +28,21 @@ class DType(enum.StrEnum):
 
 
 def say(message: str) -> None:
-    """A line on standard error, under the program's name."""
+    """Print a line on standard error, after the program's name."""
     print(f"vitpose-jax: {message}", file=sys.stderr)
 
 
-def progress_bar(results: Iterable, total: int) -> Iterable:
-    """The results of so many images, with a bar on standard error where that is a terminal."""
-    from tqdm import tqdm
+def show_progress(total: int) -> bool:
+    """Whether to show a progress bar for so many images: on a terminal, for more than one."""
+    return total > 1 and sys.stderr.isatty()
 
-    return tqdm(results, total=total, unit="image", disable=total == 1 or not sys.stderr.isatty())
+
+def exit_with_failures(summary: "Summary") -> None:
+    """Exit with status 1 where images failed.
+
+    Raises:
+        typer.Exit: where they did.
+    """
+    if summary.failed:
+        say(f"error: {len(summary.failed)} images failed")
+        raise typer.Exit(1)

@@ -13,14 +13,14 @@ from vitpose_jax.cli.predict import print_poses
 def demo(
     output: Annotated[pathlib.Path, typer.Option(help="Folder for the drawing.", metavar="DIR")] = pathlib.Path("demo"),
 ) -> None:
-    """Find the keypoints of a person in a photograph, with the model that comes with the package."""
+    """Find the keypoints of a person in the bundled photograph, with the bundled model."""
     say(f"loading {DEFAULT_MODEL}")
     from vitpose_jax.draw import draw_poses
     from vitpose_jax.estimator import PoseEstimator
     from vitpose_jax.storage.atomic import write_png
 
     estimator = PoseEstimator.from_pretrained()
-    say(f"compiling for {estimator.device_kind}, and looking at {DEMO_IMAGE.name}")
+    say(f"compiling for {estimator.device_kind}, then estimating the pose in {DEMO_IMAGE.name}")
     poses = estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)
     print_poses(poses)
     path = output / f"{DEMO_IMAGE.stem}_poses.png"

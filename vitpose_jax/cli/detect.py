@@ -1,15 +1,14 @@
-"""`vitpose-jax detect`: boxes of people, or of anything else, in images."""
+"""`vitpose-jax detect`: boxes of people, or of other classes, in images."""
 
-import json
 import pathlib
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitpose_jax.cli.common import DType, progress_bar, say
+from vitpose_jax.cli.common import DType, exit_with_failures, say, show_progress
 
-# COCO results, which `predict --boxes` reads.
-RESULTS_FILE = "detections.json"
+if TYPE_CHECKING:
+    from vitpose_jax.detections import Detections
 
 
 def detect(
@@ -19,56 +18,53 @@ def detect(
         "detections"
     ),
     threshold: Annotated[float, typer.Option(help="Find objects with a higher score.")] = 0.3,
-    max_detections: Annotated[int | None, typer.Option(help="Most objects of an image, the surest.")] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(help="Most objects in an image, those with the highest scores.")
+    ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="Look for this: a class, animals or all; repeatable. Else for people.")
+        list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
     ] = None,
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its boxes drawn on it.")] = False,
-    dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
+    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
 ) -> None:
-    """Find people in images; `predict --boxes` reads the results."""
-    from vitpose_jax.bulk.inputs import check_not_overwriting, find_images
-    from vitpose_jax.datasets.box_files import image_id_of
-    from vitpose_jax.storage.atomic import write_png, write_whole
-
-    paths = find_images(images)
-    results, drawings = output / RESULTS_FILE, {path: output / f"{path.stem}_detections.png" for path in paths}
-    if results.exists() and not overwrite:
-        raise ValueError(f"{results}: is there already; choose another folder, or ask to overwrite")
-    if draw:
-        check_not_overwriting(paths, [(drawing, path) for path, drawing in drawings.items()])
-
+    """Find people in images. `predict --boxes` reads the results."""
     import jax.numpy as jnp
 
+    from vitpose_jax.bulk.detect import DETECTIONS_FILE, detect_files
+    from vitpose_jax.bulk.inputs import find_images
     from vitpose_jax.detector import LABELS, Detector
-    from vitpose_jax.draw import draw_boxes
 
-    found = Detector.from_pretrained(
-        detector,
-        dtype=jnp.dtype(dtype.value),
-        revision=revision,
-        threshold=threshold,
-        max_detections=max_detections,
-        labels=label or LABELS,
-    )
-    entries, failed = [], 0
-    for path in progress_bar(paths, len(paths)):
-        try:
-            objects = found(path)
-        except (ValueError, OSError) as error:
-            say(f"error: {error}")
-            failed += 1
-            continue
-        entries += objects.to_coco(image_id_of(path))
-        if draw:
-            write_png(drawings[path], draw_boxes(path, objects.boxes, objects.names, objects.scores))
+    paths = find_images(images)
+    count = 0
+
+    def load() -> Detector:
+        return Detector.from_pretrained(
+            detector,
+            dtype=jnp.dtype(dtype.value),
+            revision=revision,
+            threshold=threshold,
+            max_detections=max_detections,
+            labels=label or LABELS,
+        )
+
+    def on_detections(_: pathlib.Path, detections: "Detections") -> None:
+        nonlocal count
+        count += len(detections)
         if len(paths) == 1:
-            for name, score, box in zip(objects.names, objects.scores, objects.boxes, strict=True):
+            for name, score, box in zip(detections.names, detections.scores, detections.boxes, strict=True):
                 print(f"{name:16} {score:.3f}   " + ",".join(f"{number:.1f}" for number in box))
-    write_whole(results, (json.dumps(entries, indent=1) + "\n").encode())
-    print(f"{len(entries)} objects in {len(paths) - failed} of {len(paths)} images: {results}")
-    if failed:
-        say(f"error: {failed} images failed")
-        raise typer.Exit(1)
+
+    summary = detect_files(
+        load,
+        paths,
+        output,
+        draw=draw,
+        overwrite=overwrite,
+        progress=show_progress(len(paths)),
+        report=say,
+        on_detections=on_detections,
+    )
+    print(f"{count} objects in {len(summary.written)} of {len(paths)} images: {output / DETECTIONS_FILE}")
+    exit_with_failures(summary)

@@ -1,4 +1,4 @@
-"""`vitpose-jax predict`: keypoints in boxes of images."""
+"""`vitpose-jax predict`: the keypoints of people or animals in images."""
 
 import enum
 import pathlib
@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_MODEL
-from vitpose_jax.cli.common import Decode, DType, progress_bar, say
+from vitpose_jax.cli.common import Decode, DType, exit_with_failures, say, show_progress
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from vitpose_jax.datasets.box_files import DetectionFile
     from vitpose_jax.poses import Poses
 
 
 class Format(enum.StrEnum):
-    """What `predict` writes."""
+    """The format of the results."""
 
     json = "json"
     coco = "coco"
@@ -33,7 +36,7 @@ def predict(
         list[str] | None,
         typer.Option(
             help="A JSON file (COCO results or annotations, or a table of boxes), or one box x,y,w,h; repeatable. "
-            "Without it, and without a detector, the whole image is one box.",
+            "Without --boxes and --detector the whole image is one box.",
             metavar="FILE|x,y,w,h",
         ),
     ] = None,
@@ -41,98 +44,99 @@ def predict(
         str | None, typer.Option(help="Find the boxes with this RT-DETR: a Hub id or a folder.", metavar="SOURCE")
     ] = None,
     label: Annotated[
-        list[str] | None, typer.Option(help="What the detector looks for: a class, animals, all; else people.")
+        list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
     ] = None,
-    format: Annotated[Format, typer.Option(help="One JSON or OpenPose file an image, or one COCO file.")] = Format.json,
+    format: Annotated[
+        Format, typer.Option(help="json, openpose: one file for each image. coco: one for all.")
+    ] = Format.json,
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its poses drawn on it.")] = False,
     threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,
     dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
     category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(help="Use only boxes of at least this score; 0.3 where a detector finds them."),
+        typer.Option(help="Use only boxes with at least this score. Default with --detector: 0.3."),
     ] = None,
-    flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored image.")] = False,
-    decode: Annotated[Decode, typer.Option(help="How heatmaps become points.")] = Decode.udp,
-    dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
+    flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")] = False,
+    decode: Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")] = Decode.udp,
+    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Also do images whose results are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
 ) -> None:
-    """Find the keypoints of the people or animals in boxes."""
-    from vitpose_jax.bulk.inputs import find_images
-    from vitpose_jax.bulk.results import Results
-    from vitpose_jax.datasets.box_files import DetectionFile, FileBoxes, image_id_of, parse_box
-    from vitpose_jax.pipeline.preprocess import check_boxes
-
+    """Find the keypoints of the people or animals in images."""
     if boxes and detector:
         raise ValueError("expected --boxes or --detector, got both")
     if label and not detector:
-        raise ValueError("--label says what a detector looks for: expected --detector SOURCE")
-    paths = find_images(images)
-    if boxes and len(boxes) == 1 and pathlib.Path(boxes[0]).is_file():
-        file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
-        detections = {path: file[path] for path in paths}
-        unnamed = sum(path not in file for path in paths)
-        if unnamed:
-            say(f"{unnamed} of {len(paths)} images have no boxes in {boxes[0]}")
-    else:
-        given = check_boxes([parse_box(box) for box in boxes], name="--boxes").tolist() if boxes else None
-        detections = {path: FileBoxes(image_id_of(path), given) for path in paths}
-        if not boxes and not detector:
-            say("no --boxes and no --detector: the whole image is taken as one box")
-    results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
-    results.check_not_overwriting(paths)
-    todo = [path for path in paths if not results.done(path)]
-    if len(todo) < len(paths):
-        say(f"{len(paths) - len(todo)} of {len(paths)} images are done already; --overwrite does them again")
-    if not todo:
-        return
+        raise ValueError("--label names the classes that a detector looks for: expected --detector SOURCE")
 
     import jax.numpy as jnp
 
+    from vitpose_jax.bulk.inputs import find_images
+    from vitpose_jax.bulk.predict import predict_files
     from vitpose_jax.detector import LABELS, THRESHOLD, Detector
-    from vitpose_jax.estimator import ItemError, PoseEstimator
+    from vitpose_jax.estimator import PoseEstimator
 
-    kwargs = {"dtype": jnp.dtype(dtype.value)}
-    finder = None
-    if detector:
-        low = THRESHOLD if min_score is None else min_score
-        finder = Detector.from_pretrained(detector, **kwargs, threshold=low, labels=label or LABELS)
-    estimator = PoseEstimator.from_pretrained(model, **kwargs, revision=revision, detector=finder)
-    # What would fail for every image fails once.
-    chosen = int(dataset) if dataset and dataset.isdecimal() else dataset
-    results.check(estimator.config.skeleton(chosen))
-    stream = estimator.stream(
-        ((path, detections[path].boxes) for path in todo),
-        dataset=chosen,
+    paths = find_images(images)
+    if not boxes and not detector:
+        say("no --boxes and no --detector: the whole image is taken as one box")
+
+    def load() -> PoseEstimator:
+        options = {"dtype": jnp.dtype(dtype.value)}
+        finder = None
+        if detector:
+            minimum = THRESHOLD if min_score is None else min_score
+            finder = Detector.from_pretrained(detector, **options, threshold=minimum, labels=label or LABELS)
+        return PoseEstimator.from_pretrained(model, **options, revision=revision, detector=finder)
+
+    summary = predict_files(
+        load,
+        paths,
+        output,
+        boxes=read_boxes(boxes, paths, category=category, min_score=min_score),
+        format=format.value,
+        draw=draw,
+        threshold=threshold,
+        dataset=int(dataset) if dataset and dataset.isdecimal() else dataset,
         flip_test=flip_test,
         decode=decode.value,
-        errors="return",
+        overwrite=overwrite,
+        progress=show_progress(len(paths)),
+        report=say,
+        on_poses=(lambda _, poses: print_poses(poses)) if len(paths) == 1 else None,
     )
-    failed = 0
-    try:
-        for path, poses in zip(todo, progress_bar(stream, len(todo)), strict=True):
-            if isinstance(poses, ItemError):
-                say(f"error: {path}: {poses.__cause__}")
-                failed += 1
-                continue
-            results.add(path, detections[path], poses)
-            if len(paths) == 1:
-                print_poses(poses)
-    finally:
-        results.finish()
-    print(f"{len(todo) - failed} of {len(paths)} images done: {output}")
-    if failed:
-        say(f"error: {failed} images failed")
-        raise typer.Exit(1)
+    if summary.written or summary.failed:
+        print(f"{len(paths) - len(summary.failed) - len(summary.skipped)} of {len(paths)} images done: {output}")
+    exit_with_failures(summary)
+
+
+def read_boxes(
+    boxes: list[str] | None, paths: list[pathlib.Path], *, category: int | None, min_score: float | None
+) -> "DetectionFile | np.ndarray | None":
+    """The values of --boxes: one file, or boxes for all images.
+
+    Raises:
+        ValueError: for a file that cannot be read, or numbers that are no box.
+    """
+    from vitpose_jax.datasets.box_files import DetectionFile, parse_box
+    from vitpose_jax.pipeline.regions import check_boxes
+
+    if not boxes:
+        return None
+    if len(boxes) > 1 or not pathlib.Path(boxes[0]).is_file():
+        return check_boxes([parse_box(box) for box in boxes], name="--boxes")
+    file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
+    missing = sum(path not in file for path in paths)
+    if missing:
+        say(f"{missing} of {len(paths)} images have no boxes in {boxes[0]}")
+    return file
 
 
 def print_poses(poses: "Poses") -> None:
-    """The keypoints of each person, a line each."""
+    """Print the keypoints of each person, one line each."""
     for number, person in enumerate(poses):
         x, y, width, height = person.boxes[0]
-        sure = "" if person.box_scores is None else f", score {person.box_scores[0]:.3f}"
-        print(f"person {number}, box {x:g},{y:g},{width:g},{height:g}{sure}")
+        box_score = "" if person.box_scores is None else f", score {person.box_scores[0]:.3f}"
+        print(f"person {number}, box {x:g},{y:g},{width:g},{height:g}{box_score}")
         for name, (column, row), score in zip(
             person.skeleton.keypoints, person.keypoints[0], person.scores[0], strict=True
         ):

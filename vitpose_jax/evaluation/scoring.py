@@ -19,7 +19,7 @@ from vitpose_jax.evaluation.average_precision import (
     wholebody_average_precision,
 )
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD, instance_scores, object_keypoint_similarity, oks_nms
-from vitpose_jax.pipeline.preprocess import BOX_PADDING, boxes_to_center_scale
+from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
 
 NMS_THRESHOLD = 0.9
 # A detected pose is that of the annotated person from here on, in the table of keypoints.
@@ -115,7 +115,7 @@ def to_results(
 def _padded_areas(dataset: Dataset, image_size: tuple[int, int], padding: float) -> list[Float[np.ndarray, " _n"]]:
     """For each sample the areas of its boxes as they are cropped, in square pixels."""
     boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in dataset.samples)])
-    sides = np.asarray(boxes_to_center_scale(boxes, image_size, padding=padding)[1], np.float64)
+    sides = np.asarray(boxes_to_regions(boxes, image_size, padding=padding).scale, np.float64)
     return np.split(sides.prod(axis=-1), np.cumsum([len(sample.boxes) for sample in dataset.samples])[:-1])
 
 

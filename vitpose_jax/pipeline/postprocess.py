@@ -1,16 +1,21 @@
 """From heatmaps to keypoints; pure array functions, all of them jit-able.
 
-Every decoding finds the highest pixel of a heatmap; its value is the score, its place is then refined:
+    heatmaps   Float[n 64 48 K]
+      find_peaks     the highest pixel of each heatmap; its value is the score
+      refine         points between pixels, Float[n K 2] in heatmap pixels
+      crop_to_image  keypoints Float[n K 2], (x, y) in pixels of the image (regions.py)
+
+The decodings differ in how they refine:
 
 * "udp": DARK (Zhang et al. 2020, arXiv:1910.06278) as the original ViTPose runs it (`post_dark_udp`): the
-  heatmap blurred with an 11x11 Gaussian of deviation 2, then one Newton step on its logarithm.
-* "transformers": the same with deviation 0.8 and another border, as the processor of transformers has it.
-* "quarter": a quarter of a pixel towards the higher neighbour in x and in y. The original's data sets without
-  UDP; it goes with the affine map `udp=False` of preprocess.py.
+  heatmap blurred with an 11x11 Gaussian of standard deviation 2, then one Newton step on its logarithm.
+* "transformers": the same with standard deviation 0.8 and another border, as in the processor of transformers.
+* "quarter": a quarter of a pixel towards the higher neighbour in x and in y. The original uses it for its datasets
+  without UDP; it goes with the affine map `udp=False` of regions.py.
 * "argmax": no refinement.
 
-A heatmap without a positive pixel is not refined: its point is the highest pixel, inside the crop, and its
-score is 0 or below. Arithmetic is float32 whatever the dtype of the heatmaps.
+A heatmap without a positive pixel is not refined: its point is the highest pixel, inside the crop, and its score is 0
+or below. Arithmetic is float32 whatever the dtype of the heatmaps.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -20,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
 
-from vitpose_jax.pipeline.preprocess import BOX_PADDING, boxes_to_center_scale, check_boxes, crop_to_image
+from vitpose_jax.pipeline.regions import BOX_PADDING, Regions, boxes_to_regions, check_boxes, crop_to_image
 
 Decode: TypeAlias = Literal["udp", "transformers", "quarter", "argmax"]
 
@@ -29,12 +34,12 @@ LOG_RANGE = (0.001, 50.0)
 
 
 class Decoding(NamedTuple):
-    """How one of the decodings works.
+    """The settings of one decoding.
 
     Attributes:
-        udp: the affine map it belongs to.
-        sigma: deviation of the Gaussian before the Newton step, in heatmap pixels; None for no such step.
-        border: of the blur, as `np.pad` calls it.
+        udp: the affine map that it goes with.
+        sigma: standard deviation of the Gaussian before the Newton step, in heatmap pixels; None for no such step.
+        border: of the blur, a mode of `np.pad`.
     """
 
     udp: bool
@@ -51,10 +56,10 @@ DECODINGS = {
 
 
 def get_decoding(decode: str) -> Decoding:
-    """The decoding of a name.
+    """The settings of a decoding, by name.
 
     Raises:
-        ValueError: for an unknown name, listing those that are known.
+        ValueError: for an unknown name. The message lists the known ones.
     """
     if decode not in DECODINGS:
         raise ValueError(f"decode: expected one of {', '.join(DECODINGS)}, got {decode!r}")
@@ -64,20 +69,20 @@ def get_decoding(decode: str) -> Decoding:
 def flip_back(
     heatmaps: Float[Array, "n height width K"], flip_indices: tuple[int, ...], *, shift: bool = False
 ) -> Float[Array, "n height width K"]:
-    """Heatmaps of mirrored crops, as they would be of the crops themselves.
+    """Turn heatmaps of mirrored crops into heatmaps of the crops.
 
     Args:
         heatmaps: of crops mirrored left to right.
         flip_indices: `Skeleton.flip_indices`.
-        shift: move the result one pixel to the right, for heatmaps of crops made without UDP: their mirror
-            image is off by one. The first column stays. `shift_heatmap` of the original.
+        shift: move the result one pixel to the right, except the first column: `shift_heatmap` of the original. For
+            crops without UDP, whose mirror image is off by one pixel.
     """
     heatmaps = heatmaps[:, :, ::-1, np.asarray(flip_indices)]
     return jnp.concatenate([heatmaps[:, :, :1], heatmaps[:, :, :-1]], axis=2) if shift else heatmaps
 
 
 def find_peaks(heatmaps: Float[Array, "n height width K"]) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
-    """The highest pixel of each heatmap: its (x, y) and its value, as float32; the first one of equals."""
+    """The highest pixel of each heatmap, the first of equal ones: its (x, y) and its value, as float32."""
     n, height, width, channels = heatmaps.shape
     flat = heatmaps.reshape(n, height * width, channels)
     index = jnp.argmax(flat, axis=1)
@@ -92,7 +97,7 @@ def refine(
     Args:
         heatmaps: float32.
         points: (x, y) of the highest pixels, from `find_peaks`.
-        decode: how; see the top of this file.
+        decode: see the top of this file.
 
     Returns:
         (x, y) in heatmap pixels.
@@ -119,7 +124,7 @@ def refine(
 
 
 def _blur_matrix(size: int, sigma: float, border: str) -> Float[np.ndarray, "size size"]:
-    """The matrix that blurs a row of `size` pixels with a Gaussian cut off after BLUR_RADIUS pixels."""
+    """The matrix that blurs a line of `size` pixels with a Gaussian, cut off at BLUR_RADIUS pixels."""
     taps = np.exp(-0.5 * (np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1) / sigma) ** 2)
     sources = np.pad(np.arange(size), BLUR_RADIUS, mode=border)
     matrix = np.zeros((size, size))
@@ -134,9 +139,9 @@ def _neighbourhoods(
     blur_rows: Float[np.ndarray, "height height"],
     blur_columns: Float[np.ndarray, "width width"],
 ) -> Float[Array, "n K 3 3"]:
-    """The 3x3 pixels around each point of the blurred heatmaps; those outside repeat the edge.
+    """The 3x3 pixels around each point of the blurred heatmaps; outside, the edge is repeated.
 
-    Only the three rows and columns around each point are blurred: with the blur as a matrix they are two small
+    Only the three rows and columns around each point are blurred: with the blur as a matrix, that takes two small
     products.
     """
     near = jnp.asarray([-1, 0, 1])
@@ -149,11 +154,11 @@ def _neighbourhoods(
 
 
 def _newton_step(patch: Float[Array, "n K 3 3"]) -> Float[Array, "n K 2"]:
-    """From the middle of a 3x3 patch [y, x] to where its gradient vanishes, negated: inverse Hessian x gradient."""
+    """Inverse Hessian times gradient at the middle of a 3x3 patch [y, x]: minus the way to the peak."""
     middle = patch[..., 1, 1]
     left, right, above, below = patch[..., 1, 0], patch[..., 1, 2], patch[..., 0, 1], patch[..., 2, 1]
     dx, dy = 0.5 * (right - left), 0.5 * (below - above)
-    # The reference adds the same epsilon, so that a flat patch has an inverse.
+    # The reference adds the same epsilon, so that the Hessian of a flat patch has an inverse.
     epsilon = np.finfo(np.float32).eps
     dxx = right - 2 * middle + left + epsilon
     dyy = below - 2 * middle + above + epsilon
@@ -165,20 +170,15 @@ def _newton_step(patch: Float[Array, "n K 3 3"]) -> Float[Array, "n K 2"]:
 
 
 def decode_regions(
-    heatmaps: Float[Array | np.ndarray, "n height width K"],
-    center: Float[Array | np.ndarray, "n 2"],
-    scale: Float[Array | np.ndarray, "n 2"],
-    *,
-    decode: Decode = "udp",
+    heatmaps: Float[Array | np.ndarray, "n height width K"], regions: Regions, *, decode: Decode = "udp"
 ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
-    """As `decode_heatmaps`, for regions given by the `center` and `scale` of preprocess.py."""
-    if len(heatmaps) != len(center):
-        raise ValueError(f"heatmaps: expected those of {len(center)} boxes, got {len(heatmaps)}")
+    """As `decode_heatmaps`, for the regions that were cropped."""
+    if len(heatmaps) != regions.count:
+        raise ValueError(f"heatmaps: expected those of {regions.count} boxes, got {len(heatmaps)}")
     heatmaps = jnp.asarray(heatmaps, jnp.float32)
     peaks, scores = find_peaks(heatmaps)
     points = jnp.where(scores[..., None] > 0, refine(heatmaps, peaks, decode), peaks)
-    center, scale = jnp.asarray(center), jnp.asarray(scale)
-    return crop_to_image(points, center, scale, heatmaps.shape[1:3], udp=get_decoding(decode).udp), scores
+    return crop_to_image(points, regions, heatmaps.shape[1:3], udp=get_decoding(decode).udp), scores
 
 
 def decode_heatmaps(
@@ -193,20 +193,20 @@ def decode_heatmaps(
 
     Args:
         heatmaps: of any floating dtype.
-        boxes: x y w h in pixels of the image, those the crops were made from.
+        boxes: x y w h in pixels of the image, as given to `crop_boxes`.
         decode: "udp", "transformers", "quarter" or "argmax"; see the top of this file.
-        size: height and width of the crops; only their ratio counts. None for that of the heatmaps.
+        size: height and width of the crops; only their ratio counts. None for the ratio of the heatmaps.
         padding: as in `crop_boxes`.
 
     Returns:
-        keypoints (n, K, 2), float32, (x, y) in pixels of the image; scores (n, K), float32, the peak values:
-        not probabilities, they may pass 1.
+        keypoints (n, K, 2), float32, (x, y) in pixels of the image; scores (n, K), float32, the peak values.
+        They are not probabilities and can exceed 1.
 
     Raises:
-        ValueError: for an unknown decoding; for another number of boxes than heatmaps; for boxes without area or not
-            finite, unless traced by `jax.jit`.
+        ValueError: for an unknown decoding; where the numbers of boxes and heatmaps differ; for boxes without area or
+            not finite, unless traced by `jax.jit`.
     """
     if not isinstance(boxes, jax.core.Tracer):
         boxes = check_boxes(boxes)
-    center, scale = boxes_to_center_scale(boxes, size or heatmaps.shape[1:3], padding=padding)
-    return decode_regions(heatmaps, center, scale, decode=decode)
+    regions = boxes_to_regions(boxes, size or heatmaps.shape[1:3], padding=padding)
+    return decode_regions(heatmaps, regions, decode=decode)

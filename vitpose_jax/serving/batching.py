@@ -1,57 +1,58 @@
-"""What goes to the device together: images in groups, their boxes in batches, both of a few fixed sizes.
+"""Which images and boxes go to the device together: images in groups, boxes in batches of a few fixed sizes.
 
-Compiled programs are for fixed shapes. Images share one row of pixels, padded to a length of `PIXEL_BUCKETS`; boxes
-go in batches of powers of two. So however many images of however many sizes come, few programs serve them all.
+Programs are compiled for fixed shapes. The images of a group share one flat pixel buffer of a fixed length; boxes go
+in batches of powers of two. So a few programs serve any number of images of any size.
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple, TypeVar
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Int, UInt8
 
-from vitpose_jax.poses import Poses
-
-# From 512 x 512 pixels on, in steps of four.
-PIXEL_BUCKETS = tuple(4**power for power in range(9, 16))
-# Several images share a row only up to this length.
+# Several images share a buffer only up to this number of pixels.
 SHARED_PIXELS = 4**12
-# At most this share of a batch is padding.
+# At most this fraction of a batch is padding.
 MAX_PADDING = 0.25
 
 
 @dataclasses.dataclass(eq=False)
 class Item:
-    """An image on its way through the estimator.
+    """An image on its way to the device and back.
 
     Attributes:
         image: RGB.
-        boxes: x y w h in its pixels.
-        indices: the data set of each box.
-        poses: filled in as batches come back.
-        missing: how many boxes have not come back.
     """
 
     image: UInt8[np.ndarray, "height width 3"]
-    boxes: Float[np.ndarray, "n 4"]
-    indices: Int[np.ndarray, " n"]
-    poses: Poses
-    missing: int
 
     @property
     def pixels(self) -> int:
         """Height times width."""
         return self.image.shape[0] * self.image.shape[1]
 
+    @property
+    def num_boxes(self) -> int:
+        """How many boxes it brings into its group."""
+        return 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether its results have come back."""
+        raise NotImplementedError
+
+
+AnyItem = TypeVar("AnyItem", bound=Item)
+
 
 class Batch(NamedTuple):
-    """Boxes of one data set that are computed together, as indices into a group.
+    """Boxes of one dataset that are computed together.
 
     Attributes:
         dataset_index: of all of them.
-        rows: (image in the group, box in the image).
-        size: the batch's, `len(rows)` or a little more: the rest is padding.
+        rows: for each box: the index of its image in the group, its own index in the image.
+        size: of the batch: `len(rows)`, or a little more; the rest is padding.
     """
 
     dataset_index: int
@@ -60,15 +61,25 @@ class Batch(NamedTuple):
 
     @property
     def padded(self) -> Int[np.ndarray, "size 2"]:
-        """The rows, the last one repeated to fill the batch."""
+        """The rows; the last one is repeated to fill the batch."""
         return np.concatenate([self.rows, np.repeat(self.rows[-1:], self.size - len(self.rows), axis=0)])
+
+
+def check_power_of_two(max_batch: int) -> None:
+    """Check the largest size of a batch.
+
+    Raises:
+        ValueError: where it is no power of two.
+    """
+    if max_batch < 1 or max_batch & (max_batch - 1):
+        raise ValueError(f"max_batch: expected a power of two, got {max_batch}")
 
 
 def batch_sizes(count: int, max_batch: int, min_batch: int = 1) -> list[int]:
     """Powers of two, in falling order, that together hold `count` boxes with little padding.
 
-    The last may have empty places, at most a quarter of it, or more where it is `min_batch`. `min_batch` and
-    `max_batch` are powers of two.
+    In the last one at most a quarter is padding, or more where it is `min_batch`. `min_batch` and `max_batch` are
+    powers of two.
     """
     sizes = []
     while count > 0:
@@ -80,33 +91,31 @@ def batch_sizes(count: int, max_batch: int, min_batch: int = 1) -> list[int]:
     return sizes
 
 
-def pixel_bucket(pixels: int) -> int:
-    """The length of the row that so many pixels are laid in.
+def split_rows(count: int, max_batch: int, min_batch: int = 1) -> Iterator[tuple[slice, int]]:
+    """The rows 0 to `count` in batches, each with the batch's size, which may be a little larger."""
+    begin = 0
+    for size in batch_sizes(count, max_batch, min_batch):
+        yield slice(begin, min(begin + size, count)), size
+        begin += size
 
-    Raises:
-        ValueError: for more pixels than any row holds.
+
+def groups(
+    items: Iterable[AnyItem | Exception], *, max_boxes: int, max_images: int
+) -> Iterator[list[AnyItem | Exception]]:
+    """Consecutive items, until their boxes or pixels fill a group.
+
+    An exception stands in the place of an item that failed, and keeps that place.
     """
-    for bucket in PIXEL_BUCKETS:
-        if pixels <= bucket:
-            return bucket
-    raise ValueError(f"image: expected at most {PIXEL_BUCKETS[-1]} pixels, got {pixels}")
-
-
-def groups(items: Iterable[Item | Exception], *, max_boxes: int, max_images: int) -> Iterator[list[Item | Exception]]:
-    """Put items that follow one another together, until their boxes or pixels fill a group.
-
-    Exceptions stand in the place of items that failed, and keep it.
-    """
-    group: list[Item | Exception] = []
+    group: list[AnyItem | Exception] = []
     pixels = boxes = 0
     for item in items:
-        more = item.pixels if isinstance(item, Item) else 0
-        if group and pixels + more > SHARED_PIXELS:
+        item_pixels = item.pixels if isinstance(item, Item) else 0
+        if group and pixels + item_pixels > SHARED_PIXELS:
             yield group
             group, pixels, boxes = [], 0, 0
         group.append(item)
-        pixels += more
-        boxes += len(item.boxes) if isinstance(item, Item) else 0
+        pixels += item_pixels
+        boxes += item.num_boxes if isinstance(item, Item) else 0
         if boxes >= max_boxes or len(group) >= max_images:
             yield group
             group, pixels, boxes = [], 0, 0
@@ -114,13 +123,20 @@ def groups(items: Iterable[Item | Exception], *, max_boxes: int, max_images: int
         yield group
 
 
-def batches(items: list[Item], *, max_batch: int, min_batch: int = 1) -> Iterator[Batch]:
-    """The boxes of a group in batches, those of one data set after those of another."""
-    rows = np.concatenate([np.stack(np.broadcast_arrays(i, np.arange(len(x.boxes))), -1) for i, x in enumerate(items)])
-    indices = np.concatenate([item.indices for item in items])
-    for index in np.unique(indices):
-        mine = rows[indices == index]
-        begin = 0
-        for size in batch_sizes(len(mine), max_batch, min_batch):
-            yield Batch(int(index), mine[begin : begin + size], size)
-            begin += size
+def batches(
+    dataset_indices: Sequence[Int[np.ndarray, " _n"]], *, max_batch: int, min_batch: int = 1
+) -> Iterator[Batch]:
+    """The boxes of a group in batches, one dataset after another.
+
+    Args:
+        dataset_indices: for each image of the group, the dataset of each of its boxes.
+        max_batch, min_batch: sizes of batches, powers of two.
+    """
+    rows = np.concatenate(
+        [np.stack(np.broadcast_arrays(i, np.arange(len(index))), -1) for i, index in enumerate(dataset_indices)]
+    )
+    all_indices = np.concatenate(list(dataset_indices))
+    for index in np.unique(all_indices):
+        same_dataset = rows[all_indices == index]
+        for batch_rows, size in split_rows(len(same_dataset), max_batch, min_batch):
+            yield Batch(int(index), same_dataset[batch_rows], size)

@@ -21,15 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
 
-from vitpose_jax.pipeline.preprocess import (
-    BOX_PADDING,
-    Border,
-    check_border,
-    crop_to_image,
-    image_to_crop,
-    normalize,
-    warp,
-)
+from vitpose_jax.pipeline.packing import PackedImages
+from vitpose_jax.pipeline.preprocess import normalize
+from vitpose_jax.pipeline.regions import BOX_PADDING, Regions, crop_to_image, image_to_crop
+from vitpose_jax.pipeline.warp import Border, check_border, warp
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD
 
@@ -103,7 +98,7 @@ class Augmentation:
         return cls(jitter=0.0, flip=0.0, half_body=0.0, scale=0.0, rotation=0.0)
 
 
-class Regions(NamedTuple):
+class AugmentedRegions(NamedTuple):
     """What to cut out of the images, one of each for every crop.
 
     Attributes:
@@ -156,12 +151,12 @@ def augment_regions(
     size: tuple[int, int] = (256, 192),
     extent: Float[Array, "n 2"] | None = None,
     augmentation: Augmentation = Augmentation(),
-) -> Regions:
+) -> AugmentedRegions:
     """Vary the regions of a batch.
 
     Args:
         key: decides everything random.
-        center, scale: of each region in pixels of its image, from `boxes_to_center_scale`.
+        center, scale: of each region in pixels of its image, from `boxes_to_regions`.
         keypoints: (x, y) in pixels of the image; where not visible they may be anything.
         visible: which keypoints are labelled: those above 0.
         upper_body: which keypoints belong to the upper body; where none does, there are no half bodies.
@@ -193,7 +188,7 @@ def augment_regions(
         scale = scale * jnp.clip(1 + spread * factor, 1 - spread, 1 + spread)[:, None]
     degrees = augmentation.rotation * jnp.clip(angle, -2, 2)
     rotation = jnp.where(if_turn < augmentation.rotation_probability, degrees, 0.0)
-    return Regions(center, scale, rotation, flip)
+    return AugmentedRegions(center, scale, rotation, flip)
 
 
 def augment_crops(
@@ -251,16 +246,16 @@ def augment_crops(
     height, width = size
     columns, rows = jnp.meshgrid(jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32))
     grid = jnp.broadcast_to(jnp.stack([columns, rows], axis=-1), (len(center), height, width, 2))
-    place = {"size": size, "udp": udp, "rotation": regions.rotation}
-    sources = crop_to_image(_mirror(grid, regions.flip, width, udp), regions.center, regions.scale, **place)
-    grey = warp(pixels, shapes, sources, border=border)
+    regions, flip = Regions(regions.center, regions.scale, regions.rotation), regions.flip
+    sources = crop_to_image(_mirror(grid, flip, width, udp), regions, size, udp=udp)
+    grey = warp(PackedImages(pixels, shapes), sources, border=border)
     crops = normalize(_change_colors(color_key, grey, augmentation), mean, std)
     if augmentation.erasing:
         crops = jnp.where(_erased(erase_key, len(crops), size, augmentation)[..., None], 0.0, crops)
 
-    keypoints = image_to_crop(keypoints, regions.center, regions.scale, **place)
-    keypoints = _mirror(keypoints, regions.flip, width, udp)
-    order = jnp.where(regions.flip[:, None], flip_indices, jnp.arange(flip_indices.shape[1]))
+    keypoints = image_to_crop(keypoints, regions, size, udp=udp)
+    keypoints = _mirror(keypoints, flip, width, udp)
+    order = jnp.where(flip[:, None], flip_indices, jnp.arange(flip_indices.shape[1]))
     keypoints = jnp.take_along_axis(keypoints, order[..., None], axis=1)
     return crops, keypoints, jnp.take_along_axis(visible, order, axis=1)
 

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 from vitpose_jax.datasets.archives import ImageStore, Paths, expand
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.datasets.protocols import Protocol
-from vitpose_jax.pipeline.preprocess import BOX_PADDING, boxes_to_center_scale
+from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.training.augment import Augmentation
 
@@ -37,7 +37,7 @@ class Person(NamedTuple):
     Attributes:
         image: the window, RGB.
         offset: (x, y) of the window's first pixel in the image.
-        center, scale: of the box, as `boxes_to_center_scale` has them for inference.
+        center, scale: of the box, as `boxes_to_regions` has them for inference.
         keypoints: (x, y); anything where not labelled.
         visible: 0 not labelled, 1 labelled but hidden, 2 visible.
         weights: how much each keypoint's label counts.
@@ -121,8 +121,8 @@ class PersonSource:
         self._paths, self._rows = tuple(paths), rows[kept]
         self._keypoints, self._visible = keypoints[kept].astype(np.float32), visible[kept].astype(np.int32)
         self._weights = label_weights[kept].astype(np.float32)
-        center, scale = boxes_to_center_scale(boxes[kept], size, stretch=self.protocol.stretch)
-        self._center, self._scale = np.asarray(center), np.asarray(scale)
+        regions = boxes_to_regions(boxes[kept], size, stretch=self.protocol.stretch)
+        self._center, self._scale = np.asarray(regions.center), np.asarray(regions.scale)
         self._windows = reachable_windows(
             self._center,
             self._scale,
@@ -262,7 +262,7 @@ def reachable_windows(
     times the padded region's width to each side of its centre and 1.10 times its height up and down.
 
     Args:
-        center, scale: of the boxes in pixels of the image, from `boxes_to_center_scale`.
+        center, scale: of the boxes in pixels of the image, from `boxes_to_regions`.
         keypoints, visible, upper_body, size, augmentation: as in `augment_regions`; its `extent` may not be larger
             than its default.
 

@@ -1,0 +1,101 @@
+"""`predict_files`: poses of many image files, written as they come."""
+
+import os
+import pathlib
+from collections.abc import Callable, Iterable
+
+from numpy.typing import ArrayLike
+
+from vitpose_jax.bulk.inputs import find_images
+from vitpose_jax.bulk.report import Summary, log, progress_bar
+from vitpose_jax.bulk.results import Format, Results
+from vitpose_jax.datasets.box_files import DetectionFile, FileBoxes, image_id_of
+from vitpose_jax.estimator import PoseEstimator
+from vitpose_jax.pipeline.postprocess import Decode
+from vitpose_jax.pipeline.regions import check_boxes
+from vitpose_jax.poses import Poses
+from vitpose_jax.serving.flow import ItemError
+from vitpose_jax.serving.requests import Dataset
+
+
+def predict_files(
+    estimator: PoseEstimator | Callable[[], PoseEstimator],
+    images: Iterable[str | os.PathLike],
+    output: str | os.PathLike,
+    *,
+    boxes: DetectionFile | str | os.PathLike | ArrayLike | None = None,
+    format: Format = "json",
+    draw: bool = False,
+    threshold: float = 0.3,
+    dataset: Dataset = None,
+    flip_test: bool = False,
+    decode: Decode = "udp",
+    overwrite: bool = False,
+    progress: bool = False,
+    report: Callable[[str], None] = log,
+    on_poses: Callable[[pathlib.Path, Poses], None] | None = None,
+) -> Summary:
+    """Estimate the poses in image files and write them; `vitpose-jax predict` in Python.
+
+    Images whose results are in the folder already are skipped. An image that cannot be read does not stop the others.
+
+    Args:
+        estimator: or a function that loads one: it is called only where there is something to do.
+        images: files, folders and glob patterns.
+        output: folder of the results.
+        boxes: for all images, (n, 4) x y w h in pixels; or a file of boxes or its path: COCO results, COCO annotations
+            or a table of boxes. With None the estimator's detector finds the boxes; without a detector each whole
+            image is one box.
+        format: "json" or "openpose", one file for each image; "coco", one file for all.
+        draw: also write each image with its poses drawn on it.
+        threshold: draw keypoints with at least this score.
+        dataset, flip_test, decode: see `PoseEstimator`.
+        overwrite: replace results that are there.
+        progress: show a progress bar on standard error.
+        report: gets each message, one line: what is skipped, what failed.
+        on_poses: gets each image and its poses, after their results were written.
+
+    Raises:
+        ValueError: for an image name that leads nowhere, a result that would replace an image, a file of boxes that
+            cannot be read, or options that every image would fail on.
+    """
+    paths = find_images(map(os.fspath, images))
+    if isinstance(boxes, str | os.PathLike):
+        boxes = DetectionFile(pathlib.Path(boxes))
+    if isinstance(boxes, DetectionFile):
+        image_boxes = {path: boxes[path] for path in paths}
+    else:
+        rows = None if boxes is None else check_boxes(boxes).tolist()
+        image_boxes = {path: FileBoxes(image_id_of(path), rows) for path in paths}
+    results = Results(pathlib.Path(output), format, draw=draw, threshold=threshold, overwrite=overwrite)
+    results.check_not_overwriting(paths)
+    todo = [path for path in paths if not results.done(path)]
+    summary = Summary(paths, skipped=[path for path in paths if path not in set(todo)])
+    if summary.skipped:
+        report(f"{len(summary.skipped)} of {len(paths)} images are done already; overwrite replaces them")
+    if not todo:
+        return summary
+    if not isinstance(estimator, PoseEstimator):
+        estimator = estimator()
+    # What would fail for every image fails once, before the first.
+    results.check(estimator.config.skeleton(dataset))
+    stream = estimator.stream(
+        ((path, image_boxes[path].boxes) for path in todo),
+        dataset=dataset,
+        flip_test=flip_test,
+        decode=decode,
+        errors="return",
+    )
+    try:
+        for path, poses in zip(todo, progress_bar(stream, len(todo), shown=progress), strict=True):
+            if isinstance(poses, ItemError):
+                summary.failed[path] = str(poses.__cause__)
+                report(f"error: {path}: {poses.__cause__}")
+                continue
+            results.add(path, image_boxes[path], poses)
+            summary.written.append(path)
+            if on_poses is not None:
+                on_poses(path, poses)
+    finally:
+        results.finish()
+    return summary

@@ -1,0 +1,175 @@
+"""Reading ahead on the host, and a few batches under way on the device: results in the order of the images.
+
+entries   images by path, as PIL images or as arrays
+  read_ahead   threads read and check them, a bounded number ahead
+items
+  groups       consecutive items that share a flat pixel buffer (batching.py)
+  start        sends a group to the device and starts its jobs; asked for one job at a time
+  collect      waits for the oldest job once MAX_JOBS newer ones are under way
+items, finished, in their order
+"""
+
+import collections
+import concurrent.futures
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from vitpose_jax.serving.batching import AnyItem, Item, groups
+
+# Jobs that are started and not yet collected.
+MAX_JOBS = 2
+# Images read ahead.
+PREFETCH = 16
+
+Entry = TypeVar("Entry")
+Result = TypeVar("Result")
+
+
+class ItemError(ValueError):
+    """An item of a stream that failed.
+
+    Attributes:
+        number: the index of the item, counted from 0. The error itself is the `__cause__`.
+    """
+
+    def __init__(self, number: int, message: str):
+        super().__init__(f"item {number}: {message}")
+        self.number = number
+
+
+@runtime_checkable
+class Job(Protocol):
+    """A batch on the device."""
+
+    def collect(self) -> None:
+        """Wait for the results and put them into their items."""
+
+
+class JobQueue:
+    """Jobs under way: the oldest one is collected once MAX_JOBS newer ones are."""
+
+    def __init__(self) -> None:
+        self._jobs: collections.deque[Job] = collections.deque()
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def add(self, job: Job) -> None:
+        """Add a job that was just started."""
+        self._jobs.append(job)
+        if len(self._jobs) > MAX_JOBS:
+            self.collect_oldest()
+
+    def collect_oldest(self) -> None:
+        """Wait for the oldest job."""
+        self._jobs.popleft().collect()
+
+    def collect_all(self) -> None:
+        """Wait for all jobs."""
+        while self._jobs:
+            self.collect_oldest()
+
+
+def run(
+    items: Iterable[AnyItem | Exception],
+    start: Callable[[list[AnyItem]], Iterator[Job]],
+    *,
+    max_boxes: int,
+    max_images: int,
+) -> Iterator[AnyItem | Exception]:
+    """Put items through the device, and yield them finished, in their order.
+
+    Args:
+        items: an exception stands in the place of an item that failed.
+        start: sends unfinished items of a group to the device, and starts one job each time the next is asked for.
+        max_boxes, max_images: of a group.
+    """
+    jobs = JobQueue()
+    waiting: collections.deque[AnyItem | Exception] = collections.deque()
+
+    def finished() -> Iterator[AnyItem | Exception]:
+        while waiting and not (isinstance(waiting[0], Item) and not waiting[0].finished):
+            yield waiting.popleft()
+
+    for group in groups(items, max_boxes=max_boxes, max_images=max_images):
+        waiting.extend(group)
+        for job in start([item for item in group if isinstance(item, Item) and not item.finished]):
+            jobs.add(job)
+        yield from finished()
+    while jobs:
+        jobs.collect_oldest()
+        yield from finished()
+    yield from finished()
+
+
+def read_ahead(
+    function: Callable[[Entry], Result], entries: Iterable[Entry], prefetch: int = PREFETCH
+) -> Iterator[Result]:
+    """Results of a function that threads run, in the order of the entries, at most `prefetch` ahead.
+
+    Closing the iterator ends the threads.
+    """
+    pool = concurrent.futures.ThreadPoolExecutor(max(1, min(prefetch, os.cpu_count() or 1)))
+    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    try:
+        for entry in entries:
+            pending.append(pool.submit(function, entry))
+            if len(pending) >= prefetch:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def stream(
+    prepare: Callable[[Any], AnyItem],
+    entries: Iterable[Any],
+    start: Callable[[list[AnyItem]], Iterator[Job]],
+    finish: Callable[[AnyItem], Result],
+    *,
+    prefetch: int,
+    errors: Literal["raise", "return"],
+    max_boxes: int,
+) -> Iterator[Result | ItemError]:
+    """Put any number of entries through the device in bounded memory.
+
+    Args:
+        prepare: reads and checks an entry, in a thread; its ValueError, TypeError or OSError is the item's error.
+        entries: read as they are needed. An error of the iterable itself is raised at once.
+        start: see `run`.
+        finish: makes the result of a finished item.
+        prefetch: images read ahead.
+        errors: "raise" an item's error in its turn, or "return" it in the place of its result.
+        max_boxes: of a group.
+
+    Raises:
+        ItemError: with errors="raise".
+        ValueError: for a prefetch below 1 or an unknown `errors`.
+    """
+    if prefetch < 1:
+        raise ValueError(f"prefetch: expected at least 1, got {prefetch}")
+    if errors not in ("raise", "return"):
+        raise ValueError(f"errors: expected 'raise' or 'return', got {errors!r}")
+
+    def checked(numbered: tuple[int, Any]) -> AnyItem | ItemError:
+        number, entry = numbered
+        try:
+            return prepare(entry)
+        except (ValueError, TypeError, OSError) as error:
+            failure = ItemError(number, str(error))
+            failure.__cause__ = error
+            return failure
+
+    items = read_ahead(checked, enumerate(entries), prefetch)
+    try:
+        for item in run(items, start, max_boxes=max_boxes, max_images=prefetch):
+            if isinstance(item, ItemError):
+                if errors == "raise":
+                    raise item
+                yield item
+            else:
+                yield finish(item)
+    finally:
+        items.close()

@@ -1,0 +1,93 @@
+"""What a caller wants for one image: boxes and datasets, checked before anything is read."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from vitpose_jax.pipeline.regions import check_boxes
+from vitpose_jax.skeletons import Skeleton
+from vitpose_jax.vitpose.config import VitPoseConfig
+
+# The expert and head of a model: a name, an index, or None for the first head.
+Dataset: TypeAlias = str | int | np.integer | np.str_ | None
+# One for all boxes of an image, or one for each.
+Datasets: TypeAlias = Dataset | np.ndarray | Sequence[Dataset]
+
+
+class Request(NamedTuple):
+    """Boxes of one image and their datasets, checked.
+
+    Attributes:
+        boxes: x y w h in pixels of the image; None where they are not known before the image is read.
+        dataset_index: of each box; one for all boxes while they are not known.
+        skeletons: of the boxes; without boxes, the one that they would have.
+        skeleton_index: for each box, its place in `skeletons`.
+    """
+
+    boxes: Float[np.ndarray, "n 4"] | None
+    dataset_index: Int[np.ndarray, " m"]
+    skeletons: tuple[Skeleton, ...]
+    skeleton_index: Int[np.ndarray, " m"]
+
+    @property
+    def num_keypoints(self) -> int:
+        """The largest number of keypoints of the skeletons."""
+        return max(skeleton.num_keypoints for skeleton in self.skeletons)
+
+    def with_boxes(self, boxes: Float[np.ndarray, "n 4"]) -> "Request":
+        """The same for boxes that were found in the image."""
+        dataset_index, skeleton_index = (
+            np.repeat(index[:1], len(boxes)) for index in (self.dataset_index, self.skeleton_index)
+        )
+        return self._replace(boxes=boxes, dataset_index=dataset_index, skeleton_index=skeleton_index)
+
+
+def check_request(
+    config: VitPoseConfig, boxes: Any, dataset: Datasets, *, flip_test: bool, name: str = "boxes"
+) -> Request:
+    """Check what a caller wants for an image.
+
+    Args:
+        config: of the model.
+        boxes: anything that `check_boxes` takes, or None.
+        dataset: one for all boxes, or a sequence with one for each.
+        flip_test: whether the skeletons need flip pairs.
+        name: of the boxes, for the error.
+
+    Raises:
+        ValueError: for bad boxes, an unknown dataset, another number of datasets than boxes, or a skeleton without
+            flip pairs.
+        TypeError: for boxes that are not numbers.
+    """
+    boxes = None if boxes is None else check_boxes(boxes, name=name)
+    dataset_index = _dataset_indices(config, dataset, 1 if boxes is None else len(boxes))
+    unique, skeleton_index = np.unique(dataset_index, return_inverse=True)
+    if len(unique) == 0:
+        unique = _dataset_indices(config, None if is_sequence(dataset) else dataset, 1)
+    skeletons = tuple(config.skeleton(int(index)) for index in unique)
+    for skeleton in skeletons:
+        if flip_test and skeleton.num_keypoints > 1 and not skeleton.flip_pairs:
+            raise ValueError(
+                f"flip_test: the skeleton {skeleton.name!r} has no flip pairs; "
+                "pass one that has them: from_pretrained(..., skeleton=...)"
+            )
+    return Request(boxes, dataset_index, skeletons, skeleton_index.astype(np.int32))
+
+
+def is_sequence(dataset: object) -> bool:
+    """Whether this is one dataset for each box, and not one for all."""
+    return isinstance(dataset, list | tuple) or (isinstance(dataset, np.ndarray) and dataset.ndim > 0)
+
+
+def _dataset_indices(config: VitPoseConfig, dataset: Datasets, count: int) -> Int[np.ndarray, " n"]:
+    if not is_sequence(dataset):
+        return np.full(count, config.dataset_index(_plain(dataset)), np.int32)
+    if len(dataset) != count:
+        raise ValueError(f"dataset: expected one for each of {count} boxes, got {len(dataset)}")
+    return np.asarray([config.dataset_index(_plain(value)) for value in dataset], np.int32)
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic | np.ndarray) else value
