@@ -14,8 +14,10 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.support.images import random_boxes, random_image
+from tests.support.models import PLUS, TINY, random_model
+from tests.support.poses import ARGMAX, assert_same_poses
 from tests.tolerances import KEYPOINTS
-from tests.vitpose.test_modeling import PLUS, TINY, random_model
 from vitpose_jax import PoseEstimator, VitPoseConfig
 from vitpose_jax import estimator as estimator_module
 from vitpose_jax.estimator import MAX_UNDER_WAY, ItemError
@@ -47,33 +49,6 @@ def light():
     return random_model(VitPoseConfig(**{**TINY, "num_layers": 1}, decoder="simple"))
 
 
-def random_image(seed: int, height: int = 120, width: int = 160) -> np.ndarray:
-    """Smooth, so that one grey level of rounding moves no peak."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def random_boxes(seed: int, count: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return np.concatenate([rng.uniform(0, 80, (count, 2)), rng.uniform(20, 80, (count, 2))], axis=1).astype(np.float32)
-
-
-# Where results of two programs are compared. A pixel that lies between two grey levels may be rounded to either, and
-# in a heatmap without clear peaks a hair moves a refined point far: so points are compared before refinement, and
-# one in fifty may jump.
-ARGMAX = {"decode": "argmax"}
-
-
-def assert_same(ours, expected):
-    assert len(ours) == len(expected)
-    np.testing.assert_array_equal(ours.boxes, expected.boxes)
-    np.testing.assert_allclose(ours.scores, expected.scores, atol=2e-2)
-    missing = np.isnan(expected.keypoints)
-    np.testing.assert_array_equal(np.isnan(ours.keypoints), missing)
-    if len(ours):
-        assert (np.abs(ours.keypoints - expected.keypoints)[~missing] < KEYPOINTS).mean() > 0.98
-
-
 @pytest.mark.parametrize("decode", DECODINGS)
 @pytest.mark.parametrize("flip_test", [False, True])
 def test_equals_the_stages_one_by_one(model, estimator, decode, flip_test):
@@ -103,7 +78,7 @@ def test_lists_of_images_with_any_number_of_boxes(estimator):
     assert together[1].keypoints.shape == (0, 17, 2)
     np.testing.assert_array_equal(together[3].boxes, [[0, 0, 200, 50]])
     for image, row, poses in zip(images, boxes, together, strict=True):
-        assert_same(poses, estimator(image, row, **ARGMAX))
+        assert_same_poses(poses, estimator(image, row, **ARGMAX))
     assert estimator([], [], **ARGMAX) == []
 
 
@@ -113,7 +88,7 @@ def test_whatever_is_an_image(estimator, tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
     for same in (path, str(path), Image.fromarray(image), jnp.asarray(image)):
-        assert_same(estimator(same, boxes, **ARGMAX), expected)
+        assert_same_poses(estimator(same, boxes, **ARGMAX), expected)
 
 
 def test_exif_orientation_is_honoured(estimator):
@@ -122,7 +97,7 @@ def test_exif_orientation_is_honoured(estimator):
     exif[0x0112] = 6  # turned a quarter clockwise when shown
     buffer = io.BytesIO()
     Image.fromarray(np.rot90(image)).save(buffer, "PNG", exif=exif)
-    assert_same(estimator(Image.open(buffer), boxes, **ARGMAX), estimator(image, boxes, **ARGMAX))
+    assert_same_poses(estimator(Image.open(buffer), boxes, **ARGMAX), estimator(image, boxes, **ARGMAX))
 
 
 def test_people_and_animals_in_one_image(plus):
@@ -133,10 +108,10 @@ def test_people_and_animals_in_one_image(plus):
     assert [person.skeleton.name for person in mixed] == names
     for row, name in enumerate(names):
         alone = plus(image, boxes[row : row + 1], dataset=name, **ARGMAX)
-        assert_same(mixed[row], alone)
+        assert_same_poses(mixed[row], alone)
     assert np.isnan(mixed.keypoints[0, 17:]).all()
     by_number = plus(image, boxes, dataset=np.array([0, 3, 5, 0, 3]).tolist(), **ARGMAX)
-    assert_same(by_number, mixed)
+    assert_same_poses(by_number, mixed)
     each = plus([image, image], [boxes[:1], boxes[1:3]], dataset=["aic", ["ap10k", "coco"]], **ARGMAX)
     assert each[0].skeleton.name == "aic"
     assert [person.skeleton.name for person in each[1]] == ["ap10k", "coco"]
@@ -146,7 +121,7 @@ def test_long_lists_are_split(estimator):
     image, boxes = random_image(8), random_boxes(8, 29)
     everyone = estimator(image, boxes, **ARGMAX)
     for row in (0, 8, 28):
-        assert_same(everyone[row], estimator(image, boxes[row : row + 1], **ARGMAX))
+        assert_same_poses(everyone[row], estimator(image, boxes[row : row + 1], **ARGMAX))
 
 
 def test_many_sizes_compile_few_programs(light):
@@ -248,7 +223,7 @@ def test_a_stream_equals_single_calls(plus):
     for prefetch in (1, 3, 64):
         results = list(plus.stream(iter(entries), prefetch=prefetch, **ARGMAX))
         for (image, row, *dataset), poses in zip(entries, results, strict=True):
-            assert_same(poses, plus(image, row, dataset=dataset[0] if dataset else None, **ARGMAX))
+            assert_same_poses(poses, plus(image, row, dataset=dataset[0] if dataset else None, **ARGMAX))
 
 
 def test_a_stream_reads_no_further_ahead_than_told(estimator):
@@ -312,15 +287,13 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
     assert started == collected == 10_000 // 64 + 1
     assert most <= MAX_UNDER_WAY + 1
     np.testing.assert_array_equal(poses.boxes, boxes)
-    assert_same(poses[9_999], estimator(random_image(0), boxes[9_999:], **ARGMAX))
+    assert_same_poses(poses[9_999], estimator(random_image(0), boxes[9_999:], **ARGMAX))
 
 
 def test_a_batch_shared_out_among_eight_devices():
     """Forced host devices, in a process of its own: their number is fixed when JAX starts."""
     code = """
 import jax, numpy as np
-from tests.vitpose.test_modeling import PLUS, TINY, random_model
-from tests.test_estimator import ARGMAX, assert_same, random_boxes, random_image
 from vitpose_jax import PoseEstimator, VitPoseConfig
 
 model = random_model(VitPoseConfig(**{**TINY, "num_layers": 1}, **PLUS, decoder="simple"))
@@ -328,7 +301,7 @@ one, eight = PoseEstimator(model), PoseEstimator(model, devices=jax.devices())
 assert len(jax.devices()) == 8
 for count, dataset in ((0, None), (1, None), (5, "ap10k"), (67, None)):
     image, boxes = random_image(count), random_boxes(count, count)
-    assert_same(eight(image, boxes, dataset=dataset, **ARGMAX), one(image, boxes, dataset=dataset, **ARGMAX))
+    assert_same_poses(eight(image, boxes, dataset=dataset, **ARGMAX), one(image, boxes, dataset=dataset, **ARGMAX))
 keypoints, _ = eight._run(
     eight._leaves,
     jax.device_put(np.zeros((4**9, 3), np.uint8), eight._everywhere),

@@ -51,13 +51,13 @@ def module_of(path: pathlib.Path) -> str:
 
 def imports(path: pathlib.Path) -> list[tuple[str, int]]:
     """Everything a file imports, also inside functions, with the line."""
-    found = []
+    names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found += [(alias.name, node.lineno) for alias in node.names]
+            names += [(alias.name, node.lineno) for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            found += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
-    return found
+            names += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+    return names
 
 
 @pytest.mark.parametrize("path", sources(), ids=lambda path: "/".join(path.parts[-2:]))
@@ -78,6 +78,14 @@ def test_nothing_but_one_file_imports_torch():
         for name, line in imports(path):
             if name.split(".")[0] == "torch":
                 assert path.name == "torch_files.py", f"{path}:{line}"
+
+
+def test_no_test_module_imports_another():
+    """What tests share stands in tests/support; a test module can be moved or deleted alone."""
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        for name, line in imports(path):
+            modules = [part for part in name.split(".") if part.startswith("test_")]
+            assert not (name.startswith("tests.") and modules), f"{path}:{line} imports {name}"
 
 
 def test_no_asserts_and_no_catch_alls():
@@ -121,8 +129,8 @@ def test_importing_brings_no_torch_and_no_jax():
 @pytest.mark.slow
 def test_the_wheel_predicts_in_a_clean_environment(tmp_path):
     """No torch there; `convert` is inside the package and nowhere else."""
-    from tests.test_estimator import random_image
-    from tests.vitpose.test_modeling import TINY
+    from tests.support.images import random_image
+    from tests.support.models import TINY
     from vitpose_jax import VitPose, VitPoseConfig, checkpoint
 
     subprocess.run(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.vitpose.test_modeling import TINY, random_model
+from tests.support.models import TINY, random_model
 from vitpose_jax import VitPoseConfig, checkpoint
 
 # A shell has what it starts in the background ignore Ctrl-C, and so would these tests' programs there.

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from tests.training.test_train import TINY, lines, settings, tensors, write_people
+from tests.support.training import ONE_BLOCK, lines, settings, tensors, write_people
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.training import loop
 from vitpose_jax.training.optim import parameter_shapes
@@ -30,8 +30,8 @@ ON_EIGHT = """
 import dataclasses, json, sys
 import jax, numpy as np
 jax.config.update("jax_default_matmul_precision", "highest")
-from tests.vitpose.test_modeling import random_model
-from tests.training.test_step import random_batch
+from tests.support.models import random_model
+from tests.support.training_step import random_batch
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.distill import make_teacher
@@ -142,7 +142,7 @@ def test_meshes_that_cannot_be():
 
 
 def test_a_batch_on_a_mesh_of_one():
-    from tests.training.test_step import random_batch
+    from tests.support.training_step import random_batch
 
     batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
@@ -210,7 +210,7 @@ def test_two_processes_train_as_one(tmp_path):
     """
     people = write_people(tmp_path / "people", 6)
     changes = {
-        "model": {**TINY, "decoder": "classic"},
+        "model": {**ONE_BLOCK, "decoder": "classic"},
         "steps": 6,
         "optim": {"warmup_steps": 0, "learning_rate": 1e-3, "eps": 1e-6, "drop_path": 0.1},
     }
