@@ -1,10 +1,7 @@
 """The estimator: one compiled path, bounded programs and memory, lists of images, mixed data sets, bad input."""
 
 import io
-import os
-import pathlib
 import subprocess
-import sys
 
 import jax
 import jax.export
@@ -14,6 +11,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.support import programs
 from tests.support.images import random_boxes, random_image
 from tests.support.models import PLUS, TINY, random_model
 from tests.support.poses import ARGMAX, assert_same_poses
@@ -292,30 +290,10 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
 
 def test_a_batch_shared_out_among_eight_devices():
     """Forced host devices, in a process of its own: their number is fixed when JAX starts."""
-    code = """
-import jax, numpy as np
-from vitpose_jax import PoseEstimator, VitPoseConfig
-
-model = random_model(VitPoseConfig(**{**TINY, "num_layers": 1}, **PLUS, decoder="simple"))
-one, eight = PoseEstimator(model), PoseEstimator(model, devices=jax.devices())
-assert len(jax.devices()) == 8
-for count, dataset in ((0, None), (1, None), (5, "ap10k"), (67, None)):
-    image, boxes = random_image(count), random_boxes(count, count)
-    assert_same_poses(eight(image, boxes, dataset=dataset, **ARGMAX), one(image, boxes, dataset=dataset, **ARGMAX))
-keypoints, _ = eight._run(
-    eight._leaves,
-    jax.device_put(np.zeros((4**9, 3), np.uint8), eight._everywhere),
-    jax.device_put(np.tile(np.array([0, 9, 9], np.int32), (16, 1)), eight._shared),
-    jax.device_put(np.ones((16, 4), np.float32), eight._shared),
-    dataset_index=0, flip_test=False, decode="udp",
-)
-assert len(keypoints.sharding.device_set) == 8 and keypoints.addressable_shards[0].data.shape == (2, 17, 2)
-"""
     # Compiling without optimisation is quicker: every program is run once.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    folder = pathlib.Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
+    command = programs.command("estimate_on_eight_devices")
+    done = subprocess.run(command, env=programs.environment(XLA_FLAGS=flags), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -2,13 +2,11 @@
 
 import csv
 import json
-import os
 import pathlib
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import tracemalloc
 
@@ -17,6 +15,7 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
+from tests.support import programs
 from tests.support.cli import run
 from tests.support.datasets import SAMPLES, read_sample
 from tests.support.evaluation import SQUARE, small_dataset, small_estimator
@@ -32,7 +31,6 @@ from vitpose_jax.evaluation.scoring import measure, per_keypoint, to_results
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 FILES = ["metrics.json", "per_keypoint.csv", "poses.jsonl", "results.json"]
-TESTS = pathlib.Path(__file__).parents[2]
 
 
 class Knowing(PoseEstimator):
@@ -247,26 +245,10 @@ def test_the_files(small, estimator, whole):
     assert [json.loads(line)["image"] for line in lines[1:]] == list(range(40))
 
 
-SLOWED = """
-import pathlib, sys, time
-sys.path.insert(0, {tests!r})
-import vitpose_jax.estimator as module
-from tests.support.evaluation import small_dataset, small_estimator
-from vitpose_jax.evaluation import evaluate
-
-load = module.load_image
-module.load_image = lambda image: (time.sleep(0.05), load(image))[1]
-small = pathlib.Path({small!r})
-evaluate(small_estimator(small), small_dataset(small), output=pathlib.Path({output!r}), model_name="tiny")
-"""
-
-
 def test_a_killed_run_is_taken_up_again(small, estimator, whole, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    code = SLOWED.format(tests=str(TESTS), small=str(small), output=str(output))
-    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     journal = output / "poses.jsonl"
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
+    with subprocess.Popen(programs.command("evaluate_slowly", small, output), env=programs.environment()) as process:
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 8):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -459,31 +441,16 @@ def test_stretched_crops_reach_the_program(estimator):
     )
 
 
-PROCESS = """
-import pathlib, sys
-sys.path.insert(0, {tests!r})
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]))
-from tests.support.evaluation import small_dataset, small_estimator
-from vitpose_jax.evaluation import evaluate
-
-small = pathlib.Path({small!r})
-evaluation = evaluate(small_estimator(small), small_dataset(small), output=pathlib.Path({output!r}), model_name="tiny")
-print(evaluation.metrics, evaluation.counts, len(evaluation.results))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(small, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = PROCESS.format(tests=str(TESTS), port=port, small=str(small), output=str(tmp_path / "out"))
-    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = [
+        programs.command("evaluate_in_two_processes", small, tmp_path / "out", address, number) for number in range(2)
+    ]
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(number)], env=environment, stdout=subprocess.PIPE, text=True)
-        for number in range(2)
+        subprocess.Popen(command, env=programs.environment(), stdout=subprocess.PIPE, text=True) for command in commands
     ]
     printed = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]

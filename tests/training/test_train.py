@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 
+from tests.support import programs
 from tests.support.cli import run
 from tests.support.training import assert_same_arrays, lines, settings, tensors, write_people
 from vitpose_jax import from_pretrained
@@ -61,16 +62,8 @@ def test_resuming_after_a_kill_changes_no_bit(people, uninterrupted, tmp_path):
     path = tmp_path / "training.json"
     # Slower, so that it can be killed before its end.
     path.write_text(json.dumps({**settings(people, output).to_dict()}))
-    program = (
-        "import time; from vitpose_jax.training import loop, config; step = loop.make_train_step\n"
-        "def slow(*a, **k):\n"
-        "    run = step(*a, **k)\n"
-        "    return lambda *b: (time.sleep(0.4), run(*b))[1]\n"
-        "loop.make_train_step = slow\n"
-        "import jax; jax.config.update('jax_default_matmul_precision', 'highest')\n"
-        f"loop.fit(config.read_config({str(path)!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = programs.command("train_slowly", path, 0.4)
+    process = subprocess.Popen(command, env=programs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not ((output / "checkpoints" / "3").is_dir() and max(lines(output), default=0) >= 4):
         assert process.poll() is None, process.stderr.read().decode()
@@ -326,11 +319,6 @@ def test_the_command_trains(capsys, people, tmp_path, counting, monkeypatch):
 
 
 def test_help_needs_no_jax():
-    code = (
-        "import sys\n"
-        "from vitpose_jax import cli\n"
-        "try:\n    cli.main(['train', '--help'])\n"
-        "except SystemExit:\n    assert 'jax' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    command = programs.command("help_without_jax", "train")
+    done = subprocess.run(command, env=programs.environment(), check=True, capture_output=True, text=True)
     assert "--resume" in done.stdout
