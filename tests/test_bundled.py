@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from tests.cli.test_cli import run
+from tests.support.cli import run
 from tests.tolerances import BFLOAT16_MEDIAN, HEATMAPS, KEYPOINTS
 from vitpose_jax import PoseEstimator, from_pretrained
 from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_BOX, DEMO_IMAGE, MODELS, bundled_model

@@ -10,31 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from tests.support.models import assert_same_model, smallest_model
 from vitpose_jax import checkpoint
 from vitpose_jax.skeletons import DATASETS, Skeleton
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor, write_folder
-from vitpose_jax.vitpose.config import VitPoseConfig
-from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
-
-TINY = {"image_size": (32, 16), "hidden_size": 8, "num_layers": 2, "num_heads": 2, "decoder": "simple"}
-
-
-def random_model(dtype=jnp.float32, **fields) -> VitPose:
-    """A model with random numbers in every tensor, norms included."""
-    abstract = abstract_vitpose(VitPoseConfig(**{**TINY, **fields}), dtype=dtype, param_dtype=dtype)
-    random = np.random.default_rng(0)
-    tensors = {name: random.normal(size=leaf.shape) for name, leaf in parameters.flatten(abstract).items()}
-    return parameters.fill(abstract, tensors)
-
-
-def assert_same(left: VitPose, right: VitPose) -> None:
-    assert left.config == right.config
-    expected = parameters.flatten(right)
-    assert parameters.flatten(left).keys() == expected.keys()
-    for name, leaf in parameters.flatten(left).items():
-        assert leaf.dtype == expected[name].dtype, name
-        np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
 
 
 @settings(max_examples=10)
@@ -50,7 +30,7 @@ def assert_same(left: VitPose, right: VitPose) -> None:
 def test_a_round_trip_returns_the_same_bits(
     tmp_path_factory, dtype, num_layers, num_heads, decoder, qkv_bias, num_experts, eps
 ):
-    model = random_model(
+    model = smallest_model(
         dtype,
         num_layers=num_layers,
         num_heads=num_heads,
@@ -63,11 +43,11 @@ def test_a_round_trip_returns_the_same_bits(
     )
     folder = tmp_path_factory.mktemp("native") / "new" / "folder"
     checkpoint.save(model, folder)
-    assert_same(checkpoint.load(folder, dtype=dtype), model)
+    assert_same_model(checkpoint.load(folder, dtype=dtype), model)
 
 
 def test_dtypes_are_the_callers_choice(tmp_path):
-    checkpoint.save(random_model(), tmp_path)
+    checkpoint.save(smallest_model(), tmp_path)
     model = checkpoint.load(tmp_path, dtype=jnp.bfloat16)
     assert model(jnp.ones((1, 32, 16, 3))).dtype == jnp.bfloat16
     leaves = parameters.flatten(model)
@@ -80,20 +60,20 @@ def test_dtypes_are_the_callers_choice(tmp_path):
 
 def test_a_skeleton_of_ones_own_is_kept(tmp_path):
     tail = Skeleton(name="tail", keypoints=("left", "right"), flip_pairs=((0, 1),), edges=((1, 0),), sigmas=(0.1, 0.2))
-    model = random_model(skeletons=(tail,), image_mean=(0.0, 0.5, 1.0))
+    model = smallest_model(skeletons=(tail,), image_mean=(0.0, 0.5, 1.0))
     checkpoint.save(model, tmp_path)
-    assert_same(checkpoint.load(tmp_path), model)
+    assert_same_model(checkpoint.load(tmp_path), model)
 
 
 def test_a_checkpoint_is_not_replaced_unasked(tmp_path):
-    first, second = random_model(), random_model(hidden_size=16)
+    first, second = smallest_model(), smallest_model(hidden_size=16)
     checkpoint.save(first, tmp_path)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match=r"already holds model.safetensors, config.json"):
         checkpoint.save(second, tmp_path)
-    assert_same(checkpoint.load(tmp_path), first)
+    assert_same_model(checkpoint.load(tmp_path), first)
     checkpoint.save(second, tmp_path, overwrite=True)
-    assert_same(checkpoint.load(tmp_path), second)
+    assert_same_model(checkpoint.load(tmp_path), second)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors", "notes.txt"]
     with pytest.raises(ValueError, match=r"notes.txt: expected a folder, got a file"):
         checkpoint.save(first, tmp_path / "notes.txt")
@@ -103,16 +83,16 @@ def test_nothing_is_left_of_a_failed_save(tmp_path, monkeypatch):
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    first = random_model()
+    first = smallest_model()
     checkpoint.save(first, tmp_path / "old")
     monkeypatch.setattr("vitpose_jax.storage.tensors.save_file", full)
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(random_model(), tmp_path / "new")
+        checkpoint.save(smallest_model(), tmp_path / "new")
     with pytest.raises(OSError, match="No space left"):
-        checkpoint.save(random_model(hidden_size=16), tmp_path / "old", overwrite=True)
+        checkpoint.save(smallest_model(hidden_size=16), tmp_path / "old", overwrite=True)
     assert not (tmp_path / "new").exists()
     assert sorted(path.name for path in (tmp_path / "old").iterdir()) == ["config.json", "model.safetensors"]
-    assert_same(checkpoint.load(tmp_path / "old"), first)
+    assert_same_model(checkpoint.load(tmp_path / "old"), first)
 
 
 def test_arrays_are_written_as_they_read(tmp_path):
@@ -127,7 +107,7 @@ def test_arrays_are_written_as_they_read(tmp_path):
 
 @pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
 def test_files_have_the_permissions_of_others(tmp_path):
-    checkpoint.save(random_model(), tmp_path)
+    checkpoint.save(smallest_model(), tmp_path)
     (tmp_path / "other").touch()
     assert {path.stat().st_mode for path in tmp_path.iterdir()} == {(tmp_path / "other").stat().st_mode}
 
@@ -184,14 +164,14 @@ def cut(path, size):
     ],
 )
 def test_damaged_checkpoints(tmp_path, damage, message):
-    checkpoint.save(random_model(), tmp_path)
+    checkpoint.save(smallest_model(), tmp_path)
     damage(tmp_path)
     with pytest.raises(ValueError, match=message):
         checkpoint.load(tmp_path)
 
 
 def test_all_wrong_tensors_are_listed_at_once(tmp_path):
-    checkpoint.save(random_model(), tmp_path)
+    checkpoint.save(smallest_model(), tmp_path)
     path = tmp_path / "model.safetensors"
     tensors = load_file(path)
     del tensors["backbone.norm.bias"]

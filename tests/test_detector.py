@@ -13,6 +13,7 @@ from PIL import Image
 from transformers.models.rt_detr.image_processing_pil_rt_detr import RTDetrImageProcessorPil
 from transformers.models.rt_detr.modeling_rt_detr import RTDetrObjectDetectionOutput
 
+from tests.support.images import random_image
 from tests.support.reference_rtdetr import LABELS, SIZE, save, tiny_detector
 from tests.tolerances import BOXES, DETECTOR
 from vitpose_jax.convert.detectors import load_detector
@@ -187,11 +188,6 @@ def detector(folder) -> Detector:
     return Detector.from_pretrained(folder, labels="all", threshold=0, max_batch=2)
 
 
-def photograph(seed: int = 0, height: int = 120, width: int = 160) -> np.ndarray:
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
 def test_from_image_to_boxes_as_the_reference(folder, detector):
     from transformers import AutoModelForObjectDetection
 
@@ -199,7 +195,7 @@ def test_from_image_to_boxes_as_the_reference(folder, detector):
         AutoModelForObjectDetection.from_pretrained(folder),
         RTDetrImageProcessorPil.from_pretrained(folder),
     )
-    image = photograph()
+    image = random_image()
     with torch.no_grad():
         outputs = reference(**processor(images=Image.fromarray(image), return_tensors="pt"))
     (theirs,) = processor.post_process_object_detection(outputs, threshold=0.2, target_sizes=[image.shape[:2]])
@@ -215,7 +211,7 @@ def test_from_image_to_boxes_as_the_reference(folder, detector):
 
 def test_lists_of_images_of_many_sizes_in_few_programs(folder):
     detector = Detector.from_pretrained(folder, labels="all", threshold=0.2, max_batch=2)
-    images = [photograph(seed, 90 + 7 * seed, 200 - 9 * seed) for seed in range(5)]
+    images = [random_image(seed, 90 + 7 * seed, 200 - 9 * seed) for seed in range(5)]
     together = detector(images)
     compiled = detector.num_compiled
     alone = [detector(image) for image in images]
@@ -228,7 +224,7 @@ def test_lists_of_images_of_many_sizes_in_few_programs(folder):
 
 
 def test_how_many_and_which(detector):
-    image = photograph()
+    image = random_image()
     everything = detector(image)
     # As many as there are queries, though each could be five things.
     assert len(everything) == 30 and np.all(np.diff(everything.scores) <= 0)
@@ -243,7 +239,7 @@ def test_how_many_and_which(detector):
 
 
 def test_ways_to_give_an_image(detector, tmp_path):
-    image = photograph()
+    image = random_image()
     Image.fromarray(image).save(tmp_path / "image.png")
     expected = detector(image).boxes
     for source in (tmp_path / "image.png", str(tmp_path / "image.png"), Image.fromarray(image), jnp.asarray(image)):
@@ -263,7 +259,7 @@ def test_ways_to_give_an_image(detector, tmp_path):
 )
 def test_what_cannot_be_asked(detector, options, error, message):
     with pytest.raises(error, match=message):
-        detector(photograph(), **options)
+        detector(random_image(), **options)
     with pytest.raises(error, match=message):
         Detector(detector.model, **options)
 
@@ -279,6 +275,6 @@ def test_what_is_no_image(detector, tmp_path):
 
 def test_half_precision_gives_single_precision_boxes(folder):
     model = load_detector(folder, dtype=jnp.bfloat16)
-    found = Detector(model, labels="all", threshold=0)(photograph())
+    found = Detector(model, labels="all", threshold=0)(random_image())
     assert found.boxes.dtype == found.scores.dtype == np.float32 and np.isfinite(found.boxes).all()
     assert model.config.image_size == SIZE

@@ -1,10 +1,7 @@
 """The estimator: one compiled path, bounded programs and memory, lists of images, mixed data sets, bad input."""
 
 import io
-import os
-import pathlib
 import subprocess
-import sys
 
 import jax
 import jax.export
@@ -14,8 +11,11 @@ import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.support import programs
+from tests.support.images import random_boxes, random_image
+from tests.support.models import PLUS, TINY, random_model
+from tests.support.poses import ARGMAX, assert_same_poses
 from tests.tolerances import KEYPOINTS
-from tests.vitpose.test_modeling import PLUS, TINY, random_model
 from vitpose_jax import PoseEstimator, VitPoseConfig
 from vitpose_jax import estimator as estimator_module
 from vitpose_jax.pipeline.packing import PIXEL_BUCKETS, PackedImages
@@ -48,33 +48,6 @@ def light():
     return random_model(VitPoseConfig(**{**TINY, "num_layers": 1}, decoder="simple"))
 
 
-def random_image(seed: int, height: int = 120, width: int = 160) -> np.ndarray:
-    """Smooth, so that one grey level of rounding moves no peak."""
-    small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
-    return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
-
-
-def random_boxes(seed: int, count: int) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return np.concatenate([rng.uniform(0, 80, (count, 2)), rng.uniform(20, 80, (count, 2))], axis=1).astype(np.float32)
-
-
-# Where results of two programs are compared. A pixel that lies between two grey levels may be rounded to either, and
-# in a heatmap without clear peaks a hair moves a refined point far: so points are compared before refinement, and
-# one in fifty may jump.
-ARGMAX = {"decode": "argmax"}
-
-
-def assert_same(ours, expected):
-    assert len(ours) == len(expected)
-    np.testing.assert_array_equal(ours.boxes, expected.boxes)
-    np.testing.assert_allclose(ours.scores, expected.scores, atol=2e-2)
-    missing = np.isnan(expected.keypoints)
-    np.testing.assert_array_equal(np.isnan(ours.keypoints), missing)
-    if len(ours):
-        assert (np.abs(ours.keypoints - expected.keypoints)[~missing] < KEYPOINTS).mean() > 0.98
-
-
 @pytest.mark.parametrize("decode", DECODINGS)
 @pytest.mark.parametrize("flip_test", [False, True])
 def test_equals_the_stages_one_by_one(model, estimator, decode, flip_test):
@@ -104,7 +77,7 @@ def test_lists_of_images_with_any_number_of_boxes(estimator):
     assert together[1].keypoints.shape == (0, 17, 2)
     np.testing.assert_array_equal(together[3].boxes, [[0, 0, 200, 50]])
     for image, row, poses in zip(images, boxes, together, strict=True):
-        assert_same(poses, estimator(image, row, **ARGMAX))
+        assert_same_poses(poses, estimator(image, row, **ARGMAX))
     assert estimator([], [], **ARGMAX) == []
 
 
@@ -114,7 +87,7 @@ def test_whatever_is_an_image(estimator, tmp_path):
     path = tmp_path / "image.png"
     Image.fromarray(image).save(path)
     for same in (path, str(path), Image.fromarray(image), jnp.asarray(image)):
-        assert_same(estimator(same, boxes, **ARGMAX), expected)
+        assert_same_poses(estimator(same, boxes, **ARGMAX), expected)
 
 
 def test_exif_orientation_is_honoured(estimator):
@@ -123,7 +96,7 @@ def test_exif_orientation_is_honoured(estimator):
     exif[0x0112] = 6  # turned a quarter clockwise when shown
     buffer = io.BytesIO()
     Image.fromarray(np.rot90(image)).save(buffer, "PNG", exif=exif)
-    assert_same(estimator(Image.open(buffer), boxes, **ARGMAX), estimator(image, boxes, **ARGMAX))
+    assert_same_poses(estimator(Image.open(buffer), boxes, **ARGMAX), estimator(image, boxes, **ARGMAX))
 
 
 def test_people_and_animals_in_one_image(plus):
@@ -134,10 +107,10 @@ def test_people_and_animals_in_one_image(plus):
     assert [person.skeleton.name for person in mixed] == names
     for row, name in enumerate(names):
         alone = plus(image, boxes[row : row + 1], dataset=name, **ARGMAX)
-        assert_same(mixed[row], alone)
+        assert_same_poses(mixed[row], alone)
     assert np.isnan(mixed.keypoints[0, 17:]).all()
     by_number = plus(image, boxes, dataset=np.array([0, 3, 5, 0, 3]).tolist(), **ARGMAX)
-    assert_same(by_number, mixed)
+    assert_same_poses(by_number, mixed)
     each = plus([image, image], [boxes[:1], boxes[1:3]], dataset=["aic", ["ap10k", "coco"]], **ARGMAX)
     assert each[0].skeleton.name == "aic"
     assert [person.skeleton.name for person in each[1]] == ["ap10k", "coco"]
@@ -147,7 +120,7 @@ def test_long_lists_are_split(estimator):
     image, boxes = random_image(8), random_boxes(8, 29)
     everyone = estimator(image, boxes, **ARGMAX)
     for row in (0, 8, 28):
-        assert_same(everyone[row], estimator(image, boxes[row : row + 1], **ARGMAX))
+        assert_same_poses(everyone[row], estimator(image, boxes[row : row + 1], **ARGMAX))
 
 
 def test_many_sizes_compile_few_programs(light):
@@ -248,7 +221,7 @@ def test_a_stream_equals_single_calls(plus):
     for prefetch in (1, 3, 64):
         results = list(plus.stream(iter(entries), prefetch=prefetch, **ARGMAX))
         for (image, row, *dataset), poses in zip(entries, results, strict=True):
-            assert_same(poses, plus(image, row, dataset=dataset[0] if dataset else None, **ARGMAX))
+            assert_same_poses(poses, plus(image, row, dataset=dataset[0] if dataset else None, **ARGMAX))
 
 
 def test_a_stream_reads_no_further_ahead_than_told(estimator):
@@ -312,39 +285,15 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
     assert started == collected == 10_000 // 64 + 1
     assert most <= MAX_JOBS + 1
     np.testing.assert_array_equal(poses.boxes, boxes)
-    assert_same(poses[9_999], estimator(random_image(0), boxes[9_999:], **ARGMAX))
+    assert_same_poses(poses[9_999], estimator(random_image(0), boxes[9_999:], **ARGMAX))
 
 
 def test_a_batch_shared_out_among_eight_devices():
     """Forced host devices, in a process of its own: their number is fixed when JAX starts."""
-    code = """
-import jax, numpy as np
-from tests.vitpose.test_modeling import PLUS, TINY, random_model
-from tests.test_estimator import ARGMAX, assert_same, random_boxes, random_image
-from vitpose_jax import PoseEstimator, VitPoseConfig
-from vitpose_jax.pipeline.packing import PackedImages
-
-model = random_model(VitPoseConfig(**{**TINY, "num_layers": 1}, **PLUS, decoder="simple"))
-one, eight = PoseEstimator(model), PoseEstimator(model, devices=jax.devices())
-assert len(jax.devices()) == 8
-for count, dataset in ((0, None), (1, None), (5, "ap10k"), (67, None)):
-    image, boxes = random_image(count), random_boxes(count, count)
-    assert_same(eight(image, boxes, dataset=dataset, **ARGMAX), one(image, boxes, dataset=dataset, **ARGMAX))
-keypoints, _ = eight._program(
-    PackedImages(
-        jax.device_put(np.zeros((4**9, 3), np.uint8), eight._replicated),
-        jax.device_put(np.tile(np.array([0, 9, 9], np.int32), (16, 1)), eight._split),
-    ),
-    jax.device_put(np.ones((16, 4), np.float32), eight._split),
-    dataset_index=0, flip_test=False, decode="udp",
-)
-assert len(keypoints.sharding.device_set) == 8 and keypoints.addressable_shards[0].data.shape == (2, 17, 2)
-"""
     # Compiling without optimisation is quicker: every program is run once.
     flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    environment = {**os.environ, "XLA_FLAGS": flags}
-    folder = pathlib.Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], env=environment, cwd=folder, capture_output=True, text=True)
+    command = programs.command("estimate_on_eight_devices")
+    done = subprocess.run(command, env=programs.environment(XLA_FLAGS=flags), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.support import programs
 from tests.support.reference_torch import original_state_dict, save, tiny_model
 from vitpose_jax import checkpoint
 from vitpose_jax.pretrained import describe, from_pretrained
@@ -250,12 +251,8 @@ def test_without_torch(tmp_path, monkeypatch):
 
 
 def test_safetensors_are_read_without_torch(hub_folder):
-    code = (
-        f"import sys, vitpose_jax.pretrained as p; p.from_pretrained({str(hub_folder)!r}); "
-        f"p.describe({str(hub_folder)!r}); "
-        "assert not {'torch', 'transformers', 'orbax'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    command = programs.command("load_without_torch", hub_folder)
+    subprocess.run(command, env=programs.environment(), check=True)
 
 
 def test_original_names_in_safetensors(tmp_path):

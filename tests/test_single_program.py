@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli.test_cli import run
+from tests.support.cli import run
+from tests.support.images import random_image
+from tests.support.models import TINY, random_model
 from tests.support.reference_rtdetr import save, tiny_detector
-from tests.test_detector import photograph
 from tests.tolerances import BOXES
-from tests.vitpose.test_modeling import TINY, random_model
 from vitpose_jax import Detector, PoseEstimator, SingleProgramEstimator, VitPoseConfig, checkpoint
 from vitpose_jax.draw import draw_boxes
 from vitpose_jax.poses import Poses
@@ -41,7 +41,7 @@ def estimator(folders, detector):
 
 
 def test_boxes_are_detected_where_none_are_given(estimator, detector):
-    image = photograph()
+    image = random_image()
     found, poses = detector(image), estimator(image, decode="argmax")
     assert len(poses) == len(found) == 5
     np.testing.assert_array_equal(poses.boxes, found.boxes)
@@ -56,7 +56,7 @@ def test_boxes_are_detected_where_none_are_given(estimator, detector):
 
 
 def test_lists_and_streams_mix_given_and_detected_boxes(estimator):
-    images = [photograph(seed) for seed in range(3)]
+    images = [random_image(seed) for seed in range(3)]
     boxes = [None, [[10, 10, 50, 60]], None]
     poses = estimator(images, boxes)
     assert [len(row) for row in poses] == [5, 1, 5]
@@ -74,7 +74,7 @@ def test_the_detector_is_loaded_as_the_model_is(folders):
 
 
 def test_an_image_without_people(estimator, detector):
-    poses = PoseEstimator(estimator.model, detector=Detector(detector.model, threshold=0.99))(photograph())
+    poses = PoseEstimator(estimator.model, detector=Detector(detector.model, threshold=0.99))(random_image())
     assert len(poses) == 0 and poses.boxes.shape == (0, 4) and poses.box_scores.shape == (0,)
     assert poses.to_dict() == {"poses": []} and poses.to_coco(1) == []
 
@@ -96,7 +96,7 @@ def test_scores_of_boxes_travel_with_poses():
 
 def test_one_program_finds_what_two_find(estimator, detector):
     onestep = SingleProgramEstimator(estimator.model, detector, max_people=8)
-    for image in (photograph(), photograph(1, 200, 90)):
+    for image in (random_image(), random_image(1, 200, 90)):
         ours, expected = onestep(image, decode="argmax"), estimator(image, decode="argmax")
         assert len(ours) == len(expected) == 5
         np.testing.assert_allclose(ours.boxes, expected.boxes, atol=BOXES)
@@ -106,7 +106,7 @@ def test_one_program_finds_what_two_find(estimator, detector):
         assert ours.skeleton == COCO
     assert onestep.num_compiled == 1
     nobody = SingleProgramEstimator(estimator.model, Detector(detector.model, threshold=0.99), max_people=2)(
-        photograph()
+        random_image()
     )
     assert len(nobody) == 0
     with pytest.raises(ValueError, match="max_people: expected 1 to 30"):
@@ -121,7 +121,7 @@ def images(tmp_path):
     folder = tmp_path / "images"
     folder.mkdir()
     for number in (7, 12):
-        Image.fromarray(photograph(number)).save(folder / f"{number:06}.png")
+        Image.fromarray(random_image(number)).save(folder / f"{number:06}.png")
     return folder
 
 
@@ -135,7 +135,7 @@ def test_detect_and_predict_from_its_file(capsys, folders, images, tmp_path):
     assert [entry["image_id"] for entry in entries] == [7] * 3 + [12] * 3
     assert {entry["category_id"] for entry in entries} == {1}
     with Image.open(out / "000007_detections.png") as drawing:
-        assert drawing.size == (160, 120) and np.abs(np.asarray(drawing).astype(int) - photograph(7)).max() > 100
+        assert drawing.size == (160, 120) and np.abs(np.asarray(drawing).astype(int) - random_image(7)).max() > 100
     status, printed, _ = run(
         capsys, "predict", images, "--model", pose, "--boxes", out / "detections.json", "--output", tmp_path / "poses"
     )

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.test_estimator import random_image
-from tests.vitpose.test_modeling import TINY, random_model
-from vitpose_jax import VitPoseConfig, checkpoint, cli
+from tests.support import programs
+from tests.support.cli import run
+from tests.support.images import random_image
+from tests.support.models import TINY, random_model
+from vitpose_jax import VitPoseConfig, checkpoint
 
 BOX = "20,10,60,90"
 
@@ -32,17 +34,6 @@ def images(tmp_path) -> pathlib.Path:
         Image.fromarray(random_image(number)).save(folder / f"{number:06}.jpg")
     (folder / "notes.txt").write_text("not an image")
     return folder
-
-
-def run(capsys, *arguments: object) -> tuple[int, str, str]:
-    """The exit status, and what was printed to standard output and to standard error."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-        status = 0
-    except SystemExit as exit_:
-        status = int(exit_.code or 0)
-    printed = capsys.readouterr()
-    return status, printed.out, printed.err
 
 
 def test_one_image_prints_and_draws(capsys, model, images, tmp_path):
@@ -285,8 +276,8 @@ def test_help_is_quick_and_needs_no_jax():
         assert done.returncode == 0
         assert "predict" in done.stdout
     assert min(times) < 0.5
-    code = "import sys, vitpose_jax.cli; assert not {'jax', 'flax', 'torch'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    command = programs.command("help_without_jax")
+    subprocess.run(command, env=programs.environment(), check=True, capture_output=True)
 
 
 def test_usage_errors_exit_with_2(capsys):

@@ -4,36 +4,15 @@ import os
 import pathlib
 import signal
 import subprocess
-import sys
+import time
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.vitpose.test_modeling import TINY, random_model
+from tests.support import programs
+from tests.support.models import TINY, random_model
 from vitpose_jax import VitPoseConfig, checkpoint
-
-# A shell has what it starts in the background ignore Ctrl-C, and so would these tests' programs there.
-HEARING = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
-COMMAND_LINE = f"{HEARING}from vitpose_jax.cli import main; main()"
-PROGRAM = f"""{HEARING}
-import itertools, time
-import numpy as np
-from flax import nnx
-from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig
-
-config = VitPoseConfig(image_size=(32, 32), hidden_size=16, num_layers=1, num_heads=2, decoder="simple")
-estimator = PoseEstimator(VitPose(config, rngs=nnx.Rngs(0)))
-
-def frames():
-    for _ in itertools.count():
-        time.sleep(0.01)
-        yield np.zeros((64, 64, 3), np.uint8), [[0, 0, 60, 60]]
-
-for number, _ in enumerate(estimator.stream(frames())):
-    if number == 20:
-        print("under way", flush=True)
-"""
 
 
 def interrupt(process: subprocess.Popen) -> tuple[int, str]:
@@ -48,8 +27,9 @@ def interrupt(process: subprocess.Popen) -> tuple[int, str]:
 
 
 def test_a_stream():
+    command = programs.command("stream_for_ever")
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command, env=programs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout.readline() == "under way\n"
         status, errors = interrupt(process)
@@ -58,16 +38,20 @@ def test_a_stream():
 
 
 def test_the_command_line_leaves_whole_files(tmp_path):
-    run = [sys.executable, "-c", COMMAND_LINE]
     checkpoint.save(random_model(VitPoseConfig(**TINY)), tmp_path / "model")
     for number in range(2000):
         Image.fromarray(np.zeros((40, 30, 3), np.uint8)).save(tmp_path / f"{number:04}.png")
     output = tmp_path / "poses"
-    command = [*run, "predict", str(tmp_path / "*.png"), "--model", str(tmp_path / "model"), "--output", str(output)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    options = ("--model", tmp_path / "model", "--output", output)
+    command = programs.command("command_line", "predict", tmp_path / "*.png", *options)
+    with subprocess.Popen(
+        command, env=programs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while not list(output.glob("*.json")):
             if process.poll() is not None:
                 pytest.fail(process.stderr.read())
+            # Not busy: the program needs the cores.
+            time.sleep(0.01)
         status, errors = interrupt(process)
     assert status == 130
     assert "Traceback" not in errors

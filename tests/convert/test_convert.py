@@ -14,6 +14,7 @@ import torch
 import transformers
 from safetensors.numpy import load_file, save_file
 
+from tests.support import programs
 from tests.support.reference_torch import (
     head,
     heatmaps,
@@ -360,13 +361,8 @@ def test_the_command(tmp_path, capsys, monkeypatch):
 
 def test_safetensors_are_converted_without_torch(tmp_path):
     folder = save(tiny_model(), tmp_path / "hub")
-    code = (
-        "import sys; from vitpose_jax.convert import convert; "
-        f"convert({str(folder)!r}, {str(tmp_path / 'native')!r}); "
-        f"convert({str(tmp_path / 'native')!r}, {str(tmp_path / 'back')!r}, to='huggingface'); "
-        "assert 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    command = programs.command("convert_without_torch", folder, tmp_path / "native", tmp_path / "back")
+    subprocess.run(command, env=programs.environment(), check=True)
 
 
 def test_another_skeleton_goes_there_and_back(tmp_path):

@@ -12,28 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.io import savemat
 
+from tests.support.datasets import SAMPLES, read_sample
 from vitpose_jax.datasets.annotations import clip_box
 from vitpose_jax.evaluation import PROTOCOLS, get_protocol, read_dataset
 from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.preprocess import crop_regions
 from vitpose_jax.pipeline.regions import boxes_to_regions
-
-# File, folder of images, images with people, people, keypoints.
-SAMPLES = {
-    "coco": ("coco/test_coco.json", "coco", 4, 12, 17),
-    "wholebody": ("coco/test_coco_wholebody.json", "coco", 4, 12, 133),
-    "aic": ("aic/test_aic.json", "aic", 3, 9, 14),
-    "ap10k": ("ap10k/test_ap10k.json", "ap10k", 2, 2, 17),
-    "apt36k": ("ap10k/test_ap10k.json", "ap10k", 2, 2, 17),
-    "ochuman": ("ochuman/test_ochuman.json", "ochuman", 3, 5, 17),
-    "crowdpose": ("crowdpose/test_crowdpose.json", "crowdpose", 2, 4, 14),
-    "mpii": ("mpii/test_mpii.json", "mpii", 5, 5, 16),
-}
-
-
-def read_sample(data: pathlib.Path, name: str, **options: Any):
-    file, folder, *_ = SAMPLES[name]
-    return read_dataset(name, data / "mmpose_samples" / file, data / "mmpose_samples" / folder, **options)
 
 
 def write(folder: pathlib.Path, name: str, content: object) -> pathlib.Path:

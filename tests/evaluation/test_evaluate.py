@@ -2,26 +2,25 @@
 
 import csv
 import json
-import os
 import pathlib
 import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 import tracemalloc
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from tests.cli.test_cli import run
-from tests.datasets.test_dataset import SAMPLES, read_sample
-from tests.test_estimator import random_image
-from tests.vitpose.test_modeling import random_model
+from tests.support import programs
+from tests.support.cli import run
+from tests.support.datasets import SAMPLES, read_sample
+from tests.support.evaluation import SQUARE, small_dataset, small_estimator
+from tests.support.images import random_image
+from tests.support.models import random_model
 from vitpose_jax import PoseEstimator, Poses, VitPoseConfig, checkpoint
 from vitpose_jax.estimator import ItemError
 from vitpose_jax.evaluation import PROTOCOLS, Dataset, evaluate, read_dataset
@@ -31,9 +30,7 @@ from vitpose_jax.evaluation.scoring import measure, per_keypoint, to_results
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-TINY = {"image_size": (32, 32), "hidden_size": 12, "num_layers": 1, "num_heads": 1, "mlp_ratio": 1, "decoder": "simple"}
 FILES = ["metrics.json", "per_keypoint.csv", "poses.jsonl", "results.json"]
-TESTS = pathlib.Path(__file__).parents[2]
 
 
 class Knowing(PoseEstimator):
@@ -41,7 +38,7 @@ class Knowing(PoseEstimator):
 
     def __init__(self, dataset: Dataset, change=lambda points: points):
         skeleton = dataset.protocol.skeleton
-        config = VitPoseConfig(**TINY, skeletons=(skeleton,))
+        config = VitPoseConfig(**SQUARE, skeletons=(skeleton,))
         super().__init__(random_model(config), stretch=dataset.protocol.stretch)
         self._people = {sample.path: sample.people for sample in dataset.samples}
         self._change, self._skeleton = change, skeleton
@@ -201,16 +198,8 @@ def small(tmp_path_factory) -> pathlib.Path:
             annotations.append({**entry, "area": 3500.0, "num_keypoints": 17, "keypoints": points.ravel().tolist()})
     content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "person"}]}
     (folder / "annotations.json").write_text(json.dumps(content))
-    checkpoint.save(random_model(VitPoseConfig(**TINY)), folder / "model")
+    checkpoint.save(random_model(VitPoseConfig(**SQUARE)), folder / "model")
     return folder
-
-
-def small_dataset(folder: pathlib.Path) -> Dataset:
-    return read_dataset("coco", folder / "annotations.json", folder)
-
-
-def small_estimator(folder: pathlib.Path, **options: Any) -> PoseEstimator:
-    return PoseEstimator.from_pretrained(folder / "model", max_batch=2, border="opencv", **options)
 
 
 @pytest.fixture(scope="module")
@@ -256,26 +245,10 @@ def test_the_files(small, estimator, whole):
     assert [json.loads(line)["image"] for line in lines[1:]] == list(range(40))
 
 
-SLOWED = """
-import pathlib, sys, time
-sys.path.insert(0, {tests!r})
-import vitpose_jax.estimator as module
-from tests.evaluation.test_evaluate import small_dataset, small_estimator
-from vitpose_jax.evaluation import evaluate
-
-load = module.load_image
-module.load_image = lambda image: (time.sleep(0.05), load(image))[1]
-small = pathlib.Path({small!r})
-evaluate(small_estimator(small), small_dataset(small), output=pathlib.Path({output!r}), model_name="tiny")
-"""
-
-
 def test_a_killed_run_is_taken_up_again(small, estimator, whole, tmp_path, monkeypatch):
     output = tmp_path / "out"
-    code = SLOWED.format(tests=str(TESTS), small=str(small), output=str(output))
-    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
     journal = output / "poses.jsonl"
-    with subprocess.Popen([sys.executable, "-c", code], env=environment) as process:
+    with subprocess.Popen(programs.command("evaluate_slowly", small, output), env=programs.environment()) as process:
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") > 8):
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
@@ -317,7 +290,7 @@ def test_other_settings_are_not_mixed(small, estimator, whole, tmp_path):
     ):
         with pytest.raises(ValueError, match=rf"poses.jsonl: made with other settings; {key} was "):
             evaluate(estimator, dataset, output=output, resume=True, **options)
-    other = PoseEstimator(random_model(VitPoseConfig(**TINY), seed=1), max_batch=2, border="opencv")
+    other = PoseEstimator(random_model(VitPoseConfig(**SQUARE), seed=1), max_batch=2, border="opencv")
     with pytest.raises(ValueError, match="made with other settings; model_sha256 was"):
         evaluate(other, dataset, output=output, resume=True)
     (output / "poses.jsonl").write_text("{]\n")
@@ -402,7 +375,7 @@ def test_what_does_not_fit_is_said_first(data, small, estimator):
     mpii, wholebody = read_sample(data, "mpii"), read_sample(data, "wholebody")
     with pytest.raises(ValueError, match="no data set 'wholebody' in this model"):
         evaluate(estimator, wholebody)
-    model = random_model(VitPoseConfig(**TINY, skeletons=(PROTOCOLS["mpii"].skeleton,)))
+    model = random_model(VitPoseConfig(**SQUARE, skeletons=(PROTOCOLS["mpii"].skeleton,)))
     with pytest.raises(ValueError, match="mpii: expected an estimator with stretch=True, got False"):
         evaluate(PoseEstimator(model), mpii)
     with pytest.raises(ValueError, match="PCKh needs the sizes of heads"):
@@ -468,31 +441,16 @@ def test_stretched_crops_reach_the_program(estimator):
     )
 
 
-PROCESS = """
-import pathlib, sys
-sys.path.insert(0, {tests!r})
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize("127.0.0.1:{port}", 2, int(sys.argv[1]))
-from tests.evaluation.test_evaluate import small_dataset, small_estimator
-from vitpose_jax.evaluation import evaluate
-
-small = pathlib.Path({small!r})
-evaluation = evaluate(small_estimator(small), small_dataset(small), output=pathlib.Path({output!r}), model_name="tiny")
-print(evaluation.metrics, evaluation.counts, len(evaluation.results))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(small, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    code = PROCESS.format(tests=str(TESTS), port=port, small=str(small), output=str(tmp_path / "out"))
-    environment = {**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "highest"}
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    commands = [
+        programs.command("evaluate_in_two_processes", small, tmp_path / "out", address, number) for number in range(2)
+    ]
     processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(number)], env=environment, stdout=subprocess.PIPE, text=True)
-        for number in range(2)
+        subprocess.Popen(command, env=programs.environment(), stdout=subprocess.PIPE, text=True) for command in commands
     ]
     printed = [process.communicate(timeout=120)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0]

@@ -13,6 +13,7 @@ from PIL import Image
 from transformers import VitPoseImageProcessorPil
 from transformers.models.vitpose.image_processing_pil_vitpose import box_to_center_and_scale
 
+from tests.support.reference_opencv import three_point_matrix, udp_matrix
 from tests.tolerances import CROP_OUTLIERS
 from vitpose_jax.pipeline import preprocess
 from vitpose_jax.pipeline.packing import pack_images
@@ -70,25 +71,6 @@ def test_normalised_values_equal_the_reference_processor(photographs):
     ours = np.asarray(preprocess.crop_boxes(image, np.array(box)))
     close = np.abs(ours - np.asarray(reference).transpose(0, 2, 3, 1)) < 1e-5
     assert close.mean() > 1 - CROP_OUTLIERS
-
-
-def udp_matrix(angle: float, center: np.ndarray, scale: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Image to crop: turn about the centre, stretch the region to the crop's outermost pixel centres."""
-    cos, sin = np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))
-    stretch = np.diag((np.array(size[::-1]) - 1) / scale)
-    linear = stretch @ np.array([[cos, -sin], [sin, cos]])
-    return np.column_stack([linear, stretch @ (scale / 2) - linear @ center])
-
-
-def three_point_matrix(angle: float, center: np.ndarray, scale: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Image to crop without UDP: OpenCV's affine through three points, as the original builds it."""
-    height, width = size
-    up = scale[0] / 2 * np.array([-np.sin(np.deg2rad(angle)), -np.cos(np.deg2rad(angle))])
-    side = scale[0] / 2 * np.array([-np.cos(np.deg2rad(angle)), np.sin(np.deg2rad(angle))])
-    middle = np.array([width / 2, height / 2])
-    source = np.array([center, center + up, center + side], np.float32)
-    target = np.array([middle, middle + [0, -width / 2], middle + [-width / 2, 0]], np.float32)
-    return cv2.getAffineTransform(source, target)
 
 
 @pytest.mark.parametrize(("udp", "matrix"), [(True, udp_matrix), (False, three_point_matrix)])

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from safetensors.numpy import load_file, save_file
 
-from tests.cli.test_cli import run
-from tests.test_checkpoint import TINY, assert_same, random_model
+from tests.support.cli import run
+from tests.support.models import SMALLEST, assert_same_model, smallest_model
 from vitpose_jax import checkpoint, from_pretrained
 from vitpose_jax.convert import convert, write
 from vitpose_jax.pretrained import describe
@@ -60,7 +60,7 @@ def test_each_layer_and_expert_has_scales_of_its_own():
 
 @pytest.mark.parametrize("fields", [{}, EXPERTS, {"decoder": "classic"}], ids=["simple", "experts", "classic"])
 def test_a_model_is_stored_and_read_back(tmp_path, fields):
-    model = random_model(**fields)
+    model = smallest_model(**fields)
     checkpoint.save(model, tmp_path / "int8", int8=True)
     stored = load_file(tmp_path / "int8" / "model.safetensors")
     kernels = [name for name in stored if stored[name].dtype == np.int8]
@@ -75,7 +75,7 @@ def test_a_model_is_stored_and_read_back(tmp_path, fields):
             np.testing.assert_array_equal(read[name], leaf, err_msg=name)
     # Whoever reads it, reads the same; and what was rounded once is not moved by a second time.
     again = from_pretrained(tmp_path / "int8")
-    assert_same(again, checkpoint.load(tmp_path / "int8"))
+    assert_same_model(again, checkpoint.load(tmp_path / "int8"))
     checkpoint.save(again, tmp_path / "again", int8=True)
     for name, values in load_file(tmp_path / "again" / "model.safetensors").items():
         np.testing.assert_allclose(values, stored[name], rtol=1e-6, err_msg=name)
@@ -84,7 +84,7 @@ def test_a_model_is_stored_and_read_back(tmp_path, fields):
 
 
 def test_heatmaps_move_little(tmp_path):
-    model = VitPose(VitPoseConfig(**{**TINY, "hidden_size": 32, "decoder": "classic"}), rngs=nnx.Rngs(0))
+    model = VitPose(VitPoseConfig(**{**SMALLEST, "hidden_size": 32, "decoder": "classic"}), rngs=nnx.Rngs(0))
     checkpoint.save(model, tmp_path, int8=True)
     crops = jax.random.normal(jax.random.key(0), (2, 32, 16, 3))
     heatmaps, read = np.asarray(model(crops)), np.asarray(checkpoint.load(tmp_path)(crops))
@@ -92,14 +92,14 @@ def test_heatmaps_move_little(tmp_path):
 
 
 def test_conversion(tmp_path, capsys):
-    model = random_model()
+    model = smallest_model()
     checkpoint.save(model, tmp_path / "model")
     assert run(capsys, "convert", tmp_path / "model", tmp_path / "int8", "--int8")[0] == 0
     found = describe(tmp_path / "int8")
     assert (found.layout, found.dtype) == ("native", "int8")
     assert "stored as int8" in run(capsys, "info", tmp_path / "int8")[1]
     (folder,) = convert(tmp_path / "int8", tmp_path / "hub", to="huggingface")
-    assert_same(from_pretrained(folder), checkpoint.load(tmp_path / "int8"))
+    assert_same_model(from_pretrained(folder), checkpoint.load(tmp_path / "int8"))
     with pytest.raises(ValueError, match="int8: expected the native layout, got 'huggingface'"):
         convert(tmp_path / "model", tmp_path / "none", to="huggingface", int8=True)
     with pytest.raises(ValueError, match="int8: expected the native layout, got 'huggingface'"):
@@ -108,7 +108,7 @@ def test_conversion(tmp_path, capsys):
 
 
 def test_damaged_files(tmp_path):
-    checkpoint.save(random_model(), tmp_path, int8=True)
+    checkpoint.save(smallest_model(), tmp_path, int8=True)
     path = tmp_path / "model.safetensors"
     stored = load_file(path)
     name = "heads.coco.conv.kernel.scale"

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.pipeline.test_preprocess import three_point_matrix, udp_matrix
+from tests.support.reference_opencv import three_point_matrix, udp_matrix
 from tests.tolerances import CROP_OUTLIERS
 from vitpose_jax.pipeline import preprocess
 from vitpose_jax.pipeline.packing import pack_images

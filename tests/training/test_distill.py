@@ -10,10 +10,10 @@ import torch
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from tests.support.models import PLUS, TINY, random_crops, random_model
+from tests.support.reference_training import mae
+from tests.support.training_step import KEY, NONE, begin, copied, crops_and_targets, random_batch
 from tests.tolerances import BLOCK, HEATMAPS
-from tests.training.test_initialize import mae
-from tests.training.test_step import KEY, NONE, begin, copied, crops_and_targets, random_batch
-from tests.vitpose.test_modeling import PLUS, TINY, random_crops, random_model
 from vitpose_jax import VitPose, VitPoseConfig, checkpoint
 from vitpose_jax.convert.conversion import write
 from vitpose_jax.skeletons import AIC, AP10K, COCO

@@ -12,8 +12,9 @@ import transformers
 from flax import nnx
 
 from tests.support import reference_torch as torch_reference
+from tests.support.models import PLUS, SMALL_PLUS, TINY, random_crops, random_model
+from tests.support.reference_training import DEPTH, DIM, mae
 from tests.tolerances import BLOCK
-from tests.vitpose.test_modeling import PLUS, TINY, random_crops, random_model
 from vitpose_jax import Skeleton, VitPoseConfig, checkpoint
 from vitpose_jax.convert.backbones import load_backbone, resize_patches
 from vitpose_jax.skeletons import AP10K, COCO
@@ -23,8 +24,6 @@ from vitpose_jax.training.initialize import initialize
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 
 DINO = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 3, "mlp_ratio": 2}
-SMALL_PLUS = {**PLUS, "skeletons": (COCO, AP10K)}
-DEPTH, DIM, HIDDEN = TINY["num_layers"], TINY["hidden_size"], TINY["hidden_size"] * TINY["mlp_ratio"]
 
 
 @pytest.fixture(scope="module")
@@ -35,37 +34,6 @@ def dino(tmp_path_factory):
     folder = tmp_path_factory.mktemp("dino")
     model.save_pretrained(folder)
     return model, folder
-
-
-def mae(decoder: bool = True, **changed) -> dict[str, torch.Tensor]:
-    """A tiny MAE with random weights under the names of its repository, for crops of 64 x 64 pixels."""
-    block = {
-        "norm1.weight": (DIM,),
-        "norm1.bias": (DIM,),
-        "attn.qkv.weight": (3 * DIM, DIM),
-        "attn.qkv.bias": (3 * DIM,),
-        "attn.proj.weight": (DIM, DIM),
-        "attn.proj.bias": (DIM,),
-        "norm2.weight": (DIM,),
-        "norm2.bias": (DIM,),
-        "mlp.fc1.weight": (HIDDEN, DIM),
-        "mlp.fc1.bias": (HIDDEN,),
-        "mlp.fc2.weight": (DIM, HIDDEN),
-        "mlp.fc2.bias": (DIM,),
-    }
-    shapes = {
-        "cls_token": (1, 1, DIM),
-        "pos_embed": (1, 17, DIM),
-        "patch_embed.proj.weight": (DIM, 3, 16, 16),
-        "patch_embed.proj.bias": (DIM,),
-        **{f"blocks.{index}.{name}": shape for index in range(DEPTH) for name, shape in block.items()},
-        "norm.weight": (DIM,),
-        "norm.bias": (DIM,),
-    }
-    if decoder:
-        shapes |= {"mask_token": (1, 1, 8), "decoder_pos_embed": (1, 17, 8), "decoder_blocks.0.norm1.weight": (8,)}
-    generator = torch.Generator().manual_seed(0)
-    return {name: torch.randn(shape, generator=generator) for name, shape in (shapes | changed).items()}
 
 
 def test_mae_takes_the_places_of_the_original(tmp_path):

@@ -10,16 +10,14 @@ import pytest
 import torch
 from flax import nnx
 
-from tests.vitpose.test_modeling import PLUS, TINY, random_crops, random_model
+from tests.support.models import SMALL_PLUS, TINY, random_crops, random_model
+from tests.support.reference_training import original_rate_and_decay
 from vitpose_jax import VitPoseConfig
-from vitpose_jax.skeletons import AP10K, COCO
 from vitpose_jax.storage import parameters
 from vitpose_jax.training import optim
 from vitpose_jax.training.name_rules import match_rules
 from vitpose_jax.training.optim import OptimConfig
 from vitpose_jax.vitpose import config
-
-SMALL_PLUS = {**PLUS, "skeletons": (COCO, AP10K)}
 
 
 def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, jax.Array]:
@@ -41,18 +39,6 @@ def original_groups(name: str, stacked: np.ndarray, depth: int) -> list[tuple[st
         for name, block in per_block
         for expert in range(len(block))
     ]
-
-
-def original_rate_and_decay(name: str, tensor: np.ndarray, depth: int, decay: float) -> tuple[float, float]:
-    """Scale of the learning rate and weight decay, as the original's constructor of optimisers has them."""
-    if name == "backbone.pos_embed" or name.startswith("backbone.patch_embed"):
-        layer = 0
-    elif name.startswith("backbone.blocks"):
-        layer = int(name.split(".")[2]) + 1
-    else:
-        layer = depth + 1
-    no_decay = tensor.ndim == 1 or name.endswith(".bias") or "pos_embed" in name
-    return decay ** (depth + 1 - layer), 0.0 if no_decay else 0.1
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

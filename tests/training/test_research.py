@@ -7,11 +7,11 @@ import tomllib
 import numpy as np
 import pytest
 
-from tests.training.test_train import TINY as ONE_BLOCK
-from tests.training.test_train import assert_same, lines, loop, tensors, write_people
-from tests.vitpose.test_modeling import random_model
+from tests.support.models import random_model
+from tests.support.training import ONE_BLOCK, assert_same_arrays, lines, tensors, write_people
 from vitpose_jax import VitPoseConfig, checkpoint
 from vitpose_jax.storage import parameters
+from vitpose_jax.training import loop
 from vitpose_jax.training.config import TrainConfig, from_dict
 from vitpose_jax.training.distill import TOKEN
 from vitpose_jax.vitpose.modeling import abstract_vitpose
@@ -146,7 +146,7 @@ def test_a_token_goes_from_teacher_to_student(people, trained, tmp_path):
     assert falls(tmp_path / "token") < 0.85
     before, after = tensors(tmp_path / "strong"), tensors(result.model)
     assert set(after) == {*before, TOKEN}
-    assert_same(before, {name: leaf for name, leaf in after.items() if name != TOKEN})
+    assert_same_arrays(before, {name: leaf for name, leaf in after.items() if name != TOKEN})
 
     changes = {"init": None, "model": {"knowledge_token": 24, "hidden_size": 16}, "steps": 20}
     changes["distillation"] = {"token": str(result.model), "teacher": str(trained)}
@@ -170,8 +170,8 @@ def test_a_token_goes_from_teacher_to_student(people, trained, tmp_path):
     resumed = loop.fit(student, resume=True)
     assert (resumed.step, resumed.finished) == (20, True)
     whole = loop.fit(from_dict({**student.to_dict(), "output": str(tmp_path / "whole")}))
-    assert_same(tensors(resumed.model), tensors(whole.model))
-    assert_same(lines(tmp_path / "student"), lines(tmp_path / "whole"))
+    assert_same_arrays(tensors(resumed.model), tensors(whole.model))
+    assert_same_arrays(lines(tmp_path / "student"), lines(tmp_path / "whole"))
     assert falls(tmp_path / "whole") < 0.9
     learnt = tensors(resumed.model)
     np.testing.assert_array_equal(learnt[TOKEN], after[TOKEN])

@@ -2,11 +2,9 @@
 
 import contextlib
 import json
-import os
 import pathlib
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 
@@ -15,67 +13,21 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from tests.training.test_train import TINY, lines, settings, tensors, write_people
+from tests.support import programs
+from tests.support.training import ONE_BLOCK, lines, settings, tensors, write_people
+from tests.support.training_step import random_batch
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.training import loop
 from vitpose_jax.training.optim import parameter_shapes
 from vitpose_jax.training.sharding import make_mesh, parameter_specs, put_batch
 
-TESTS = str(pathlib.Path(__file__).parents[2])
-
 # Programs are compiled without optimisation: they are run three times.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
-ON_EIGHT = """
-import dataclasses, json, sys
-import jax, numpy as np
-jax.config.update("jax_default_matmul_precision", "highest")
-from tests.vitpose.test_modeling import random_model
-from tests.training.test_step import random_batch
-from vitpose_jax import VitPoseConfig
-from vitpose_jax.training.augment import Augmentation
-from vitpose_jax.training.distill import make_teacher
-from vitpose_jax.training.optim import OptimConfig
-from vitpose_jax.training.sharding import make_mesh, put_batch, to_host
-from vitpose_jax.training.step import init_state, make_train_step
-
-assert len(jax.devices()) == 8
-config = VitPoseConfig(image_size=(32, 32), hidden_size=24, num_layers=2, num_heads=2, mlp_ratio=2)
-settings = OptimConfig(total_steps=9, warmup_steps=0, drop_path=0.2, ema_decay=0.5, eps=1e-6)
-given = teacher = None
-if sys.argv[2] == "taught":
-    given = random_model(config.replace(hidden_size=32, num_layers=1), seed=1)
-    config = config.replace(knowledge_token=32)
-    settings = dataclasses.replace(settings, frozen=("knowledge_token",))
-found = {}
-for name, shape in json.loads(sys.argv[1]).items():
-    mesh = None if shape is None else make_mesh(*shape)
-    if given is not None:
-        teacher = make_teacher(given, config, weight=2.0, mesh=mesh)
-    graphdef, optimizer, state = init_state(random_model(config), settings, mesh)
-    options = {"optim_config": settings, "augmentation": Augmentation(), "mesh": mesh, "teacher": teacher}
-    step = make_train_step(config, graphdef, optimizer, **options)
-    losses = []
-    for number in range(3):
-        batch = random_batch(config, ["coco"] * 8, seed=number)
-        state, metrics = step(state, batch if mesh is None else put_batch(batch, mesh), jax.random.key(0))
-        losses.append([float(metrics["loss"]), float(metrics["gradient_norm"])])
-    kernel = state.trained["backbone.blocks.mlp.fc1.kernel"]
-    moment = next(leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == kernel.shape)
-    parts = [list(leaf.addressable_shards[0].data.shape) for leaf in (kernel, moment, state.ema["backbone.norm.scale"])]
-    if teacher is not None:
-        leaf = teacher.tensors["backbone.blocks.mlp.fc1.kernel"]
-        parts.append(list(leaf.addressable_shards[0].data.shape))
-    sums = {key: float(np.sum(np.abs(leaf))) for key, leaf in to_host(state.ema | state.rest).items()}
-    found[name] = {"losses": losses, "parts": parts, "sums": sums}
-print(json.dumps(found))
-"""
-
 
 def on_eight_devices(meshes: dict[str, list[int] | None], kind: str = "plain") -> dict:
-    environment = {**os.environ, "XLA_FLAGS": FLAGS, "PYTHONPATH": TESTS}
-    command = [sys.executable, "-c", ON_EIGHT, json.dumps(meshes), kind]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = programs.command("train_on_eight_devices", json.dumps(meshes), kind)
+    done = subprocess.run(command, env=programs.environment(XLA_FLAGS=FLAGS), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -142,31 +94,10 @@ def test_meshes_that_cannot_be():
 
 
 def test_a_batch_on_a_mesh_of_one():
-    from tests.training.test_step import random_batch
-
     batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
     for name, leaf in batch._asdict().items():
         np.testing.assert_array_equal(getattr(placed, name), leaf, err_msg=name)
-
-
-PROCESS = """
-import sys, time
-import jax
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.config.update("jax_default_matmul_precision", "highest")
-address, number, pause, path = sys.argv[1:]
-jax.distributed.initialize(address, 2, int(number))
-from vitpose_jax.training import loop
-from vitpose_jax.training.config import read_config
-
-make = loop.make_train_step
-def slower(*arguments, **options):
-    step = make(*arguments, **options)
-    return lambda *given: (time.sleep(float(pause)), step(*given))[1]
-loop.make_train_step = slower
-loop.fit(read_config(path), resume=True)
-"""
 
 
 @contextlib.contextmanager
@@ -180,10 +111,10 @@ def two_processes(path: pathlib.Path, *, pause: float = 0.0) -> Iterator[list[su
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = programs.environment(XLA_FLAGS="--xla_backend_optimization_level=0")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", PROCESS, address, str(number), str(pause), str(path)],
+            programs.command("train_slowly", path, pause, address, number),
             env=environment,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -210,7 +141,7 @@ def test_two_processes_train_as_one(tmp_path):
     """
     people = write_people(tmp_path / "people", 6)
     changes = {
-        "model": {**TINY, "decoder": "classic"},
+        "model": {**ONE_BLOCK, "decoder": "classic"},
         "steps": 6,
         "optim": {"warmup_steps": 0, "learning_rate": 1e-3, "eps": 1e-6, "drop_path": 0.1},
     }

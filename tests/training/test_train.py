@@ -9,11 +9,11 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
-from tests.cli.test_cli import run
-from tests.support.fitted import draw_people
-from vitpose_jax import checkpoint, from_pretrained
+from tests.support import programs
+from tests.support.cli import run
+from tests.support.training import assert_same_arrays, lines, settings, tensors, write_people
+from vitpose_jax import from_pretrained
 from vitpose_jax.storage import parameters
 from vitpose_jax.training import config as configs
 from vitpose_jax.training import loop
@@ -21,74 +21,10 @@ from vitpose_jax.training.config import TrainConfig, from_dict, read_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-TINY = {"image_size": [64, 48], "hidden_size": 12, "num_layers": 1, "num_heads": 2, "mlp_ratio": 2, "decoder": "simple"}
-
-
-def write_people(folder: pathlib.Path, images: int) -> dict[str, str]:
-    """A data set in COCO's layout: drawn people, two to an image."""
-    (folder / "images").mkdir(parents=True)
-    document: dict[str, list] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
-    for number in range(images):
-        picture = draw_people(number, 2, (120, 160))
-        name = f"{number:06}.png"
-        Image.fromarray(picture.image).save(folder / "images" / name)
-        height, width, _ = picture.image.shape
-        document["images"].append({"id": number, "file_name": name, "height": height, "width": width})
-        for box, keypoints in zip(picture.boxes.tolist(), picture.keypoints, strict=True):
-            points = np.concatenate([keypoints, np.full((17, 1), 2)], axis=1)
-            document["annotations"].append(
-                {
-                    "id": len(document["annotations"]),
-                    "image_id": number,
-                    "category_id": 1,
-                    "bbox": box,
-                    "area": 0.5 * box[2] * box[3],
-                    "iscrowd": 0,
-                    "keypoints": points.ravel().tolist(),
-                    "num_keypoints": 17,
-                }
-            )
-    (folder / "people.json").write_text(json.dumps(document))
-    return {"dataset": "coco", "annotations": str(folder / "people.json"), "images": str(folder / "images")}
-
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory) -> dict[str, str]:
     return write_people(tmp_path_factory.mktemp("people"), 6)
-
-
-def settings(people: dict[str, str], output: pathlib.Path, **changes) -> TrainConfig:
-    values = {
-        "output": str(output),
-        "data": [people],
-        "model": TINY,
-        "steps": 7,
-        "batch_size": 4,
-        "optim": {"warmup_steps": 2, "ema_decay": 0.5, "drop_path": 0.1, "learning_rate": 1e-3},
-        "checkpoint": {"every_steps": 3},
-        "log": {"every_steps": 1},
-        "loader": {"threads": 1},
-    }
-    return from_dict({**values, **changes})
-
-
-def lines(output: pathlib.Path, key: str = "loss") -> dict[int, float]:
-    """A metric by step."""
-    found = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    steps = [line["step"] for line in found if key in line]
-    assert steps == sorted(set(steps))
-    return {line["step"]: line[key] for line in found if key in line}
-
-
-def tensors(folder: pathlib.Path | None) -> dict[str, np.ndarray]:
-    assert folder is not None
-    return {name: np.asarray(leaf) for name, leaf in parameters.flatten(checkpoint.load(folder)).items()}
-
-
-def assert_same(first: dict, second: dict) -> None:
-    assert first.keys() == second.keys()
-    for name in first:
-        np.testing.assert_array_equal(first[name], second[name], err_msg=str(name))
 
 
 @pytest.fixture(scope="module")
@@ -126,16 +62,8 @@ def test_resuming_after_a_kill_changes_no_bit(people, uninterrupted, tmp_path):
     path = tmp_path / "training.json"
     # Slower, so that it can be killed before its end.
     path.write_text(json.dumps({**settings(people, output).to_dict()}))
-    program = (
-        "import time; from vitpose_jax.training import loop, config; step = loop.make_train_step\n"
-        "def slow(*a, **k):\n"
-        "    run = step(*a, **k)\n"
-        "    return lambda *b: (time.sleep(0.4), run(*b))[1]\n"
-        "loop.make_train_step = slow\n"
-        "import jax; jax.config.update('jax_default_matmul_precision', 'highest')\n"
-        f"loop.fit(config.read_config({str(path)!r}))"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    command = programs.command("train_slowly", path, 0.4)
+    process = subprocess.Popen(command, env=programs.environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 120
     while not ((output / "checkpoints" / "3").is_dir() and max(lines(output), default=0) >= 4):
         assert process.poll() is None, process.stderr.read().decode()
@@ -149,8 +77,8 @@ def test_resuming_after_a_kill_changes_no_bit(people, uninterrupted, tmp_path):
 
     result = loop.fit(settings(people, output), resume=True)
     assert (result.step, result.finished) == (7, True)
-    assert_same(lines(output), lines(uninterrupted))
-    assert_same(tensors(result.model), tensors(uninterrupted / "last"))
+    assert_same_arrays(lines(output), lines(uninterrupted))
+    assert_same_arrays(tensors(result.model), tensors(uninterrupted / "last"))
 
 
 def test_control_c_saves_and_goes_on(people, uninterrupted, tmp_path, monkeypatch):
@@ -176,8 +104,8 @@ def test_control_c_saves_and_goes_on(people, uninterrupted, tmp_path, monkeypatc
     assert result.checkpoint == output / "checkpoints" / "5"
     result = loop.fit(settings(people, output), resume=True)
     assert (result.step, result.finished) == (7, True)
-    assert_same(lines(output), lines(uninterrupted))
-    assert_same(tensors(result.model), tensors(uninterrupted / "last"))
+    assert_same_arrays(lines(output), lines(uninterrupted))
+    assert_same_arrays(tensors(result.model), tensors(uninterrupted / "last"))
 
 
 def test_a_loss_that_is_not_finite_ends_it(people, tmp_path, monkeypatch):
@@ -219,8 +147,8 @@ def test_the_best_model_is_kept(people, tmp_path, monkeypatch, capsys):
     result = loop.fit(settings(people, output, evaluation=evaluation, huggingface=True))
     assert result.model == output / "best" and result.best["AP"] == 0.6
     assert lines(output, "evaluation/AP") == {3: 0.2, 6: 0.6, 7: 0.4}
-    assert_same(tensors(output / "best"), seen[1])
-    assert_same(
+    assert_same_arrays(tensors(output / "best"), seen[1])
+    assert_same_arrays(
         tensors(output / "best"),
         {
             n: np.asarray(x)
@@ -391,11 +319,6 @@ def test_the_command_trains(capsys, people, tmp_path, counting, monkeypatch):
 
 
 def test_help_needs_no_jax():
-    code = (
-        "import sys\n"
-        "from vitpose_jax import cli\n"
-        "try:\n    cli.main(['train', '--help'])\n"
-        "except SystemExit:\n    assert 'jax' not in sys.modules\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    command = programs.command("help_without_jax", "train")
+    done = subprocess.run(command, env=programs.environment(), check=True, capture_output=True, text=True)
     assert "--resume" in done.stdout

@@ -8,8 +8,8 @@ import torch
 from flax import nnx
 
 from tests.support import reference_torch as torch_reference
+from tests.support.models import PLUS, TINY, random_crops, random_model
 from tests.tolerances import BLOCK
-from tests.vitpose.test_modeling import PLUS, TINY, random_crops, random_model
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.convert.assembly import from_torch
 from vitpose_jax.convert.hub_config import from_hub

@@ -6,29 +6,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.support.models import PLUS, TINY, random_crops, random_model
 from tests.tolerances import BLOCK
 from vitpose_jax import VitPose, VitPoseConfig
 from vitpose_jax.skeletons import AP10K, COCO, DATASETS
 from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose.modeling import abstract_vitpose
-
-TINY = {"image_size": (64, 48), "hidden_size": 24, "num_layers": 2, "num_heads": 3, "mlp_ratio": 2}
-PLUS = {"experts": tuple(skeleton.name for skeleton in DATASETS), "part_features": 7, "skeletons": DATASETS}
-
-
-def random_model(config: VitPoseConfig, seed: int = 0, **dtypes) -> VitPose:
-    """Every parameter and running statistic random; variances positive."""
-    rng = np.random.default_rng(seed)
-    model = abstract_vitpose(config, **dtypes)
-    tensors = {
-        name: rng.uniform(0.8, 1.2, leaf.shape) if name.endswith(("var", "scale")) else rng.normal(0, 0.08, leaf.shape)
-        for name, leaf in parameters.flatten(model).items()
-    }
-    return parameters.fill(model, tensors)
-
-
-def random_crops(config: VitPoseConfig, count: int = 3) -> jax.Array:
-    return jnp.asarray(np.random.default_rng(1).normal(size=(count, *config.image_size, 3)), jnp.float32)
 
 
 @pytest.fixture(scope="module")

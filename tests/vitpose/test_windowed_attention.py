@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.support.models import PLUS, TINY, random_crops, random_model
 from tests.tolerances import BFLOAT16, BLOCK, HEATMAPS
-from tests.vitpose.test_modeling import PLUS, TINY, random_crops, random_model
 from vitpose_jax import VitPose, VitPoseConfig, checkpoint
 from vitpose_jax.convert.conversion import write
 from vitpose_jax.skeletons import AP10K, COCO
