@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from tests.support.datasets import SAMPLES, read_sample
+from vitpose_jax.datasets import PROTOCOLS, get_protocol, read_dataset
 from vitpose_jax.datasets.annotations import clip_box
-from vitpose_jax.evaluation import PROTOCOLS, get_protocol, read_dataset
 from vitpose_jax.pipeline.preprocess import boxes_to_center_scale, crop_regions
 
 
@@ -276,12 +276,15 @@ def test_what_is_wrong_with_annotations_is_said(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "expected a list of detections, got dict"),
-        ([{"category_id": 1, "image_id": 7, "score": 1}], "detection 0: expected the key 'bbox'"),
-        ([{"category_id": 1, "image_id": 8, "score": 1, "bbox": [1, 1, 5, 5]}], "detection 0: no image with the id 8"),
+        ({}, "expected a list of results, got dict"),
+        (
+            [{"category_id": 1, "image_id": 7, "score": 1}],
+            "result 0: expected the key 'bbox', got image_id, category_id, score",
+        ),
+        ([{"category_id": 1, "image_id": 8, "score": 1, "bbox": [1, 1, 5, 5]}], "result 0: no image with the id 8"),
         (
             [{"category_id": 1, "image_id": 7, "score": None, "bbox": [1, 1, 5, 5]}],
-            "detection 0: score: expected finite",
+            "result 0: score: expected finite numbers, got None",
         ),
     ],
 )
@@ -298,11 +301,11 @@ def test_what_is_wrong_with_files_is_said(tmp_path):
         read_dataset("mpii", path, tmp_path)
     with pytest.raises(ValueError, match="is evaluated in its annotated boxes"):
         read_dataset("mpii", path, tmp_path, detections=path)
-    with pytest.raises(ValueError, match="no data set named 'lsp' to evaluate; expected one of coco, wholebody"):
+    with pytest.raises(ValueError, match="no dataset named 'lsp' to evaluate; expected one of coco, wholebody"):
         read_dataset("lsp", path, tmp_path)
     with pytest.raises(ValueError, match="expected the folder of the images"):
         read_dataset("coco", path, tmp_path / "images")
-    with pytest.raises(ValueError, match="head_boxes: expected with the data set mpii alone"):
+    with pytest.raises(ValueError, match="head_boxes: expected with the dataset mpii alone"):
         read_dataset("coco", path, tmp_path, head_boxes=path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"mpii.json: expected JSON"):

@@ -382,10 +382,10 @@ def test_nothing_is_printed(capfd, caplog):
     [
         ("image_id", 99, "result 1: expected an image of the annotations, got 99"),
         ("category_id", 3, r"result 1: expected a category of \[2, 7, 9\], got 3"),
-        ("keypoints", [0.0] * 12, "result 1: expected 5 keypoints, 15 numbers, got 12 numbers"),
-        ("keypoints", [np.nan] * 15, "result 1: expected finite keypoints and score, got .nan"),
-        ("score", np.inf, "result 1: expected finite keypoints and score, .* and inf"),
-        ("score", None, r"result 1: expected score as well, got \['category_id', 'image_id', 'keypoints'\]"),
+        ("keypoints", [0.0] * 12, "results: result 1: keypoints: expected 15 numbers, got 12"),
+        ("keypoints", [np.nan] * 15, r"results: result 1: keypoints: expected finite numbers, got \[ ?nan"),
+        ("score", np.inf, "results: result 1: score: expected finite numbers, got inf"),
+        ("score", None, "results: result 1: expected the key 'score', got image_id, category_id, keypoints"),
     ],
 )
 def test_results_that_make_no_sense(field, value, message):
@@ -402,29 +402,31 @@ def test_annotations_that_make_no_sense(tmp_path):
     truth, sigmas = synthetic(0), [0.06] * 5
     path = tmp_path / "results.json"
     path.write_text("no json")
-    with pytest.raises(ValueError, match=r"results.json: expected JSON, got something else: Expecting value"):
+    with pytest.raises(ValueError, match=r"results.json: expected JSON: Expecting value"):
         keypoint_average_precision(path, [], sigmas)
     path.write_text('[{"image": "1.jpg"}]')
-    with pytest.raises(
-        ValueError, match=r"results.json: expected the annotations of COCO, got no annotations and no im"
-    ):
+    with pytest.raises(ValueError, match=r"results.json: expected an object with 'images', got \[{'image': '1.jpg'}\]"):
         keypoint_average_precision(path, [], sigmas)
     with pytest.raises(ValueError, match="image_ids: expected images of the annotations, got 99"):
         keypoint_average_precision(truth, [], sigmas, image_ids=[1, 99])
-    with pytest.raises(ValueError, match="annotation 1: expected 17 keypoints, 51 numbers, got 15 numbers"):
+    with pytest.raises(ValueError, match="annotations: annotation 1: keypoints: expected 51 numbers, got 15"):
         keypoint_average_precision(truth, [], COCO.sigmas)
     with pytest.raises(ValueError, match="sigmas: expected one for each of 133 keypoints, got 5"):
         wholebody_average_precision(truth, [], sigmas)
     del truth["annotations"][1]["area"]
     keypoint_average_precision(truth, [], sigmas, use_area=False)
-    with pytest.raises(ValueError, match="annotation 2: expected a bbox and, unless use_area is False, an area, got"):
+    with pytest.raises(
+        ValueError, match="annotations: annotation 2: expected the key 'area', got image_id, id, category_id, bbox"
+    ):
         keypoint_average_precision(truth, [], sigmas)
     del truth["annotations"][0]["category_id"]
-    with pytest.raises(ValueError, match="annotation 1: expected an image_id and a category_id, got"):
+    with pytest.raises(
+        ValueError, match="annotations: annotation 1: expected the key 'category_id', got image_id, id, bbox"
+    ):
         keypoint_average_precision(truth, [], sigmas)
     truth["annotations"][0]["category_id"] = 2
     del truth["images"][2]["crowdIndex"]
-    with pytest.raises(ValueError, match="image 3: expected a crowdIndex"):
+    with pytest.raises(ValueError, match="annotations: image 3: expected a crowdIndex, as in CrowdPose, got none"):
         crowdpose_average_precision(truth, [], sigmas)
 
 

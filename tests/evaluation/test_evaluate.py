@@ -22,8 +22,9 @@ from tests.support.evaluation import SQUARE, small_dataset, small_estimator
 from tests.support.images import random_image
 from tests.support.models import random_model
 from vitpose_jax import PoseEstimator, Poses, VitPoseConfig, checkpoint
+from vitpose_jax.datasets import PROTOCOLS
 from vitpose_jax.estimator import ItemError
-from vitpose_jax.evaluation import PROTOCOLS, Dataset, evaluate, read_dataset
+from vitpose_jax.evaluation import Dataset, evaluate, read_dataset
 from vitpose_jax.evaluation.journal import Journal
 from vitpose_jax.evaluation.oks import instance_scores
 from vitpose_jax.evaluation.scoring import measure, per_keypoint, to_results
@@ -288,10 +289,10 @@ def test_other_settings_are_not_mixed(small, estimator, whole, tmp_path):
         ({"decode": "argmax"}, "decode"),
         ({"limit": 3}, "boxes"),
     ):
-        with pytest.raises(ValueError, match=rf"poses.jsonl: made with other settings; {key} was "):
+        with pytest.raises(ValueError, match=rf"poses.jsonl: cannot resume with other settings; {key} was "):
             evaluate(estimator, dataset, output=output, resume=True, **options)
     other = PoseEstimator(random_model(VitPoseConfig(**SQUARE), seed=1), max_batch=2, border="opencv")
-    with pytest.raises(ValueError, match="made with other settings; model_sha256 was"):
+    with pytest.raises(ValueError, match="cannot resume with other settings; model_sha256 was"):
         evaluate(other, dataset, output=output, resume=True)
     (output / "poses.jsonl").write_text("{]\n")
     with pytest.raises(ValueError, match=r"poses.jsonl:1: damaged line"):
@@ -313,7 +314,7 @@ def test_files_of_others_and_of_earlier_runs(small, estimator, tmp_path, monkeyp
     def fail(*arguments, **options):
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr("vitpose_jax.evaluation.runner._run", fail)
+    monkeypatch.setattr("vitpose_jax.evaluation.estimate._run", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         evaluate(estimator, small_dataset(small), limit=3, output=tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poses.jsonl", "poses_backup.jsonl"]
@@ -322,7 +323,7 @@ def test_files_of_others_and_of_earlier_runs(small, estimator, tmp_path, monkeyp
 def test_a_folder_without_the_images_is_refused_at_once(small, estimator, tmp_path):
     (tmp_path / "empty").mkdir()
     dataset = read_dataset("coco", small / "annotations.json", tmp_path / "empty")
-    with pytest.raises(ValueError, match="no such image, nor the next; expected the folder they lie in"):
+    with pytest.raises(ValueError, match=r"0.jpg: expected an image, got no file for any of the first 10 images"):
         evaluate(estimator, dataset, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -400,9 +401,9 @@ def test_what_is_not_as_published_is_said(data, small, estimator):
         "flip_test False, not True",
         "border scipy, not opencv",
         "padding 1.5, not 1.25",
+        "limit 2, not None",
         "oks_nms None, not hard",
         "keypoint_threshold 0.0, not 0.2",
-        "limit 2, not None",
     ]
 
 
@@ -483,7 +484,7 @@ def test_the_command(capsys, data, small, tmp_path):
         "not as published: limit 3, not None",
     ]
     assert "in 3 images" in printed
-    assert "published figures for coco are with a detector's boxes" in said
+    assert "published figures for coco use a detector's boxes" in said
     assert sorted(path.name for path in output.iterdir()) == FILES
     settings = json.loads((output / "metrics.json").read_text())["settings"]
     assert settings["model"] == str(small / "model")
@@ -527,7 +528,7 @@ def test_broken_images_end_the_command_with_1(capsys, small, tmp_path):
     [
         ((), "expected either --detections FILE.json or --ground-truth-boxes"),
         (("--ground-truth-boxes", "--detections", "boxes.json"), "expected either --detections"),
-        (("--ground-truth-boxes", "--dataset", "lsp"), "no data set named 'lsp' to evaluate; expected one of coco"),
+        (("--ground-truth-boxes", "--dataset", "lsp"), "no dataset named 'lsp' to evaluate; expected one of coco"),
         (("--ground-truth-boxes", "--dataset", "ochuman", "--images", "nowhere"), "nowhere: expected the folder"),
         (("--ground-truth-boxes", "--annotations", "nothing.json"), "nothing.json"),
         (("--ground-truth-boxes", "--dataset", "mpii", "--images", "nowhere"), "mpii: PCKh needs the sizes of heads"),

@@ -61,7 +61,7 @@ def predict(
     """Find the keypoints of the people or animals in boxes."""
     from vitpose_jax.bulk.inputs import find_images
     from vitpose_jax.bulk.results import Results
-    from vitpose_jax.datasets.box_files import DetectionFile, FileBoxes, image_id_of, parse_box
+    from vitpose_jax.datasets.box_files import BoxFile, ImageBoxes, image_id_of, parse_box
     from vitpose_jax.pipeline.preprocess import check_boxes
 
     if boxes and detector:
@@ -70,14 +70,14 @@ def predict(
         raise ValueError("--label says what a detector looks for: expected --detector SOURCE")
     paths = find_images(images)
     if boxes and len(boxes) == 1 and pathlib.Path(boxes[0]).is_file():
-        file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
+        file = BoxFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
         detections = {path: file[path] for path in paths}
         unnamed = sum(path not in file for path in paths)
         if unnamed:
             say(f"{unnamed} of {len(paths)} images have no boxes in {boxes[0]}")
     else:
         given = check_boxes([parse_box(box) for box in boxes], name="--boxes").tolist() if boxes else None
-        detections = {path: FileBoxes(image_id_of(path), given) for path in paths}
+        detections = {path: ImageBoxes(image_id_of(path), given) for path in paths}
         if not boxes and not detector:
             say("no --boxes and no --detector: the whole image is taken as one box")
     results = Results(output, format.value, draw=draw, threshold=threshold, overwrite=overwrite)
