@@ -50,7 +50,7 @@ def need_id(entry: Any, key: str, where: str) -> int | str:
     value = need(entry, key, where)
     if not isinstance(value, numbers.Integral | str):
         raise ValueError(f"{where}: expected an id for {key!r}, got {shorten(value)}")
-    return value
+    return value if isinstance(value, str) else int(value)
 
 
 def need_integer(entry: Any, key: str, where: str) -> int:
