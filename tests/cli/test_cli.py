@@ -80,10 +80,10 @@ def test_coco_file_from_detections(capsys, model, images, tmp_path, named):
     assert all(len(entry["keypoints"]) == 51 for entry in found)
 
 
-@pytest.mark.parametrize("layout", ["annotations", "table"])
-def test_other_layouts_of_boxes(capsys, model, images, tmp_path, layout):
+@pytest.mark.parametrize("format", ["annotations", "table"])
+def test_other_formats_of_box_files(capsys, model, images, tmp_path, format):
     content = {"000012.jpg": [[10, 10, 50, 80], [60, 10, 50, 80]]}
-    if layout == "annotations":
+    if format == "annotations":
         annotations = [{"image_id": 5, "bbox": box, "category_id": 1} for box in content["000012.jpg"]]
         annotations.append({"image_id": 5, "bbox": [0, 0, 160, 120], "category_id": 1, "iscrowd": 1})
         content = {"images": [{"id": 5, "file_name": "val/000012.jpg"}], "annotations": annotations}
@@ -173,26 +173,27 @@ def test_boxes_go_to_their_own_image(capsys, model, images, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "message"),
     [
-        [{"image_id": 7, "bbox": [1, 1, 5, 5], "score": None}],
-        [{"image_id": 7}],
-        [7],
-        7,
-        {"images": 3, "annotations": []},
-        {"images": [{"id": 1}], "annotations": []},
-        {"annotations": []},
-        {"000007.jpg": 5},
+        ([{"image_id": 7, "bbox": [1, 1, 5, 5], "score": None}], "result 0: score: expected finite numbers, got None"),
+        ([{"image_id": 7}], "result 0: expected the key 'bbox', got image_id"),
+        ([7], "result 0: expected an object with 'image_id', got 7"),
+        (7, "expected COCO results, COCO annotations or a table of boxes, got 7"),
+        ({"images": 3, "annotations": []}, "expected a list for 'images', got 3"),
+        ({"images": [{"id": 1}], "annotations": []}, "image 1: expected the key 'file_name', got id"),
+        ({"annotations": []}, "expected the key 'images', got annotations"),
+        ({"000007.jpg": 5}, "expected COCO results, COCO annotations or a table of boxes, got 5 for '000007.jpg'"),
+        ({"000007.jpg": [[1, 2, 3]]}, "000007.jpg: box 0: expected 4 numbers, got 3"),
     ],
     ids=str,
 )
-def test_a_file_that_is_not_of_boxes(capsys, model, images, tmp_path, content):
+def test_a_file_without_boxes_is_refused(capsys, model, images, tmp_path, content, message):
     boxes = tmp_path / "boxes.json"
     boxes.write_text(json.dumps(content))
     options = ("--model", model, "--boxes", boxes, "--min-score", 0.1, "--output", tmp_path / "out")
     status, _, said = run(capsys, "predict", images / "000007.jpg", *options)
     assert status == 1
-    assert "expected COCO results, COCO annotations or a table of boxes" in said
+    assert f"{boxes}: {message}" in said
     assert "Traceback" not in said
 
 

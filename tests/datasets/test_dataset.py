@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from tests.support.datasets import SAMPLES, read_sample
+from vitpose_jax.datasets import PROTOCOLS, get_protocol, read_dataset
 from vitpose_jax.datasets.annotations import clip_box
-from vitpose_jax.evaluation import PROTOCOLS, get_protocol, read_dataset
 from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.preprocess import crop_regions
 from vitpose_jax.pipeline.regions import boxes_to_regions
@@ -54,7 +54,7 @@ def coco(*people: dict[str, Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_published_files(data, name):
+def test_sample_files_of_every_dataset_are_read(data, name):
     _, _, images, people, count = SAMPLES[name]
     dataset = read_sample(data, name)
     assert dataset.protocol is PROTOCOLS[name]
@@ -72,7 +72,7 @@ def test_published_files(data, name):
         assert inside[sample.people.visible > 0].mean() > 0.8
 
 
-def test_coco_entries_are_those_of_the_file(data):
+def test_coco_people_equal_the_annotations_of_the_file(data):
     content = json.loads((data / "coco_val" / "person_keypoints.json").read_text())
     entries = {entry["id"]: entry for entry in content["annotations"]}
     dataset = read_dataset("COCO", data / "coco_val" / "person_keypoints.json", data / "coco_val" / "images")
@@ -91,7 +91,7 @@ def test_coco_entries_are_those_of_the_file(data):
             assert (sample.boxes[row, 2:] <= np.subtract(entry["bbox"][2:], 1) + 1e-9).all()
 
 
-def test_whole_bodies_are_put_together(data):
+def test_wholebody_keypoints_join_five_fields_in_order(data):
     content = json.loads((data / "mmpose_samples" / SAMPLES["wholebody"][0]).read_text())
     entry = next(entry for entry in content["annotations"] if entry["num_keypoints"])
     people = read_sample(data, "wholebody").samples[0].people
@@ -113,14 +113,14 @@ def test_animals_keep_their_categories(data):
     assert [(sample.image_id, sample.category_ids.tolist()) for sample in samples] == [(37516, [26]), (4, [1])]
 
 
-def test_without_areas_that_of_the_box_counts(data):
+def test_without_annotated_areas_the_box_gives_the_area(data):
     people = read_sample(data, "aic").samples[0].people
     entry = json.loads((data / "mmpose_samples" / SAMPLES["aic"][0]).read_text())["annotations"][0]
     row = people.annotation_ids.tolist().index(entry["id"])
     assert people.areas[row] == pytest.approx(0.53 * entry["bbox"][2] * entry["bbox"][3])
 
 
-def test_a_detectors_boxes(data):
+def test_detections_replace_the_annotated_boxes(data):
     path = data / "mmpose_samples" / "coco" / "test_coco_det_AP_H_56.json"
     dataset = read_sample(data, "coco", detections=path)
     content = json.loads(path.read_text())
@@ -135,7 +135,7 @@ def test_a_detectors_boxes(data):
     assert read_sample(data, "crowdpose", detections=crowd).num_boxes == 6
 
 
-def test_detections_of_other_things_and_without_area(tmp_path):
+def test_detections_of_other_categories_or_without_area_are_left_out(tmp_path):
     detection = {"image_id": 7, "category_id": 1, "bbox": [-5, 2, 30, 30], "score": 0.5}
     content = [detection, {**detection, "category_id": 18}, {**detection, "bbox": [1, 1, 0, 5]}]
     boxes = write(tmp_path, "boxes.json", content)
@@ -159,7 +159,7 @@ def test_detections_of_other_things_and_without_area(tmp_path):
     ],
     ids=str,
 )
-def test_who_is_left_out(tmp_path, left_out):
+def test_crowds_and_unlabelled_people_are_left_out(tmp_path, left_out):
     path = write(tmp_path, "coco.json", coco(person(1, **left_out), person(2)))
     (sample,) = read_dataset("coco", path, tmp_path).samples
     assert sample.people.annotation_ids.tolist() == [2]
@@ -167,7 +167,7 @@ def test_who_is_left_out(tmp_path, left_out):
 
 
 @given(st.lists(st.floats(-300, 300), min_size=4, max_size=4), st.integers(1, 200), st.integers(1, 200))
-def test_boxes_end_at_the_edges(box, width, height):
+def test_annotated_boxes_are_cut_at_the_edges_of_the_image(box, width, height):
     clipped = clip_box(np.array(box), width, height)
     x1, y1 = max(0, box[0]), max(0, box[1])
     x2, y2 = min(width - 1, x1 + max(0, box[2] - 1)), min(height - 1, y1 + max(0, box[3] - 1))
@@ -185,7 +185,7 @@ def original_mpii_region(entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]
     return center - 1, scale * 1.25 * 200
 
 
-def test_mpii_regions_and_their_stretched_crops(data):
+def test_mpii_regions_and_crops_equal_the_original(data):
     dataset = read_sample(data, "mpii")
     entries = {
         entry["image"]: entry for entry in json.loads((data / "mmpose_samples" / "mpii/test_mpii.json").read_text())
@@ -212,7 +212,7 @@ def test_mpii_regions_and_their_stretched_crops(data):
     assert np.abs(np.asarray(ours)[0] - reference).mean() < 1
 
 
-def test_several_people_in_an_image_of_mpii(tmp_path):
+def test_mpii_people_are_grouped_by_image(tmp_path):
     entry = {"image": "3.jpg", "center": [50, 60], "scale": 0.2, "joints": [[9, 9]] * 16, "joints_vis": [1] * 16}
     content = [entry, {**entry, "image": "x.jpg", "center": [-1, 5]}, {**entry, "center": [70, 60]}]
     first, second = read_dataset("mpii", write(tmp_path, "mpii.json", content), tmp_path).samples
@@ -222,7 +222,7 @@ def test_several_people_in_an_image_of_mpii(tmp_path):
     np.testing.assert_allclose(second.boxes, [[-22, -16, 40, 40]])
 
 
-def test_mpii_heads(data, tmp_path):
+def test_mpii_ground_truth_gives_head_sizes_and_keypoints(data, tmp_path):
     rng = np.random.default_rng(0)
     joints, missing, heads = rng.uniform(1, 99, (16, 2, 5)), rng.integers(0, 2, (16, 5)), rng.uniform(1, 99, (2, 2, 5))
     savemat(tmp_path / "gt.mat", {"pos_gt_src": joints, "jnt_missing": missing, "headboxes_src": heads})
@@ -240,7 +240,7 @@ def test_mpii_heads(data, tmp_path):
         read_sample(data, "mpii", head_boxes=tmp_path / "gt.mat")
 
 
-def test_the_first_images(data):
+def test_first_keeps_the_first_images(data):
     dataset = read_sample(data, "coco").first(2)
     assert len(dataset.samples) == dataset.num_images == 2
     assert dataset.image_ids == tuple(sample.image_id for sample in dataset.samples)
@@ -268,7 +268,7 @@ def test_the_first_images(data):
         (coco(person(keypoints=["a"] * 51)), "annotation 1: keypoints: expected numbers"),
     ],
 )
-def test_what_is_wrong_with_annotations_is_said(tmp_path, content, message):
+def test_errors_name_the_bad_annotation(tmp_path, content, message):
     path = write(tmp_path, "coco.json", content)
     with pytest.raises(ValueError, match=message) as error:
         read_dataset("coco", path, tmp_path)
@@ -278,33 +278,36 @@ def test_what_is_wrong_with_annotations_is_said(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({}, "expected a list of detections, got dict"),
-        ([{"category_id": 1, "image_id": 7, "score": 1}], "detection 0: expected the key 'bbox'"),
-        ([{"category_id": 1, "image_id": 8, "score": 1, "bbox": [1, 1, 5, 5]}], "detection 0: no image with the id 8"),
+        ({}, "expected a list of results, got dict"),
+        (
+            [{"category_id": 1, "image_id": 7, "score": 1}],
+            "result 0: expected the key 'bbox', got image_id, category_id, score",
+        ),
+        ([{"category_id": 1, "image_id": 8, "score": 1, "bbox": [1, 1, 5, 5]}], "result 0: no image with the id 8"),
         (
             [{"category_id": 1, "image_id": 7, "score": None, "bbox": [1, 1, 5, 5]}],
-            "detection 0: score: expected finite",
+            "result 0: score: expected finite numbers, got None",
         ),
     ],
 )
-def test_what_is_wrong_with_detections_is_said(tmp_path, content, message):
+def test_errors_name_the_bad_detection(tmp_path, content, message):
     path, boxes = write(tmp_path, "coco.json", coco(person())), write(tmp_path, "boxes.json", content)
     with pytest.raises(ValueError, match=message) as error:
         read_dataset("coco", path, tmp_path, detections=boxes)
     assert str(boxes) in str(error.value)
 
 
-def test_what_is_wrong_with_files_is_said(tmp_path):
+def test_errors_name_the_bad_file_or_argument(tmp_path):
     path = write(tmp_path, "mpii.json", [{"image": "1.jpg", "center": [1, 2], "scale": 1, "joints": [[1, 2]] * 15}])
     with pytest.raises(ValueError, match=r"mpii.json: person 0: joints: expected 32 numbers, got 30"):
         read_dataset("mpii", path, tmp_path)
     with pytest.raises(ValueError, match="is evaluated in its annotated boxes"):
         read_dataset("mpii", path, tmp_path, detections=path)
-    with pytest.raises(ValueError, match="no data set named 'lsp' to evaluate; expected one of coco, wholebody"):
+    with pytest.raises(ValueError, match="no dataset named 'lsp' to evaluate; expected one of coco, wholebody"):
         read_dataset("lsp", path, tmp_path)
     with pytest.raises(ValueError, match="expected the folder of the images"):
         read_dataset("coco", path, tmp_path / "images")
-    with pytest.raises(ValueError, match="head_boxes: expected with the data set mpii alone"):
+    with pytest.raises(ValueError, match="head_boxes: expected with the dataset mpii alone"):
         read_dataset("coco", path, tmp_path, head_boxes=path)
     path.write_text("{")
     with pytest.raises(ValueError, match=r"mpii.json: expected JSON"):

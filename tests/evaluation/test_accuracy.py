@@ -46,7 +46,7 @@ def test_epe_published_number():
 
 
 @hypothesis.given(st.integers(0, 10**6))
-def test_all_are_those_of_a_loop(seed):
+def test_accuracies_equal_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     n, k = rng.integers(0, 5), rng.integers(1, 6)
     target = rng.uniform(0, 100, (n, k, 2))
@@ -73,7 +73,7 @@ def test_all_are_those_of_a_loop(seed):
     assert epe(predicted, target, visible) == pytest.approx(nme(predicted, target, visible, np.ones((n, 2))))
 
 
-def test_sizes_are_those_of_x_and_y():
+def test_sizes_divide_x_and_y_separately():
     predicted, target, visible = np.array([[[3.0, 8.0]]]), np.zeros((1, 1, 2)), np.ones((1, 1), bool)
     assert nme(predicted, target, visible, np.array([[1.0, 2.0]])) == 5.0
     assert nme(predicted, target, visible, np.array([[2.0, 1.0]])) == pytest.approx(np.hypot(1.5, 8))
@@ -102,7 +102,7 @@ def original_pckh(predicted, target, visible, corners, threshold):
 
 
 @hypothesis.given(st.integers(0, 10**6))
-def test_pckh_is_that_of_the_official_evaluation(seed):
+def test_pckh_equals_the_official_evaluation(seed):
     rng = np.random.default_rng(seed)
     n = 12
     target = rng.uniform(1, 600, (n, 16, 2))
@@ -120,7 +120,7 @@ def test_pckh_is_that_of_the_official_evaluation(seed):
         assert result[f"PCKh@{threshold}"] == pytest.approx(expected, abs=1e-9)
 
 
-def test_pckh_of_what_is_labelled():
+def test_pckh_counts_labelled_keypoints_alone():
     target = np.random.default_rng(0).uniform(1, 600, (4, 16, 2))
     visible = np.ones((4, 16), bool)
     sizes = np.full(4, 30.0)

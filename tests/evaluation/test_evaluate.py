@@ -22,8 +22,9 @@ from tests.support.evaluation import SQUARE, small_dataset, small_estimator
 from tests.support.images import random_image
 from tests.support.models import random_model
 from vitpose_jax import PoseEstimator, Poses, VitPoseConfig, checkpoint
+from vitpose_jax.datasets import PROTOCOLS
 from vitpose_jax.estimator import ItemError
-from vitpose_jax.evaluation import PROTOCOLS, Dataset, evaluate, read_dataset
+from vitpose_jax.evaluation import Dataset, evaluate, read_dataset
 from vitpose_jax.evaluation.journal import Journal
 from vitpose_jax.evaluation.oks import instance_scores
 from vitpose_jax.evaluation.scoring import measure, per_keypoint, to_results
@@ -33,8 +34,8 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 FILES = ["metrics.json", "per_keypoint.csv", "poses.jsonl", "results.json"]
 
 
-class Knowing(PoseEstimator):
-    """Knows the annotations, and answers with them; changed, where it is told to."""
+class AnnotatedEstimator(PoseEstimator):
+    """Returns the annotated poses, changed by a function."""
 
     def __init__(self, dataset: Dataset, change=lambda points: points):
         skeleton = dataset.protocol.skeleton
@@ -47,14 +48,14 @@ class Knowing(PoseEstimator):
         for path, boxes in items:
             people = self._people[path]
             visible = np.minimum(people.visible, 1)[..., None]
-            # All that are not labelled in one place would be near one another.
+            # Unlabelled keypoints go to the corner of their person's box: in one place they would count as near.
             points = np.where(visible, people.keypoints, people.boxes[:, None, :2])
             points = self._change(np.concatenate([points, visible], axis=-1))
             yield Poses.create(points[..., :2], points[..., 2], boxes, self._skeleton)
 
 
 def heads_of(dataset: Dataset, path: pathlib.Path) -> pathlib.Path:
-    """MPII's ground truth as MATLAB has it; heads of 50 pixels."""
+    """A file like mpii_gt_val.mat, with heads of 30 pixels: 0.6 times a diagonal of 50."""
     people = sorted(
         (people.annotation_ids[row], people.keypoints[row] + 1, people.visible[row])
         for people in (sample.people for sample in dataset.samples)
@@ -75,8 +76,8 @@ def coco_val(data) -> Dataset:
     return read_dataset("coco", data / "coco_val" / "person_keypoints.json", data / "coco_val" / "images")
 
 
-def test_the_truth_is_perfect(coco_val):
-    evaluation = evaluate(Knowing(coco_val), coco_val)
+def test_ground_truth_is_perfect_on_coco(coco_val):
+    evaluation = evaluate(AnnotatedEstimator(coco_val), coco_val)
     assert evaluation.metrics == dict.fromkeys(evaluation.metrics, 1.0)
     assert list(evaluation.metrics) == ["AP", "AP50", "AP75", "AP(M)", "AP(L)", "AR", "AR50", "AR75", "AR(M)", "AR(L)"]
     assert evaluation.counts["images"] == 106
@@ -88,13 +89,13 @@ def test_the_truth_is_perfect(coco_val):
 
 
 @pytest.mark.parametrize("name", SAMPLES)
-def test_the_truth_is_perfect_by_every_protocol(data, tmp_path, name):
+def test_ground_truth_is_perfect_by_every_protocol(data, tmp_path, name):
     dataset = read_sample(data, name)
     if name == "mpii":
         dataset = read_sample(data, name, head_boxes=heads_of(dataset, tmp_path / "gt.mat"))
-    metrics = evaluate(Knowing(dataset), dataset).metrics
+    metrics = evaluate(AnnotatedEstimator(dataset), dataset).metrics
     best = 100 if name == "mpii" else 1
-    # -1 where the sample has nobody of that size.
+    # -1 if the sample has no person of that size.
     assert {round(value, 9) for value in metrics.values()} <= {best, -1}
     assert metrics["PCKh@0.5" if name == "mpii" else "AP"] == pytest.approx(best)
     if name == "wholebody":
@@ -102,9 +103,9 @@ def test_the_truth_is_perfect_by_every_protocol(data, tmp_path, name):
 
 
 def test_published_numbers_for_moved_poses(data, tmp_path):
-    """Those that mmpose's tests state for this file: x times 0.98, y times 1.02, scores times 0.8 and 0.98.
+    """The numbers of mmpose's tests for this file: x times 0.98, y times 1.02, scores times 0.8 and 0.98.
 
-    They take in people without labelled keypoints: all boxes are a detector's.
+    They include people without labelled keypoints, so all boxes are given as a detector's.
     """
     content = json.loads((data / "mmpose_samples" / "coco" / "test_coco.json").read_text())
     detections = [
@@ -133,8 +134,8 @@ def test_published_numbers_for_moved_poses(data, tmp_path):
     assert metrics == pytest.approx(expected)
 
 
-def test_twice_found_people_count_once(data):
-    """One of two poses in the same place is dropped by the hard NMS, by the soft one none."""
+def test_hard_nms_drops_duplicate_poses(data):
+    """Of two poses in the same place the hard NMS drops one; the soft NMS drops none."""
     dataset = read_sample(data, "ochuman")
     doubled = Dataset(
         **{**vars(dataset), "samples": tuple(_twice(sample) for sample in dataset.samples)},
@@ -148,10 +149,7 @@ def test_twice_found_people_count_once(data):
     assert len(to_results(doubled, poses)) == 5
     assert len(to_results(doubled, poses, nms="soft")) == 10
     assert len(to_results(doubled, poses, nms=None)) == 10
-    kept = to_results(doubled, poses)
-    assert {entry["score"] for entry in kept} == {1.0}  # the better ones
-    with pytest.raises(ValueError, match="expected 'hard', 'soft' or None, got 'none'"):
-        to_results.__wrapped__(doubled, poses, nms="none")
+    assert {entry["score"] for entry in to_results(doubled, poses)} == {1.0}  # the better ones
 
 
 def _twice(sample):
@@ -159,8 +157,8 @@ def _twice(sample):
     return type(sample)(**{**vars(sample), **columns, "scores": np.tile([0.5, 1.0], len(sample.boxes))})
 
 
-def test_the_table_of_keypoints(data):
-    """Each annotated person meets the pose that is hers, whatever the order of the boxes."""
+def test_per_keypoint_table_matches_people_by_oks(data):
+    """Each annotated person is matched with its own pose, whatever the order of the boxes."""
     boxes = data / "mmpose_samples" / "coco" / "test_coco_det_AP_H_56.json"
     dataset = read_sample(data, "coco", detections=boxes)
     poses = {}
@@ -181,7 +179,7 @@ def test_the_table_of_keypoints(data):
     assert first["near"] == pytest.approx((5 / np.sqrt(areas) <= 0.1).mean(), abs=1e-4)
 
 
-# A data set of small images, two people in each, for a model that runs in no time.
+# A dataset of small images with two people each, and a tiny model.
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +207,7 @@ def estimator(small) -> PoseEstimator:
 
 @pytest.fixture(scope="module")
 def whole(small, estimator) -> pathlib.Path:
-    """The files of a run that nothing happened to."""
+    """The files of an uninterrupted run."""
     evaluate(estimator, small_dataset(small), output=small / "whole", model_name="tiny")
     return small / "whole"
 
@@ -219,7 +217,7 @@ def contents(folder: pathlib.Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_files(small, estimator, whole):
+def test_output_files_hold_the_poses_of_the_estimator(small, estimator, whole):
     dataset = small_dataset(small)
     found = json.loads((whole / "results.json").read_text())
     assert [entry["image_id"] for entry in found] == [number for number in range(40) for _ in range(2)]
@@ -245,7 +243,7 @@ def test_the_files(small, estimator, whole):
     assert [json.loads(line)["image"] for line in lines[1:]] == list(range(40))
 
 
-def test_a_killed_run_is_taken_up_again(small, estimator, whole, tmp_path, monkeypatch):
+def test_a_killed_run_resumes_to_equal_bytes(small, estimator, whole, tmp_path, monkeypatch):
     output = tmp_path / "out"
     journal = output / "poses.jsonl"
     with subprocess.Popen(programs.command("evaluate_slowly", small, output), env=programs.environment()) as process:
@@ -270,14 +268,14 @@ def test_a_killed_run_is_taken_up_again(small, estimator, whole, tmp_path, monke
     evaluate(estimator, small_dataset(small), output=output, resume=True, model_name="tiny")
     assert len(computed) == 40 - done
     assert contents(output) == contents(whole)
-    # Once more: nothing is left to compute.
+    # A second time nothing is left to compute.
     computed.clear()
     evaluate(estimator, small_dataset(small), output=output, resume=True, model_name="tiny")
     assert computed == []
     assert contents(output) == contents(whole)
 
 
-def test_other_settings_are_not_mixed(small, estimator, whole, tmp_path):
+def test_resuming_with_other_settings_is_refused(small, estimator, whole, tmp_path):
     output = tmp_path / "out"
     shutil.copytree(whole, output)
     dataset = small_dataset(small)
@@ -288,10 +286,10 @@ def test_other_settings_are_not_mixed(small, estimator, whole, tmp_path):
         ({"decode": "argmax"}, "decode"),
         ({"limit": 3}, "boxes"),
     ):
-        with pytest.raises(ValueError, match=rf"poses.jsonl: made with other settings; {key} was "):
+        with pytest.raises(ValueError, match=rf"poses.jsonl: cannot resume with other settings; {key} was "):
             evaluate(estimator, dataset, output=output, resume=True, **options)
     other = PoseEstimator(random_model(VitPoseConfig(**SQUARE), seed=1), max_batch=2, border="opencv")
-    with pytest.raises(ValueError, match="made with other settings; model_sha256 was"):
+    with pytest.raises(ValueError, match="cannot resume with other settings; model_sha256 was"):
         evaluate(other, dataset, output=output, resume=True)
     (output / "poses.jsonl").write_text("{]\n")
     with pytest.raises(ValueError, match=r"poses.jsonl:1: damaged line"):
@@ -300,7 +298,7 @@ def test_other_settings_are_not_mixed(small, estimator, whole, tmp_path):
     assert contents(output) == contents(whole)
 
 
-def test_files_of_others_and_of_earlier_runs(small, estimator, tmp_path, monkeypatch):
+def test_overwriting_deletes_only_earlier_results(small, estimator, tmp_path, monkeypatch):
     notes = tmp_path / "poses_backup.jsonl"
     notes.write_text("mine\n")
     evaluate(estimator, small_dataset(small), limit=2, flip_test=False, output=tmp_path)
@@ -313,7 +311,7 @@ def test_files_of_others_and_of_earlier_runs(small, estimator, tmp_path, monkeyp
     def fail(*arguments, **options):
         raise RuntimeError("power cut")
 
-    monkeypatch.setattr("vitpose_jax.evaluation.runner._run", fail)
+    monkeypatch.setattr("vitpose_jax.evaluation.estimate._run", fail)
     with pytest.raises(RuntimeError, match="power cut"):
         evaluate(estimator, small_dataset(small), limit=3, output=tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["poses.jsonl", "poses_backup.jsonl"]
@@ -322,12 +320,12 @@ def test_files_of_others_and_of_earlier_runs(small, estimator, tmp_path, monkeyp
 def test_a_folder_without_the_images_is_refused_at_once(small, estimator, tmp_path):
     (tmp_path / "empty").mkdir()
     dataset = read_dataset("coco", small / "annotations.json", tmp_path / "empty")
-    with pytest.raises(ValueError, match="no such image, nor the next; expected the folder they lie in"):
+    with pytest.raises(ValueError, match=r"0.jpg: expected an image, got no file for any of the first 10 images"):
         evaluate(estimator, dataset, output=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_poses_are_scored_anew_without_being_made_anew(small, whole, tmp_path, monkeypatch, estimator):
+def test_resuming_with_other_scoring_computes_no_poses(small, whole, tmp_path, monkeypatch, estimator):
     output = tmp_path / "out"
     shutil.copytree(whole, output)
     monkeypatch.setattr(PoseEstimator, "stream", lambda *arguments, **options: pytest.fail("poses are made anew"))
@@ -348,16 +346,16 @@ def test_missing_and_truncated_images_count_as_missed(small, estimator, whole, t
     assert "truncated" in evaluation.failures[1][1]
     counts = json.loads((output / "metrics.json").read_text())["counts"]
     assert (counts["failed_images"], counts["failed_boxes"], counts["results"]) == (2, 4, 76)
-    # Their people were there to be found.
+    # Their people count as missed.
     dataset = small_dataset(folder)
-    known = Knowing(dataset)
+    known = AnnotatedEstimator(dataset)
     stream = known.stream
     known.stream = lambda items, **options: (
         ItemError(0, "gone") if path.name in ("3.jpg", "30.jpg") else next(stream([(path, boxes)]))
         for path, boxes in items
     )
     assert evaluate(known, dataset).metrics["AR"] == pytest.approx(76 / 80)
-    # Once the images are back, they alone and their neighbours are done again.
+    # When the images are back, only their blocks are computed again.
     for number, content in kept.items():
         (folder / f"{number}.jpg").write_bytes(content)
     evaluate(estimator, small_dataset(folder), output=output, resume=True, model_name="tiny")
@@ -366,12 +364,12 @@ def test_missing_and_truncated_images_count_as_missed(small, estimator, whole, t
 
 def test_keypoints_that_are_not_finite_are_failures(data):
     dataset = read_sample(data, "ochuman")
-    evaluation = evaluate(Knowing(dataset, change=lambda points: points * np.nan), dataset)
+    evaluation = evaluate(AnnotatedEstimator(dataset, change=lambda points: points * np.nan), dataset)
     assert [reason for _, reason in evaluation.failures] == ["the model's keypoints are not finite"] * 3
     assert evaluation.metrics["AP"] == 0
 
 
-def test_what_does_not_fit_is_said_first(data, small, estimator):
+def test_unsuitable_estimators_and_options_are_refused(data, small, estimator):
     mpii, wholebody = read_sample(data, "mpii"), read_sample(data, "wholebody")
     with pytest.raises(ValueError, match="no data set 'wholebody' in this model"):
         evaluate(estimator, wholebody)
@@ -380,17 +378,23 @@ def test_what_does_not_fit_is_said_first(data, small, estimator):
         evaluate(PoseEstimator(model), mpii)
     with pytest.raises(ValueError, match="PCKh needs the sizes of heads"):
         evaluate(PoseEstimator(model, stretch=True), mpii)
-    with pytest.raises(ValueError, match="decode: expected one of udp"):
-        evaluate.__wrapped__(estimator, small_dataset(small), decode="nonsense")
-    with pytest.raises(ValueError, match="oks_nms: expected 'hard', 'soft' or None, got 'none'"):
-        evaluate.__wrapped__(estimator, small_dataset(small), oks_nms="none")
     with pytest.raises(ValueError, match="oks_nms: expected none for mpii"):
         evaluate(PoseEstimator(model, stretch=True), mpii, oks_nms="soft")
     with pytest.raises(ValueError, match="expected one of resume and overwrite, got both"):
         evaluate(estimator, small_dataset(small), resume=True, overwrite=True)
 
 
-def test_what_is_not_as_published_is_said(data, small, estimator):
+def test_unknown_options_are_refused(small, estimator, unchecked):
+    dataset = small_dataset(small)
+    with pytest.raises(ValueError, match="decode: expected one of udp"):
+        evaluate(estimator, dataset, decode="nonsense")
+    with pytest.raises(ValueError, match="oks_nms: expected 'hard', 'soft' or None, got 'none'"):
+        evaluate(estimator, dataset, oks_nms="none")
+    with pytest.raises(ValueError, match="oks_nms: expected 'hard', 'soft' or None, got 'none'"):
+        to_results(dataset, {}, nms="none")
+
+
+def test_deviations_from_the_published_protocol_are_listed(data, small, estimator):
     dataset = read_sample(data, "ochuman")
     assert evaluate(PoseEstimator(estimator.model, border="opencv"), dataset).deviations == []
     other = PoseEstimator(estimator.model, border="scipy", padding=1.5)
@@ -400,14 +404,14 @@ def test_what_is_not_as_published_is_said(data, small, estimator):
         "flip_test False, not True",
         "border scipy, not opencv",
         "padding 1.5, not 1.25",
+        "limit 2, not None",
         "oks_nms None, not hard",
         "keypoint_threshold 0.0, not 0.2",
-        "limit 2, not None",
     ]
 
 
 def test_a_journal_is_read_line_by_line(tmp_path):
-    """Beside the poses of all people nothing is held but the line that is read."""
+    """Reading needs memory for the poses and one line, not for the whole file."""
     rng = np.random.default_rng(0)
     outcomes = {number: np.round(rng.uniform(0, 999, (4, 133, 3)), 5) for number in range(100)} | {100: "broken"}
     Journal(tmp_path, {}, 133, resume=False).append(outcomes)
@@ -429,20 +433,20 @@ def test_stretched_crops_reach_the_program(estimator):
     image = random_image(3)
     stretching = PoseEstimator(estimator.model, border="opencv", stretch=True)
     flat, square = np.array([[20.0, 50.0, 100.0, 20.0]]), np.array([[20.0, 10.0, 60.0, 60.0]])
-    # All lie in the padded box; without stretching the region is a square.
+    # All keypoints are inside the padded box; without stretching the region is higher.
     low, high = flat[0, :2] - flat[0, 2:] / 8, flat[0, :2] + flat[0, 2:] * 9 / 8
     options = {"decode": "argmax"}
     stretched, plain = stretching(image, flat, **options).keypoints, estimator(image, flat, **options).keypoints
     assert ((stretched >= low - 1e-3) & (stretched <= high + 1e-3)).all()
     assert ((plain[..., 1] < low[1]) | (plain[..., 1] > high[1])).any()
-    # A box that has the aspect of the crop is stretched by nothing.
+    # A box with the aspect of the crop is not stretched.
     np.testing.assert_array_equal(
         stretching(image, square, **options).keypoints, estimator(image, square, **options).keypoints
     )
 
 
 @pytest.mark.slow
-def test_two_processes_find_what_one_finds(small, whole, tmp_path):
+def test_two_processes_write_the_bytes_of_one(small, whole, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -469,7 +473,7 @@ def evaluate_small(capsys, small: pathlib.Path, output: pathlib.Path, *more: obj
     return run(capsys, "evaluate", "--dataset", "coco", *options, "--output", output, "--max-batch", 2, *more)
 
 
-def test_the_command(capsys, data, small, tmp_path):
+def test_command_prints_metrics_and_deviations(capsys, data, small, tmp_path):
     folder, output = data / "coco_val", tmp_path / "out"
     options = ("--images", folder / "images", "--annotations", folder / "person_keypoints.json", "--limit", 3)
     options += ("--ground-truth-boxes", "--model", small / "model", "--output", output, "--max-batch", 1)
@@ -483,7 +487,7 @@ def test_the_command(capsys, data, small, tmp_path):
         "not as published: limit 3, not None",
     ]
     assert "in 3 images" in printed
-    assert "published figures for coco are with a detector's boxes" in said
+    assert "published figures for coco use a detector's boxes" in said
     assert sorted(path.name for path in output.iterdir()) == FILES
     settings = json.loads((output / "metrics.json").read_text())["settings"]
     assert settings["model"] == str(small / "model")
@@ -493,7 +497,7 @@ def test_the_command(capsys, data, small, tmp_path):
     assert run(capsys, "evaluate", "--dataset", "coco", *options, "--resume")[:2] == (0, printed)
 
 
-def test_options_of_the_command(capsys, small, tmp_path):
+def test_command_options_reach_the_evaluation(capsys, small, tmp_path):
     boxes = [{"image_id": 2, "category_id": 1, "bbox": [5, 5, 70, 100], "score": 0.9}] * 2
     boxes.append({"image_id": 4, "category_id": 1, "bbox": [5, 5, 0, 100], "score": 0.9})
     boxes.append({"image_id": 4, "category_id": 1, "bbox": [5, 5, 50, 100], "score": 0.1})
@@ -527,7 +531,7 @@ def test_broken_images_end_the_command_with_1(capsys, small, tmp_path):
     [
         ((), "expected either --detections FILE.json or --ground-truth-boxes"),
         (("--ground-truth-boxes", "--detections", "boxes.json"), "expected either --detections"),
-        (("--ground-truth-boxes", "--dataset", "lsp"), "no data set named 'lsp' to evaluate; expected one of coco"),
+        (("--ground-truth-boxes", "--dataset", "lsp"), "no dataset named 'lsp' to evaluate; expected one of coco"),
         (("--ground-truth-boxes", "--dataset", "ochuman", "--images", "nowhere"), "nowhere: expected the folder"),
         (("--ground-truth-boxes", "--annotations", "nothing.json"), "nothing.json"),
         (("--ground-truth-boxes", "--dataset", "mpii", "--images", "nowhere"), "mpii: PCKh needs the sizes of heads"),
@@ -538,7 +542,7 @@ def test_broken_images_end_the_command_with_1(capsys, small, tmp_path):
         (("--ground-truth-boxes", "--resume", "--overwrite"), "expected --resume or --overwrite, got both"),
     ],
 )
-def test_a_mistake_is_one_line(capsys, small, tmp_path, options, message):
+def test_command_reports_a_mistake_in_one_line(capsys, small, tmp_path, options, message):
     status, _, said = evaluate_small(capsys, small, tmp_path / "out", *options)
     assert status == 1
     assert message in said

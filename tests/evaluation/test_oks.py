@@ -41,7 +41,7 @@ def slow_oks(predicted, target, visible, area, box=None) -> float:
 
 
 @hypothesis.given(st.integers(0, 10**6))
-def test_oks_is_that_of_a_loop(seed):
+def test_oks_equals_a_plain_loop(seed):
     rng = np.random.default_rng(seed)
     target, _, area = people(seed, 4)
     predicted = target[:, None] + rng.normal(0, 20, (4, 3, 17, 2))
@@ -63,7 +63,7 @@ def test_oks_is_that_of_a_loop(seed):
             assert oks[i, j] == pytest.approx(slow_oks(predicted[i, j], target[i], visible[i], area[i], box), abs=1e-12)
 
 
-def test_oks_is_that_of_pycocotools(data):
+def test_oks_equals_pycocotools(data):
     """With the people that have no visible keypoint, where the distance to a larger box counts."""
     from pycocotools import coco
     from pycocotools.cocoeval import COCOeval
@@ -114,7 +114,7 @@ def test_oks_bounds_and_scale():
     assert no_area.tolist() == [0.0] * 5
 
 
-def test_sigmas_must_fit():
+def test_wrong_number_of_sigmas_is_refused():
     keypoints, scores, areas = people(0, 2)
     with pytest.raises(ValueError, match="sigmas: expected one for each of 17 keypoints, got 16"):
         object_keypoint_similarity(keypoints, keypoints, np.ones((2, 17), bool), areas, COCO.sigmas[:16])
@@ -125,7 +125,7 @@ def test_sigmas_must_fit():
 # Scores of instances
 
 
-def test_instance_scores():
+def test_instance_score_is_box_score_times_mean_keypoint_score():
     keypoint_scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.1, 0.2], [1.5, -1.0, 0.25]], np.float32)
     scores = instance_scores(np.array([0.5, 1.0, 2.0]), keypoint_scores)
     np.testing.assert_allclose(scores, [0.5 * 0.7, 0, 2 * 0.875], rtol=1e-6)
@@ -153,7 +153,7 @@ def slow_nms(keypoints, scores, areas, threshold, soft) -> list[int]:
 
 
 @hypothesis.given(st.integers(0, 10**6), st.integers(0, 40), st.sampled_from([0.2, 0.5, 0.9]), st.booleans())
-def test_oks_nms_is_that_of_a_loop(seed, n, threshold, soft):
+def test_oks_nms_equals_a_plain_loop(seed, n, threshold, soft):
     keypoints, scores, areas = people(seed, n)
     kept = oks_nms(keypoints, scores, areas, COCO.sigmas, threshold=threshold, soft=soft)
     assert kept.tolist() == slow_nms(keypoints, scores, areas, threshold, soft)
@@ -180,19 +180,19 @@ def test_oks_nms_keeps_the_best_and_stays_apart():
     assert len(oks_nms(keypoints, scores, areas, COCO.sigmas, soft=True, max_detections=7)) == 7
 
 
-def test_oks_nms_of_nobody():
+def test_oks_nms_of_no_poses_is_empty():
     assert oks_nms(np.zeros((0, 17, 2)), np.zeros(0), np.zeros(0), COCO.sigmas).tolist() == []
 
 
 @pytest.mark.parametrize("name", ["keypoints", "scores", "areas"])
-def test_oks_nms_refuses_what_is_not_finite(name):
+def test_oks_nms_refuses_values_that_are_not_finite(name):
     arguments = dict(zip(("keypoints", "scores", "areas"), people(0, 3), strict=True))
     arguments[name].flat[1] = np.nan
     with pytest.raises(ValueError, match=f"{name}: expected finite numbers, got nan"):
         oks_nms(**arguments, sigmas=COCO.sigmas)
 
 
-def test_a_thousand_people_are_fast(unchecked):
+def test_oks_nms_of_a_thousand_people_takes_under_two_seconds(unchecked):
     keypoints, scores, areas = people(0, 1000)
     keypoints += 10_000 * np.arange(1000)[:, None, None]
     start = time.process_time()
@@ -201,7 +201,7 @@ def test_a_thousand_people_are_fast(unchecked):
     assert time.process_time() - start < 2
 
 
-def test_box_nms():
+def test_box_nms_drops_overlapping_boxes():
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 8]])
     assert box_nms(boxes, np.array([0.9, 0.8]), threshold=0.5).tolist() == [0]
     assert box_nms(boxes, np.array([0.8, 0.9]), threshold=0.5).tolist() == [1]

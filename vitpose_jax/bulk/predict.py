@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 from vitpose_jax.bulk.inputs import find_images
 from vitpose_jax.bulk.report import Summary, log, progress_bar
 from vitpose_jax.bulk.results import Format, Results
-from vitpose_jax.datasets.box_files import DetectionFile, FileBoxes, image_id_of
+from vitpose_jax.datasets.box_files import BoxFile, ImageBoxes, image_id_of
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.regions import check_boxes
@@ -23,7 +23,7 @@ def predict_files(
     images: Iterable[str | os.PathLike],
     output: str | os.PathLike,
     *,
-    boxes: DetectionFile | str | os.PathLike | ArrayLike | None = None,
+    boxes: BoxFile | str | os.PathLike | ArrayLike | None = None,
     format: Format = "json",
     draw: bool = False,
     threshold: float = 0.3,
@@ -61,12 +61,12 @@ def predict_files(
     """
     paths = find_images(map(os.fspath, images))
     if isinstance(boxes, str | os.PathLike):
-        boxes = DetectionFile(pathlib.Path(boxes))
-    if isinstance(boxes, DetectionFile):
+        boxes = BoxFile(pathlib.Path(boxes))
+    if isinstance(boxes, BoxFile):
         image_boxes = {path: boxes[path] for path in paths}
     else:
         rows = None if boxes is None else check_boxes(boxes).tolist()
-        image_boxes = {path: FileBoxes(image_id_of(path), rows) for path in paths}
+        image_boxes = {path: ImageBoxes(image_id_of(path), rows) for path in paths}
     results = Results(pathlib.Path(output), format, draw=draw, threshold=threshold, overwrite=overwrite)
     results.check_not_overwriting(paths)
     todo = [path for path in paths if not results.done(path)]

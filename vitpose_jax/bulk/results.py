@@ -7,7 +7,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from vitpose_jax.bulk.inputs import check_not_overwriting
-from vitpose_jax.datasets.box_files import FileBoxes
+from vitpose_jax.datasets.box_files import ImageBoxes
 from vitpose_jax.draw import draw_poses
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
@@ -72,7 +72,7 @@ class Results:
             k = skeleton.num_keypoints
             Poses.create(np.zeros((1, k, 2)), np.zeros((1, k)), np.zeros((1, 4)), skeleton).to_openpose()
 
-    def add(self, path: pathlib.Path, boxes: FileBoxes, poses: Poses) -> None:
+    def add(self, path: pathlib.Path, boxes: ImageBoxes, poses: Poses) -> None:
         """Write the results of an image. `finish` writes a COCO file."""
         if self._draw:
             write_png(self._drawing(path), draw_poses(path, poses, threshold=self._threshold))

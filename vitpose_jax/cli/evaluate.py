@@ -1,4 +1,4 @@
-"""`vitpose-jax evaluate`: a model on a data set."""
+"""`vitpose-jax evaluate`: measure a model on a dataset."""
 
 import pathlib
 import sys
@@ -12,9 +12,10 @@ from vitpose_jax.cli.common import Decode, DType, say
 def evaluate(
     dataset: Annotated[str, typer.Option(help="coco, wholebody, ochuman, crowdpose, aic, mpii, ap10k or apt36k.")],
     images: Annotated[
-        pathlib.Path, typer.Option(help="Folder that the annotations' file names lie in.", metavar="DIR")
+        pathlib.Path,
+        typer.Option(help="Folder of the images; file names in the annotations start here.", metavar="DIR"),
     ],
-    annotations: Annotated[pathlib.Path, typer.Option(help="The data set's annotations.", metavar="FILE.json")],
+    annotations: Annotated[pathlib.Path, typer.Option(help="The dataset's annotations.", metavar="FILE.json")],
     model: Annotated[str, typer.Option(help="A Hub id, a folder or a checkpoint file.", metavar="SOURCE")],
     output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")],
     detections: Annotated[
@@ -24,24 +25,28 @@ def evaluate(
     head_boxes: Annotated[
         pathlib.Path | None, typer.Option(help="MPII's official ground truth, mpii_gt_val.mat.", metavar="FILE.mat")
     ] = None,
-    min_score: Annotated[float, typer.Option(help="Use only detections of at least this score.")] = 0.0,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images that have boxes.", min=1)] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.")] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
-    flip_test: Annotated[bool, typer.Option(help="Average with the mirrored image.")] = True,
-    decode: Annotated[Decode | None, typer.Option(help="How heatmaps become points; else the data set's own.")] = None,
-    dtype: Annotated[DType, typer.Option(help="In which the network computes.")] = DType.float32,
-    max_batch: Annotated[
-        int | None, typer.Option(help="Most boxes computed at once, a power of two; else what suits the device.")
+    min_score: Annotated[float, typer.Option(help="Use only detections with at least this score.")] = 0.0,
+    limit: Annotated[
+        int | None, typer.Option(help="Use only the first N images that have boxes; default: all.", min=1)
     ] = None,
-    soft_nms: Annotated[bool, typer.Option("--soft-nms", help="OKS-NMS that lowers scores, as soft_oks_nms.")] = False,
-    devices: Annotated[int, typer.Option(help="Share batches out among so many devices.", min=1)] = 1,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
+    flip_test: Annotated[bool, typer.Option(help="Average with the mirrored image.")] = True,
+    decode: Annotated[
+        Decode | None, typer.Option(help="How heatmaps become points; default: as the dataset's protocol.")
+    ] = None,
+    dtype: Annotated[DType, typer.Option(help="The type in which the network computes.")] = DType.float32,
+    max_batch: Annotated[
+        int | None, typer.Option(help="Most boxes in one batch, a power of two; default: what suits the device.")
+    ] = None,
+    soft_nms: Annotated[bool, typer.Option("--soft-nms", help="Use the soft OKS-NMS, which lowers scores.")] = False,
+    devices: Annotated[int, typer.Option(help="Divide batches among this many devices.", min=1)] = 1,
     distributed: Annotated[
-        bool, typer.Option("--distributed", help="One of several processes: call jax.distributed.initialize().")
+        bool, typer.Option("--distributed", help="This is one of several processes: call jax.distributed.initialize().")
     ] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
 ) -> None:
-    """Measure a model on a data set by the protocol of the paper."""
+    """Measure a model on a dataset by the protocol of the paper."""
     if (detections is None) == (not ground_truth_boxes):
         raise ValueError("expected either --detections FILE.json or --ground-truth-boxes")
     if resume and overwrite:
@@ -51,18 +56,18 @@ def evaluate(
     from vitpose_jax.datasets.protocols import get_protocol
     from vitpose_jax.evaluation.scoring import check_nms
 
-    # What is quickly seen to be wrong is said before anything is read.
+    # Quick checks come before anything is read.
     protocol = get_protocol(dataset)
     nms = "soft" if soft_nms else "hard"
     check_nms(protocol, nms)
     if protocol.metric == "pckh" and head_boxes is None:
         raise ValueError(f"{protocol.name}: PCKh needs the sizes of heads: --head-boxes mpii_gt_val.mat")
-    found = read_dataset(
+    samples = read_dataset(
         protocol, annotations, images, detections=detections, min_score=min_score, head_boxes=head_boxes
     )
 
     if detections is None and protocol.boxes == "detections":
-        say(f"the published figures for {protocol.name} are with a detector's boxes")
+        say(f"the published figures for {protocol.name} use a detector's boxes")
 
     import jax
     import jax.numpy as jnp
@@ -74,7 +79,7 @@ def evaluate(
         jax.distributed.initialize()
     available = jax.local_devices()
     if devices > len(available):
-        raise ValueError(f"--devices: expected at most the {len(available)} there are, got {devices}")
+        raise ValueError(f"--devices: expected at most {len(available)}, the number of devices, got {devices}")
     estimator = PoseEstimator.from_pretrained(
         model,
         dtype=jnp.dtype(dtype.value),
@@ -86,7 +91,7 @@ def evaluate(
     )
     evaluation = run(
         estimator,
-        found,
+        samples,
         flip_test=flip_test,
         decode=None if decode is None else decode.value,
         oks_nms=nms,
@@ -105,9 +110,9 @@ def evaluate(
     for image, reason in evaluation.failures[:10]:
         say(f"error: {reason if reason.startswith(image) else f'{image}: {reason}'}")
     if len(evaluation.failures) > 10:
-        say(f"error: ... and {len(evaluation.failures) - 10} more, all in {output / 'metrics.json'}")
+        say(f"error: ... and {len(evaluation.failures) - 10} more; {output / 'metrics.json'} lists all")
     if counts["boxes_without_area"]:
-        say(f"{counts['boxes_without_area']} boxes without area in {detections} were left out")
+        say(f"{counts['boxes_without_area']} boxes without area in {detections} are left out")
     for line in evaluation.deviations:
         print(f"not as published: {line}")
     print(f"{counts['boxes']} boxes in {counts['images_with_boxes']} images, {counts['results']} results: {output}")

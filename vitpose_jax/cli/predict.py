@@ -12,7 +12,7 @@ from vitpose_jax.cli.common import Decode, DType, exit_with_failures, say, show_
 if TYPE_CHECKING:
     import numpy as np
 
-    from vitpose_jax.datasets.box_files import DetectionFile
+    from vitpose_jax.datasets.box_files import BoxFile
     from vitpose_jax.poses import Poses
 
 
@@ -111,20 +111,20 @@ def predict(
 
 def read_boxes(
     boxes: list[str] | None, paths: list[pathlib.Path], *, category: int | None, min_score: float | None
-) -> "DetectionFile | np.ndarray | None":
+) -> "BoxFile | np.ndarray | None":
     """The values of --boxes: one file, or boxes for all images.
 
     Raises:
         ValueError: for a file that cannot be read, or numbers that are no box.
     """
-    from vitpose_jax.datasets.box_files import DetectionFile, parse_box
+    from vitpose_jax.datasets.box_files import BoxFile, parse_box
     from vitpose_jax.pipeline.regions import check_boxes
 
     if not boxes:
         return None
     if len(boxes) > 1 or not pathlib.Path(boxes[0]).is_file():
         return check_boxes([parse_box(box) for box in boxes], name="--boxes")
-    file = DetectionFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
+    file = BoxFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
     missing = sum(path not in file for path in paths)
     if missing:
         say(f"{missing} of {len(paths)} images have no boxes in {boxes[0]}")

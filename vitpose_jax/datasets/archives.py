@@ -1,4 +1,4 @@
-"""Images that lie in .zip archives, or as files."""
+"""Images in .zip archives, or as files."""
 
 import glob
 import io
@@ -22,20 +22,20 @@ Paths: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike]
 class ImageStore:
     """Images by their path: files, or members of .zip archives.
 
-    An image stands in an archive under its path relative to the archive's folder, or under that in a folder of the
-    archive: `data/val/1.jpg` is `val/1.jpg` or `images/val/1.jpg` of `data/some.zip`. Archives are opened when they
-    are first read; a store can be pickled, and read by several threads.
+    An image's name in an archive is its path relative to the archive's folder, or ends with it: `data/val/1.jpg` is
+    `val/1.jpg` or `images/val/1.jpg` in `data/some.zip`. Archives are opened when they are first read. A store can
+    be pickled, and several threads can read from it.
 
     Args:
         archives: one, several or a glob pattern; () for files.
 
     Raises:
-        ValueError: where a pattern matches nothing, or a file is not a .zip archive.
-        FileNotFoundError: for an archive that there is not.
+        ValueError: if a pattern matches nothing, or a file is not a .zip archive.
+        FileNotFoundError: if an archive does not exist.
     """
 
     def __init__(self, archives: Paths = ()) -> None:
-        self.archives = expand(archives)
+        self.archives = expand_archives(archives)
         self._members: dict[str, list[tuple[pathlib.Path, str]]] = {}
         for archive in self.archives:
             with _open_archive(archive) as file:
@@ -55,29 +55,29 @@ class ImageStore:
         self._reset()
 
     def find(self, path: str | os.PathLike) -> tuple[pathlib.Path, str]:
-        """The archive that holds an image, and the image's name there.
+        """The archive that holds an image, and the image's name in it.
 
         Raises:
-            ValueError: where no archive or more than one place has it.
+            ValueError: if the image is in no archive, or in more than one place.
         """
         path = pathlib.Path(path)
-        found = [
+        places = [
             (archive, member)
             for archive, member in self._members.get(path.name, ())
             if path.is_relative_to(archive.parent)
             and f"/{member}".endswith(f"/{path.relative_to(archive.parent).as_posix()}")
         ]
-        if len(found) != 1:
-            places = ", ".join(f"{archive}: {member}" for archive, member in found) or "none"
-            raise ValueError(f"{path}: expected one place in {len(self.archives)} archives, got {places}")
-        return found[0]
+        if len(places) != 1:
+            names = ", ".join(f"{archive}: {member}" for archive, member in places) or "none"
+            raise ValueError(f"{path}: expected one place in {len(self.archives)} archives, got {names}")
+        return places[0]
 
     def load(self, path: str | os.PathLike) -> UInt8[np.ndarray, "height width 3"]:
         """An image, as `load_image` reads it.
 
         Raises:
-            FileNotFoundError: where there is no such file.
-            ValueError: naming the file, where it is not an image or damaged; as `find`.
+            FileNotFoundError: if the file does not exist.
+            ValueError: naming the file, if it is not an image or is damaged; as `find`.
         """
         if not self.archives:
             return load_image(path)
@@ -95,7 +95,7 @@ class ImageStore:
         return load_image(image)
 
     def _archive(self, archive: pathlib.Path) -> zipfile.ZipFile:
-        # A process that was forked must not share the position in a file with its parent.
+        # A forked process must not share the position in a file with its parent.
         key = os.getpid(), archive
         with self._lock:
             if key not in self._opened:
@@ -103,11 +103,11 @@ class ImageStore:
             return self._opened[key]
 
 
-def expand(archives: Paths) -> tuple[pathlib.Path, ...]:
-    """The files that are meant.
+def expand_archives(archives: Paths) -> tuple[pathlib.Path, ...]:
+    """The archives that the paths and patterns name, in order.
 
     Raises:
-        ValueError: where a pattern matches nothing.
+        ValueError: if a pattern matches nothing.
     """
     if isinstance(archives, str | os.PathLike):
         archives = [archives]

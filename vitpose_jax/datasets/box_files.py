@@ -1,25 +1,28 @@
-"""Boxes from files: the output of a detector, or a data set's annotations.
+"""Boxes from files: the results of a detector, or the annotations of a dataset.
 
-Three layouts are understood, all with boxes x y w h in pixels:
+Three formats are read, all with boxes x y w h in pixels:
 
-* COCO results: a list of {"image_id", "bbox", "score", "category_id"};
+* COCO results: [{"image_id", "bbox", "score", "category_id"}];
 * COCO annotations: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "bbox", ...}]};
 * a plain table: {"photo.jpg": [[x, y, w, h], ...]}.
 """
 
-import json
 import pathlib
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vitpose_jax.datasets.coco import CocoObject, read_annotations, read_results, require
+from vitpose_jax.datasets.fields import read_json, shorten, to_numbers
 
 
-class FileBoxes(NamedTuple):
+class ImageBoxes(NamedTuple):
     """The boxes of one image, from a file or the command line.
 
     Attributes:
-        image_id: the number or name under which results of the image are written.
-        boxes: rows of x y w h in pixels, not checked; None for those of a detector, or the whole image.
-        scores: of the detector, one a box; None where there are none.
-        category: `category_id` of the boxes; that of the first where they differ.
+        image_id: the number or name under which the image's results are written.
+        boxes: rows of x y w h in pixels; None: a detector finds them, or the whole image is one box.
+        scores: the detector's, one for each box; None if unknown.
+        category: `category_id` of the first box.
     """
 
     image_id: int | str
@@ -29,102 +32,119 @@ class FileBoxes(NamedTuple):
 
 
 def image_id_of(path: pathlib.Path) -> int | str:
-    """COCO's habit: the number in the file's name; otherwise the name without its ending."""
+    """COCO's convention: the number that is the file's name; otherwise the name without its suffix."""
     return int(path.stem) if path.stem.isdecimal() else path.stem
 
 
-class DetectionFile:
-    """A file of boxes for many images.
+class BoxFile:
+    """A file with the boxes of many images.
 
     Args:
         path: the file.
-        category: keep only boxes of this `category_id`; None keeps all.
-        min_score: drop boxes below it; None keeps all.
+        category: keep only boxes of this `category_id`, and boxes without one; None keeps all.
+        min_score: keep only boxes with at least this score; boxes without one have score 1. None keeps all.
 
     Raises:
-        ValueError: where the file is not JSON or not in one of the layouts.
-        OSError: where it cannot be read.
+        ValueError: naming the file and the entry, if the file is not in one of the three formats, or a box is not
+            four finite numbers.
+        OSError: if the file cannot be read.
     """
 
     def __init__(self, path: pathlib.Path, *, category: int | None = None, min_score: float | None = None):
         self._path = path
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path}: expected JSON: {error}") from error
-        # For files that name their images: base name -> the whole names, as parts, and the images' ids.
+        file_names, objects = _read(path)
+        # For files that name their images: base name -> (the parts of the whole name, the image's id).
         self._named: dict[str, list[tuple[tuple[str, ...], int | str]]] | None = None
-        self._entries: dict[str, list[dict[str, Any]]] = {}
-        try:
-            for entry in self._read(content):
-                low = min_score is not None and float(entry.get("score", 1.0)) < min_score
-                if not low and category in (None, entry.get("category_id", category)):
-                    self._entries.setdefault(str(entry["image_id"]), []).append(entry)
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise ValueError(
-                f"{path}: expected COCO results, COCO annotations or a table of boxes; {type(error).__name__}: {error}"
-            ) from error
-
-    def _read(self, content: Any) -> list[dict[str, Any]]:
-        if isinstance(content, list):
-            return [{**entry, "bbox": entry["bbox"]} for entry in content]
-        if {"images", "annotations"} & content.keys():
-            names = {image["file_name"]: image["id"] for image in content["images"]}
-            entries = [{**entry, "bbox": entry["bbox"]} for entry in content["annotations"] if not entry.get("iscrowd")]
-        else:
-            names = {name: name for name in content}
-            entries = [{"image_id": name, "bbox": list(box)} for name, boxes in content.items() for box in boxes]
-        self._named = {}
-        for name, image_id in names.items():
-            parts = pathlib.PurePath(name).parts
-            self._named.setdefault(parts[-1], []).append((parts, image_id))
-        return entries
+        if file_names is not None:
+            self._named = {}
+            for name, image_id in file_names.items():
+                parts = pathlib.PurePath(name).parts
+                self._named.setdefault(parts[-1], []).append((parts, image_id))
+        self._objects: dict[str, list[CocoObject]] = {}
+        for entry in objects:
+            require(entry, "bbox")
+            if min_score is not None and _score(entry) < min_score:
+                continue
+            if category is None or entry.category_id in (None, category):
+                self._objects.setdefault(str(entry.image_id), []).append(entry)
 
     def __contains__(self, image: pathlib.Path) -> bool:
-        """Whether the file says anything of an image, be it that there is nobody."""
-        return self._id(image) is not None
+        """True if the file lists the image, even with no boxes."""
+        return self._image_id(image) is not None
 
-    def __getitem__(self, image: pathlib.Path) -> FileBoxes:
-        """The boxes of an image; none where the file names none.
+    def __getitem__(self, image: pathlib.Path) -> ImageBoxes:
+        """The boxes of an image; no boxes if the file does not list it.
 
         Raises:
-            ValueError: where the file names several images so, in different folders, and none in this one's.
+            ValueError: if the file lists several images of this name, and none of them in the image's folder.
         """
-        key = self._id(image)
-        found = self._entries.get(str(key), [])
-        image_id = found[0]["image_id"] if found else image_id_of(image) if key is None else key
-        return FileBoxes(
+        image_id = self._image_id(image)
+        entries = self._objects.get(str(image_id), [])
+        if entries:
+            image_id = entries[0].image_id
+        elif image_id is None:
+            image_id = image_id_of(image)
+        category = entries[0].category_id if entries else None
+        return ImageBoxes(
             image_id,
-            [entry["bbox"] for entry in found],
-            [float(entry.get("score", 1.0)) for entry in found],
-            found[0].get("category_id", 1) if found else 1,
+            [entry.bbox.tolist() for entry in entries],
+            [_score(entry) for entry in entries],
+            1 if category is None else category,
         )
 
-    def _id(self, image: pathlib.Path) -> int | str | None:
+    def _image_id(self, image: pathlib.Path) -> int | str | None:
+        """The id of an image in the file; None if the file does not list it."""
         if self._named is None:
             keys = (str(image_id_of(image)), image.name, image.stem)
-            return next((key for key in keys if key in self._entries), None)
+            return next((key for key in keys if key in self._objects), None)
         candidates = self._named.get(image.name, [])
-        same_place = [entry for entry in candidates if image.parts[-len(entry[0]) :] == entry[0]]
-        chosen = max(same_place, key=lambda entry: len(entry[0]), default=None)
-        if chosen is None and len(candidates) > 1:
+        same_place = [parts_id for parts_id in candidates if image.parts[-len(parts_id[0]) :] == parts_id[0]]
+        if same_place:
+            return max(same_place, key=lambda parts_id: len(parts_id[0]))[1]
+        if len(candidates) > 1:
             names = ", ".join("/".join(parts) for parts, _ in candidates)
             raise ValueError(f"{self._path}: cannot tell which of {names} is {image}")
-        if chosen is None and candidates:
-            chosen = candidates[0]
-        return None if chosen is None else chosen[1]
+        return candidates[0][1] if candidates else None
+
+
+def _read(path: pathlib.Path) -> tuple[dict[str, int | str] | None, list[CocoObject]]:
+    """The images' ids by file name, or None if the file has no names; and the objects without crowds."""
+    content = read_json(path)
+    if isinstance(content, list):
+        return None, read_results(content, str(path))
+    formats = "COCO results, COCO annotations or a table of boxes"
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: expected {formats}, got {shorten(content)}")
+    if {"images", "annotations"} & content.keys():
+        annotations = read_annotations(content, name=str(path))
+        for image in annotations.images.values():
+            require(image, "file_name")
+        names = {image.file_name: image.id for image in annotations.images.values()}
+        return names, [entry for entry in annotations.objects if not entry.iscrowd]
+    objects = []
+    for name, boxes in content.items():
+        if not isinstance(boxes, list):
+            raise ValueError(f"{path}: expected {formats}, got {shorten(boxes)} for {name!r}")
+        for index, box in enumerate(boxes):
+            where = f"{path}: {name}: box {index}"
+            objects.append(CocoObject(where=where, image_id=name, bbox=to_numbers(box, (4,), where)))
+    return {name: name for name in content}, objects
+
+
+def _score(entry: CocoObject) -> float:
+    return 1.0 if entry.score is None else entry.score
 
 
 def parse_box(text: str) -> list[float]:
     """Four numbers from "x,y,w,h".
 
     Raises:
-        ValueError: for anything else.
+        ValueError: for any other text.
     """
     try:
-        numbers = [float(part) for part in text.split(",")]
+        values = [float(part) for part in text.split(",")]
     except ValueError:
-        numbers = []
-    if len(numbers) != 4:
+        values = []
+    if len(values) != 4:
         raise ValueError(f"--boxes: expected a file or x,y,w,h, got {text!r}")
-    return numbers
+    return values

@@ -1,7 +1,7 @@
-"""How each data set is evaluated: one record each, from the configurations of the original.
+"""How each dataset is evaluated: one record each, from the configurations of the original ViTPose repository.
 
-What they share: the flip test, boxes padded by 1.25, the score of a pose (box score times the mean of the keypoint
-scores above 0.2) and the OKS-NMS at 0.9. Where they differ stands below.
+All share the flip test, boxes padded by 1.25, the score of a pose (box score times the mean of the keypoint scores
+above 0.2) and the OKS-NMS at 0.9. The records hold what differs.
 """
 
 import dataclasses
@@ -12,19 +12,19 @@ from vitpose_jax.skeletons import AIC, AP10K, APT36K, COCO, CROWDPOSE, MPII, WHO
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How one data set is read and evaluated.
+    """How one dataset is read and evaluated.
 
     Attributes:
-        name: of the data set.
-        skeleton: of its annotations; its name is the model's data set (OCHuman is COCO's).
-        decode: how heatmaps become points, see postprocess.py; "quarter" implies the crop without UDP and the shift
-            of the mirrored heatmaps.
-        boxes: those of the published figures: a detector's or the annotated ones.
+        name: of the dataset.
+        skeleton: of its annotations; the skeleton's name selects the model's head (OCHuman uses COCO's).
+        decode: how heatmaps become points, see pipeline/postprocess.py; "quarter" implies the crop without UDP and
+            the shift of the mirrored heatmaps.
+        boxes: the published figures use a detector's boxes or the annotated ones.
         metric: "coco", "wholebody" and "crowdpose" are average precisions, "pckh" is MPII's.
-        use_area: whether OKS takes the annotated area, or else 0.53 times that of the box.
-        category: `category_id` of detections and results; None for that of each annotation, as for animals.
-        layout: of the annotation file; see datasets.py.
-        stretch: whether the region of a box is stretched to the crop's aspect.
+        use_area: OKS uses the annotated area; False: 0.53 times the area of the box.
+        category: `category_id` of detections and results; None: each annotation has its own, as for animals.
+        format: of the annotation file; see dataset.py.
+        stretch: the region of a box is stretched to the crop's aspect.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Protocol:
     metric: Literal["coco", "wholebody", "crowdpose", "pckh"] = "coco"
     use_area: bool = True
     category: int | None = 1
-    layout: Literal["coco", "mpii"] = "coco"
+    format: Literal["coco", "mpii"] = "coco"
     stretch: bool = False
 
 
@@ -60,7 +60,7 @@ PROTOCOLS = {
             boxes="annotations",
             metric="pckh",
             use_area=False,
-            layout="mpii",
+            format="mpii",
             stretch=True,
         ),
         Protocol(name="ap10k", skeleton=AP10K, decode="quarter", boxes="annotations", category=None),
@@ -70,12 +70,12 @@ PROTOCOLS = {
 
 
 def get_protocol(name: str) -> Protocol:
-    """The protocol of a data set; case, "-" and "_" do not matter.
+    """The protocol of a dataset; case, "-" and "_" do not matter.
 
     Raises:
-        ValueError: for a name that is not known, listing those that are.
+        ValueError: for an unknown name, listing the known ones.
     """
     key = canonical_name(name)
     if key not in PROTOCOLS:
-        raise ValueError(f"no data set named {name!r} to evaluate; expected one of {', '.join(PROTOCOLS)}")
+        raise ValueError(f"no dataset named {name!r} to evaluate; expected one of {', '.join(PROTOCOLS)}")
     return PROTOCOLS[key]

@@ -1,4 +1,4 @@
-"""Evaluation: the protocols and metrics of the paper's data sets.
+"""Evaluation: the protocols and metrics of the paper's datasets.
 
 dataset = read_dataset("coco", "person_keypoints_val2017.json", "val2017", detections="detections.json")
 evaluate(estimator, dataset).metrics["AP"]
@@ -9,11 +9,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitpose_jax.datasets.dataset import Dataset as Dataset
-    from vitpose_jax.datasets.dataset import People as People
-    from vitpose_jax.datasets.dataset import Sample as Sample
     from vitpose_jax.datasets.dataset import read_dataset as read_dataset
-    from vitpose_jax.datasets.protocols import PROTOCOLS as PROTOCOLS
-    from vitpose_jax.datasets.protocols import Protocol as Protocol
     from vitpose_jax.datasets.protocols import get_protocol as get_protocol
     from vitpose_jax.evaluation.accuracy import auc as auc
     from vitpose_jax.evaluation.accuracy import epe as epe
@@ -28,17 +24,18 @@ if TYPE_CHECKING:
     from vitpose_jax.evaluation.runner import Evaluation as Evaluation
     from vitpose_jax.evaluation.runner import evaluate as evaluate
 
-# Imported when first used, as the names of vitpose_jax itself are.
+# Imported at first use, like the names of vitpose_jax itself. The names of vitpose_jax.datasets that every evaluation
+# uses are available here, too.
 _HOMES = {
+    "datasets.dataset": ("Dataset", "read_dataset"),
+    "datasets.protocols": ("get_protocol",),
     "evaluation.accuracy": ("auc", "epe", "nme", "pck", "pckh"),
     "evaluation.average_precision": (
         "crowdpose_average_precision",
         "keypoint_average_precision",
         "wholebody_average_precision",
     ),
-    "datasets.dataset": ("Dataset", "People", "Sample", "read_dataset"),
     "evaluation.oks": ("object_keypoint_similarity", "oks_nms"),
-    "datasets.protocols": ("PROTOCOLS", "Protocol", "get_protocol"),
     "evaluation.runner": ("Evaluation", "evaluate"),
 }
 

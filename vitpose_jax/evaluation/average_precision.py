@@ -1,29 +1,40 @@
 """Average precision and recall of keypoints, as COCO, CrowdPose and COCO-WholeBody measure them.
 
-The matching is done by faster-coco-eval, which agrees with pycocotools. Here stands what the data sets differ in:
-the area an error is measured by, which images and which keypoints count. Annotations and results are in the format
-of COCO and are not changed; keypoints stand as flat lists [x, y, v, ...], in pixels of the image. Numbers are from
-0 to 1, and -1 where the annotations leave nothing to measure, as in COCO.
+    annotations (file, dict or a dataset's own) --> targets ----+
+                                                                +--> faster-coco-eval --> AP, AR
+    results (list of dicts) ----------------------> detections -+
+
+faster-coco-eval does the matching and agrees with pycocotools. This module handles what differs between datasets: the
+area that errors are divided by, and which images and keypoints count. Annotations and results are in COCO's format
+and are not changed; keypoints are flat lists [x, y, v, ...], in pixels of the image. Numbers are from 0 to 1; -1, as
+in COCO, means that the annotations have nothing to measure.
 """
 
-import json
-import os
-import pathlib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
 from vitpose_jax.datasets.annotations import BOX_TO_AREA
+from vitpose_jax.datasets.coco import (
+    KEYPOINTS,
+    WHOLEBODY_KEYPOINTS,
+    CocoAnnotations,
+    Source,
+    read_annotations,
+    read_results,
+    require,
+)
 
-Annotations: TypeAlias = Mapping[str, Any] | str | os.PathLike[str]
+Annotations: TypeAlias = CocoAnnotations | Source
+"""Annotations that have been read (`Dataset.coco`), an annotation file, or its parsed content."""
 Results: TypeAlias = Sequence[Mapping[str, Any]]
 
 STATISTICS = ("AP", "AP50", "AP75", "AP(M)", "AP(L)", "AR", "AR50", "AR75", "AR(M)", "AR(L)")
 
 CROWD_RANGES = {"E": (-np.inf, 0.2), "M": (0.2, 0.8), "H": (0.8, np.inf)}
-"""CrowdPose: easy, medium and hard images by crowd index, from and below."""
+"""CrowdPose: the crowd index of easy, medium and hard images: at least the first number, below the second."""
 
 WHOLEBODY_PARTS = {
     "body": slice(0, 17),
@@ -33,7 +44,21 @@ WHOLEBODY_PARTS = {
     "right_hand": slice(112, 133),
     "wholebody": slice(0, 133),
 }
-_WHOLEBODY_FIELDS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
+
+
+class Targets(NamedTuple):
+    """The annotations of the chosen images, as faster-coco-eval takes them.
+
+    Attributes:
+        numbers: from the ids of the chosen images to their numbers. Images and annotations are numbered from 1:
+            faster-coco-eval takes an annotation of number 0 for one without a match.
+        annotations: dicts with COCO's keys; "keypoints" float64 [3 K].
+        category_ids: of the annotations, and of the file's "categories".
+    """
+
+    numbers: dict[int | str, int]
+    annotations: list[dict[str, Any]]
+    category_ids: list[int]
 
 
 def keypoint_average_precision(
@@ -44,31 +69,32 @@ def keypoint_average_precision(
     use_area: bool = True,
     image_ids: Iterable[int | str] | None = None,
 ) -> dict[str, float]:
-    """AP and AR of COCO, and of data sets that measure as COCO does.
+    """AP and AR of COCO, and of datasets with the same metric.
 
-    At most 20 results an image count. Annotations without a visible keypoint are no targets, and results that
-    match them are no errors. The area of a result, which counts for AP(M) and AP(L), is that around its keypoints;
-    boxes of results are not looked at.
+    At most 20 results count in an image. Annotations without a visible keypoint are not targets, and results that
+    match them are not errors. The area of a result, which decides between AP(M) and AP(L), is the area of the box
+    around its keypoints; the "bbox" of a result does not count.
 
     Args:
-        annotations: the annotation file or what is in it: "images", "annotations" and "categories".
+        annotations: `Dataset.coco`, the annotation file, or its content: "images", "annotations" and "categories".
         results: dicts with "image_id", "category_id", "keypoints" and "score", as from `Poses.to_coco`.
-        sigmas: K deviations, `Skeleton.sigmas`. Several categories (AP-10K) share them; the mean over categories
-            is taken.
-        use_area: measure errors by the annotations' areas; False for 0.53 times their boxes, as for AIC.
+        sigmas: K standard deviations, `Skeleton.sigmas`. Several categories (AP-10K) share them, and the result is
+            the mean over categories.
+        use_area: divide errors by the annotations' areas; False: by 0.53 times the areas of their boxes, as for AIC.
         image_ids: the images to evaluate on; None for all.
 
     Returns:
-        "AP", "AP50", "AP75", "AP(M)", "AP(L)" (persons of 32^2 to 96^2 and of more square pixels), and the same
+        "AP", "AP50", "AP75", "AP(M)" (people of 32^2 to 96^2 square pixels), "AP(L)" (larger people), and the same
         for "AR".
 
     Raises:
-        ImportError: where faster-coco-eval is not installed.
-        ValueError: for a file or dict that holds no annotations, an annotation or a result without a needed field
-            or with other than K keypoints, a result that is not finite or of an unknown image or category.
+        ImportError: if faster-coco-eval is not installed.
+        ValueError: naming the file and the entry, if a file or dict has no annotations, a value is missing or not
+            finite, an entry does not have K keypoints, or a result's image or category is unknown.
     """
-    targets = _read_targets(_load(annotations), len(sigmas), use_area, image_ids)
-    return _evaluate(targets, _read_detections(results, targets, len(sigmas)), sigmas)
+    annotations = _read(annotations, len(sigmas))
+    targets = _targets(annotations, use_area=use_area, image_ids=image_ids)
+    return _evaluate(targets, _detections(results, annotations, targets, len(sigmas)), sigmas)
 
 
 def crowdpose_average_precision(
@@ -78,33 +104,34 @@ def crowdpose_average_precision(
     *,
     image_ids: Iterable[int | str] | None = None,
 ) -> dict[str, float]:
-    """AP and AR of CrowdPose: areas are 0.53 times the boxes, and images are told apart by their "crowdIndex".
+    """AP and AR of CrowdPose: areas are 0.53 times the boxes, and the "crowdIndex" of an image says how hard it is.
 
-    The ranges are those of the official evaluation: easy below 0.2, hard from 0.8. (The paper writes 0.1 for 0.2.)
-    Arguments and errors are those of `keypoint_average_precision`.
+    The ranges are as in the official evaluation: easy below 0.2, hard from 0.8. (The paper writes 0.1 for 0.2.)
+    Arguments and errors: see `keypoint_average_precision`; every image needs a "crowdIndex".
 
     Returns:
-        "AP", "AP50", "AP75", "AR", "AR50", "AR75" over all images; "AP(E)", "AP(M)", "AP(H)" over the easy, medium
-        and hard ones.
+        "AP", "AP50", "AP75", "AR", "AR50", "AR75" over all images; "AP(E)", "AP(M)", "AP(H)" over easy, medium and
+        hard images.
     """
-    content = _load(annotations)
-    targets = _read_targets(content, len(sigmas), False, image_ids)
-    detections = _read_detections(results, targets, len(sigmas))
-    whole = _evaluate(targets, detections, sigmas)
-    statistics = {name: whole[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
-    crowd = {image["id"]: image.get("crowdIndex") for image in content["images"]}
-    for image in targets["ids"]:
-        if crowd[image] is None:
-            raise ValueError(f"image {image}: expected a crowdIndex, as in CrowdPose, got none")
+    annotations = _read(annotations, len(sigmas))
+    targets = _targets(annotations, use_area=False, crowd_index=True, image_ids=image_ids)
+    detections = _detections(results, annotations, targets, len(sigmas))
+    overall = _evaluate(targets, detections, sigmas)
+    statistics = {name: overall[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
     for name, (low, high) in CROWD_RANGES.items():
-        numbers = {number for image, number in targets["ids"].items() if low <= crowd[image] < high}
-        part = {
-            **targets,
-            "images": [image for image in targets["images"] if image["id"] in numbers],
-            "annotations": [target for target in targets["annotations"] if target["image_id"] in numbers],
+        numbers = {
+            image_id: number
+            for image_id, number in targets.numbers.items()
+            if low <= annotations.images[image_id].crowd_index < high
         }
-        chosen = [detection for detection in detections if detection["image_id"] in numbers]
-        statistics[f"AP({name})"] = _evaluate(part, chosen, sigmas)["AP"]
+        in_range = set(numbers.values())
+        part = Targets(
+            numbers,
+            [target for target in targets.annotations if target["image_id"] in in_range],
+            targets.category_ids,
+        )
+        part_detections = [detection for detection in detections if detection["image_id"] in in_range]
+        statistics[f"AP({name})"] = _evaluate(part, part_detections, sigmas)["AP"]
     return statistics
 
 
@@ -117,11 +144,11 @@ def wholebody_average_precision(
 ) -> dict[str, dict[str, float]]:
     """AP and AR of COCO-WholeBody, for each part.
 
-    Every part is measured by the area of the whole person and ranked by the score of the whole pose. A person
-    without a visible keypoint in a part is no target there (the flags "face_valid" and so on are not looked at), and
-    a result without a positive keypoint score in a part is none there. Keypoints stand as 133 in "keypoints" or
-    divided among "keypoints", "foot_kpts", "face_kpts", "lefthand_kpts" and "righthand_kpts", as in the official
-    files. Other arguments and errors are those of `keypoint_average_precision`.
+    Every part uses the area of the whole person and the score of the whole pose. A person without a visible keypoint
+    in a part is not a target for that part (the flags "face_valid" and so on do not count), and a result without a
+    positive keypoint score in a part is left out there. The 133 keypoints are in "keypoints", or divided among
+    "keypoints", "foot_kpts", "face_kpts", "lefthand_kpts" and "righthand_kpts", as in the official files. Arguments
+    and errors: see `keypoint_average_precision`.
 
     Returns:
         "body", "foot", "face", "left_hand", "right_hand", "hand" (the mean of the two hands) and "wholebody", each
@@ -130,162 +157,178 @@ def wholebody_average_precision(
     count = WHOLEBODY_PARTS["wholebody"].stop
     if len(sigmas) != count:
         raise ValueError(f"sigmas: expected one for each of {count} keypoints, got {len(sigmas)}")
-    targets = _read_targets(_load(annotations), count, True, image_ids, _WHOLEBODY_FIELDS)
-    detections = _read_detections(results, targets, count, _WHOLEBODY_FIELDS)
+    annotations = _read(annotations, count, WHOLEBODY_KEYPOINTS)
+    targets = _targets(annotations, use_area=True, annotators_counts=False, image_ids=image_ids)
+    detections = _detections(results, annotations, targets, count, WHOLEBODY_KEYPOINTS)
     for detection in detections:
         detection["area"] = _area(detection["keypoints"].reshape(-1, 3)[WHOLEBODY_PARTS["body"]])
     statistics = {}
     for part, rows in WHOLEBODY_PARTS.items():
         columns = slice(3 * rows.start, 3 * rows.stop)
-        part_targets = [{**target, "keypoints": target["keypoints"][columns]} for target in targets["annotations"]]
+        part_targets = [{**target, "keypoints": target["keypoints"][columns]} for target in targets.annotations]
         part_detections = [{**detection, "keypoints": detection["keypoints"][columns]} for detection in detections]
-        found = [detection for detection in part_detections if (detection["keypoints"][2::3] > 0).any()]
-        statistics[part] = _evaluate({**targets, "annotations": part_targets}, found, sigmas[rows])
+        part_detections = [detection for detection in part_detections if (detection["keypoints"][2::3] > 0).any()]
+        statistics[part] = _evaluate(targets._replace(annotations=part_targets), part_detections, sigmas[rows])
     left, right = statistics["left_hand"], statistics["right_hand"]
-    # A hand that is nowhere labelled leaves the number of the other one.
+    # If one hand is nowhere labelled, the other one counts alone.
     statistics["hand"] = {
         name: float(np.mean([hand[name] for hand in (left, right) if hand[name] >= 0] or [-1.0])) for name in left
     }
     return statistics
 
 
-def _load(annotations: Annotations) -> Mapping[str, Any]:
-    if isinstance(annotations, Mapping):
-        name, content = "annotations", annotations
-    else:
-        name = os.fspath(annotations)
-        try:
-            content = json.loads(pathlib.Path(annotations).read_bytes())
-        except ValueError as error:
-            raise ValueError(f"{name}: expected JSON, got something else: {error}") from None
-    missing = {"images", "annotations"} - set(content if isinstance(content, Mapping) else ())
-    if missing:
-        raise ValueError(f"{name}: expected the annotations of COCO, got no {' and no '.join(sorted(missing))}")
-    return content
+def check_measurable(
+    annotations: CocoAnnotations,
+    *,
+    use_area: bool = True,
+    crowd_index: bool = False,
+    image_ids: Collection[int | str] | None = None,
+) -> None:
+    """Check that annotations have every value that the metrics need.
+
+    Args:
+        annotations: as read.
+        use_area: every annotation of the chosen images needs an area.
+        crowd_index: every chosen image needs a "crowdIndex".
+        image_ids: the chosen images; None for all.
+
+    Raises:
+        ValueError: naming the file and the entry; for image_ids that are not in the file.
+    """
+    chosen = annotations.images.keys() if image_ids is None else set(image_ids)
+    unknown = chosen - annotations.images.keys()
+    if unknown:
+        raise ValueError(f"image_ids: expected images of the annotations, got {min(unknown, key=str)!r}")
+    for annotation in annotations.objects:
+        require(annotation, "category_id")
+        if annotation.image_id in chosen:
+            require(annotation, "bbox", *(["area"] if use_area else []))
+    for image in annotations.images.values() if crowd_index else ():
+        if image.id in chosen and image.crowd_index is None:
+            raise ValueError(f"{image.where}: expected a crowdIndex, as in CrowdPose, got none")
 
 
-def _read_targets(
-    content: Mapping[str, Any],
-    count: int,
+def known_categories(annotations: CocoAnnotations, image_ids: Collection[int | str] | None = None) -> list[int]:
+    """The categories that results may have: of the annotations of the chosen images, and of "categories"."""
+    chosen = annotations.images.keys() if image_ids is None else set(image_ids)
+    used = {annotation.category_id for annotation in annotations.objects if annotation.image_id in chosen}
+    return sorted(annotations.category_ids | used)
+
+
+def _read(annotations: Annotations, num_keypoints: int, fields: Sequence[str] = KEYPOINTS) -> CocoAnnotations:
+    """The annotations, which are read if they come as a file or a dict."""
+    if not isinstance(annotations, CocoAnnotations):
+        return read_annotations(annotations, num_keypoints, fields=fields)
+    if annotations.num_keypoints != num_keypoints:
+        raise ValueError(
+            f"{annotations.name}: expected annotations of {num_keypoints} keypoints, got {annotations.num_keypoints}"
+        )
+    return annotations
+
+
+def _targets(
+    annotations: CocoAnnotations,
+    *,
     use_area: bool,
+    crowd_index: bool = False,
+    annotators_counts: bool = True,
     image_ids: Iterable[int | str] | None,
-    fields: Sequence[str] = ("keypoints",),
-) -> dict[str, Any]:
+) -> Targets:
     """The annotations of the chosen images, with what the evaluation needs and nothing else.
 
-    Images and annotations are numbered from 1: an annotation of number 0 would pass for one without a match.
-    "ids" leads from the ids of the chosen images to their numbers, "known" holds those of all.
+    `annotators_counts`: take "num_keypoints" from the file, where it has one; False: count visible keypoints.
     """
-    known = {image["id"] for image in content["images"]}
-    chosen = known if image_ids is None else set(image_ids)
-    if not chosen <= known:
-        raise ValueError(f"image_ids: expected images of the annotations, got {min(chosen - known, key=str)!r}")
-    ids = {image: number for number, image in enumerate(sorted(chosen, key=lambda id_: (str(type(id_)), id_)), 1)}
-    targets = []
-    for annotation in content["annotations"]:
-        name = f"annotation {annotation.get('id')}"
-        if not {"image_id", "category_id"} <= set(annotation):
-            raise ValueError(f"{name}: expected an image_id and a category_id, got {sorted(annotation)}")
-        if annotation["image_id"] not in ids:
+    chosen = set(annotations.images if image_ids is None else image_ids)
+    check_measurable(annotations, use_area=use_area, crowd_index=crowd_index, image_ids=chosen)
+    numbers = {image_id: number for number, image_id in enumerate(sorted(chosen, key=_by_type), 1)}
+    targets: list[dict[str, Any]] = []
+    for annotation in annotations.objects:
+        if annotation.image_id not in numbers:
             continue
-        box = annotation.get("bbox")
-        area = annotation.get("area") if use_area else box and BOX_TO_AREA * box[2] * box[3]
-        if box is None or area is None:
-            raise ValueError(
-                f"{name}: expected a bbox and, unless use_area is False, an area, got {sorted(annotation)}"
-            )
-        labelled = any(annotation.get(field) for field in fields)
-        keypoints = _keypoints(annotation, fields, count, name) if labelled else np.zeros(3 * count)
+        labelled = annotation.keypoints is not None
+        keypoints = annotation.keypoints.ravel() if labelled else np.zeros(3 * annotations.num_keypoints)
+        # The annotators' own count goes before ours: CrowdPose's leaves out some visible keypoints.
+        count = annotation.num_keypoints if labelled and annotators_counts else None
+        bbox = annotation.bbox.tolist()
         targets.append(
             {
                 "id": len(targets) + 1,
-                "image_id": ids[annotation["image_id"]],
-                "category_id": annotation["category_id"],
+                "image_id": numbers[annotation.image_id],
+                "category_id": annotation.category_id,
                 "keypoints": keypoints,
-                "area": float(area),
-                "bbox": [float(number) for number in box],
-                "iscrowd": int(annotation.get("iscrowd", 0)),
-                "num_keypoints": annotation.get("num_keypoints") if labelled and len(fields) == 1 else None,
+                "area": annotation.area if use_area else BOX_TO_AREA * bbox[2] * bbox[3],
+                "bbox": bbox,
+                "iscrowd": int(annotation.iscrowd),
+                "num_keypoints": count,
             }
         )
-    categories = {category["id"] for category in content.get("categories", ())}
-    categories |= {target["category_id"] for target in targets}
-    return {
-        "ids": ids,
-        "known": known,
-        "images": [{"id": number} for number in ids.values()],
-        "annotations": targets,
-        "categories": [{"id": category} for category in sorted(categories)],
-    }
+    return Targets(numbers, targets, known_categories(annotations, chosen))
 
 
-def _read_detections(
-    results: Results, targets: Mapping[str, Any], count: int, fields: Sequence[str] = ("keypoints",)
+def _by_type(image_id: int | str) -> tuple[str, int | str]:
+    """A key to sort ids by, integers before names."""
+    return str(type(image_id)), image_id
+
+
+def _detections(
+    results: Results,
+    annotations: CocoAnnotations,
+    targets: Targets,
+    num_keypoints: int,
+    fields: Sequence[str] = KEYPOINTS,
 ) -> list[dict[str, Any]]:
-    """The results on the chosen images."""
-    categories = {category["id"] for category in targets["categories"]}
-    detections = []
-    for index, result in enumerate(results):
-        name = f"result {index}"
-        missing = {"image_id", "category_id", "keypoints", "score"} - set(result)
-        if missing:
-            raise ValueError(f"{name}: expected {', '.join(sorted(missing))} as well, got {sorted(result)}")
-        if result["image_id"] not in targets["known"]:
-            raise ValueError(f"{name}: expected an image of the annotations, got {result['image_id']!r}")
-        if result["category_id"] not in categories:
-            raise ValueError(f"{name}: expected a category of {sorted(categories)}, got {result['category_id']!r}")
-        if result["image_id"] not in targets["ids"]:
+    """The results in the chosen images, as faster-coco-eval takes them."""
+    detections: list[dict[str, Any]] = []
+    for result in read_results(results, "results", num_keypoints, fields=fields):
+        require(result, "category_id", "keypoints", "score")
+        if result.image_id not in annotations.images:
+            raise ValueError(f"{result.where}: expected an image of the annotations, got {result.image_id!r}")
+        if result.category_id not in targets.category_ids:
+            raise ValueError(
+                f"{result.where}: expected a category of {targets.category_ids}, got {result.category_id!r}"
+            )
+        if result.image_id not in targets.numbers:
             continue
-        keypoints, score = _keypoints(result, fields, count, name), float(result["score"])
-        if not np.isfinite(keypoints).all() or not np.isfinite(score):
-            raise ValueError(f"{name}: expected finite keypoints and score, got {keypoints.tolist()} and {score}")
         detections.append(
             {
                 "id": len(detections) + 1,
-                "image_id": targets["ids"][result["image_id"]],
-                "category_id": result["category_id"],
-                "keypoints": keypoints,
-                "area": _area(keypoints.reshape(-1, 3)),
-                "score": score,
+                "image_id": targets.numbers[result.image_id],
+                "category_id": result.category_id,
+                "keypoints": result.keypoints.ravel(),
+                "area": _area(result.keypoints),
+                "score": result.score,
             }
         )
     return detections
 
 
-def _keypoints(
-    record: Mapping[str, Any], fields: Sequence[str], count: int, name: str
-) -> Float[np.ndarray, " three_K"]:
-    flat = np.concatenate([np.asarray(record.get(field, ()), np.float64).ravel() for field in fields])
-    if len(flat) != 3 * count:
-        raise ValueError(f"{name}: expected {count} keypoints, {3 * count} numbers, got {len(flat)} numbers")
-    return flat
-
-
 def _area(keypoints: Float[np.ndarray, "K 3"]) -> float:
+    """The area of the box around keypoints, in square pixels."""
     return float(np.ptp(keypoints[:, :2], axis=0).prod())
 
 
-def _evaluate(
-    targets: Mapping[str, Any], detections: Sequence[Mapping[str, Any]], sigmas: Sequence[float]
-) -> dict[str, float]:
+def _evaluate(targets: Targets, detections: Sequence[Mapping[str, Any]], sigmas: Sequence[float]) -> dict[str, float]:
+    """The ten numbers of faster-coco-eval, by name."""
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise ImportError(
             'average precision needs the package faster-coco-eval: pip install "vitpose-jax[eval]"'
         ) from None
-    # The annotators' own count goes before ours: CrowdPose's leaves out some visible keypoints.
-    labelled = [
+    annotations = [
         target
-        if target.get("num_keypoints") is not None
+        if target["num_keypoints"] is not None
         else {**target, "num_keypoints": int((target["keypoints"][2::3] > 0).sum())}
-        for target in targets["annotations"]
+        for target in targets.annotations
     ]
-    if not any(target["num_keypoints"] for target in labelled):
+    if not any(target["num_keypoints"] for target in annotations):
         return dict.fromkeys(STATISTICS, -1.0)
-    shared = {"images": targets["images"], "categories": targets["categories"]}
+    shared = {
+        "images": [{"id": number} for number in targets.numbers.values()],
+        "categories": [{"id": category} for category in targets.category_ids],
+    }
     evaluator = COCOeval_faster(
-        COCO({**shared, "annotations": labelled}),
+        COCO({**shared, "annotations": annotations}),
         COCO({**shared, "annotations": list(detections)}),
         "keypoints",
         kpt_oks_sigmas=list(sigmas),

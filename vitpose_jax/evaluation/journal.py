@@ -1,9 +1,12 @@
-"""The poses of an evaluation, on disk while it runs, so that nothing but the block under way is lost with it.
+"""The journal of an evaluation: an append-only file of poses. A crash loses at most the current block.
 
-`poses.jsonl` holds a first line with the settings, then one line an image: {"image": its place in the data set, and
-"poses": for each box [x, y, score, x, y, score, ...] in pixels of the image, or "error": why there are none}. Lines
-of a block are written at once and forced to the disk. A process of several that is not the first writes to
-`poses.1.jsonl` and so on; all of these are read again. A last line that was torn off is passed over.
+    {"settings": {...}}                                              what the poses depend on
+    {"image": 0, "poses": [[x, y, score, x, y, score, ...], ...]}    one line an image, one list a box
+    {"image": 1, "error": "..."}                                     an image that failed
+
+"image" is the index in the dataset; x and y are in pixels of the image. The lines of a block are written together and
+forced to the disk. The first process writes `poses.jsonl`, the others `poses.1.jsonl` and so on; on resuming, all are
+read. An incomplete last line is ignored.
 """
 
 import itertools
@@ -20,29 +23,29 @@ from jaxtyping import Float
 from vitpose_jax.storage.atomic import write_whole
 
 Outcome: TypeAlias = Float[np.ndarray, "n K 3"] | str
-"""Of an image: for each box x, y and score of all keypoints; or what went wrong."""
+"""Of one image: x, y and score of all keypoints for each box; or the reason why there are none."""
 
 JOURNAL = "poses.jsonl"
-# Of pixels and of scores. Everything is computed from the rounded numbers, so that a run that is taken up again ends
-# as one that was not interrupted.
+# Decimals of pixels and scores. All results are computed from the rounded numbers: a resumed run ends with the same
+# numbers as any other.
 DECIMALS = 5
 
 
 class Journal:
-    """Poses written as they come.
+    """Writes poses to a journal, and reads those of an earlier run.
 
     Args:
-        folder: where the journals lie.
+        folder: of the journals.
         settings: what the poses depend on, ready for JSON.
         num_keypoints: K.
-        resume: take up what is there; otherwise it is overwritten.
-        process, processes: the number of this process, and how many there are.
+        resume: keep the outcomes in the folder; False: overwrite them.
+        process, processes: the index of this process, and the number of all.
 
     Raises:
-        ValueError: where a journal to be resumed was made with other settings, naming them, or is damaged.
+        ValueError: if a journal to resume is damaged or has other settings, naming them.
 
     Attributes:
-        outcomes: of the images that were found in the folder, by their place in the data set.
+        outcomes: of the earlier run, by the image's index in the dataset.
     """
 
     def __init__(
@@ -63,23 +66,23 @@ class Journal:
             if resume:
                 self.outcomes |= self._read(path)
             elif process == 0 and path.name not in names:
-                path.unlink()  # of an earlier run with more processes
+                path.unlink()  # from an earlier run with more processes
         self.rewrite(self.outcomes)
 
     def append(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Write the outcomes of a block; they are on the disk when this returns."""
+        """Append the outcomes of a block; they are on the disk when this returns."""
         with self._path.open("ab") as file:
             file.writelines(to_lines(outcomes))
             file.flush()
             os.fsync(file.fileno())
 
     def rewrite(self, outcomes: Mapping[int, Outcome]) -> None:
-        """Write this process's journal anew, the images in the order of the data set."""
+        """Rewrite this process's journal, with images in the order of the dataset."""
         lines = itertools.chain([_line({"settings": self._settings})], to_lines(outcomes))
         write_whole(self._path, lines, sync=True)
 
     def remove_others(self) -> None:
-        """Delete all other processes' journals, once this one holds everything."""
+        """Delete the journals of all other processes. Call it when this one holds every outcome."""
         for path in journals(self._path.parent):
             if path != self._path:
                 path.unlink(missing_ok=True)
@@ -89,7 +92,7 @@ class Journal:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
                 if not line.endswith(b"\n"):
-                    break  # torn off
+                    break  # incomplete
                 where = f"{path}:{number}"
                 if number == 1:
                     self._check_settings(_parse(line, where), path)
@@ -99,24 +102,25 @@ class Journal:
         return outcomes
 
     def _check_settings(self, entry: dict[str, Any], path: pathlib.Path) -> None:
-        found = entry.get("settings")
-        if not isinstance(found, dict):
+        earlier = entry.get("settings")
+        if not isinstance(earlier, dict):
             raise ValueError(f"{path}: expected the settings of the evaluation in the first line")
-        for key in sorted({*self._settings, *found}):
-            if found.get(key) != self._settings.get(key):
+        for key in sorted({*self._settings, *earlier}):
+            if earlier.get(key) != self._settings.get(key):
                 raise ValueError(
-                    f"{path}: made with other settings; {key} was {found.get(key)!r}, now {self._settings.get(key)!r}"
+                    f"{path}: cannot resume with other settings; "
+                    f"{key} was {earlier.get(key)!r}, now {self._settings.get(key)!r}"
                 )
 
 
 def journals(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The journals in a folder, those of all processes."""
-    found = folder.iterdir() if folder.is_dir() else ()
-    return sorted(path for path in found if re.fullmatch(r"poses(\.\d+)?\.jsonl", path.name))
+    """The journals of all processes in a folder."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    return sorted(path for path in paths if re.fullmatch(r"poses(\.\d+)?\.jsonl", path.name))
 
 
 def to_lines(outcomes: Mapping[int, Outcome]) -> Iterator[bytes]:
-    """One line of JSON for each image, in the order of the data set."""
+    """One line of JSON for each image, in the order of the dataset."""
     for image in sorted(outcomes):
         outcome = outcomes[image]
         if isinstance(outcome, str):
@@ -131,10 +135,10 @@ def from_lines(lines: Iterable[bytes], num_keypoints: int) -> dict[int, Outcome]
 
 
 def parse_outcome(line: bytes, num_keypoints: int, where: str) -> tuple[int, Outcome]:
-    """The image of a line, and its outcome.
+    """The image of a line, by its index in the dataset, and its outcome.
 
     Raises:
-        ValueError: for what is no such line.
+        ValueError: naming `where`, if the line is not an outcome.
     """
     entry = _parse(line, where)
     try:

@@ -1,8 +1,8 @@
-"""Object keypoint similarity (OKS), and what the evaluation does with it before COCO's metric.
+"""Object keypoint similarity (OKS), and the scores and the suppression that come before COCO's metric.
 
-Top-down detectors find some people twice. The protocol of the paper gives every pose a score
-(`instance_scores`) and drops poses that lie on top of a better one (`oks_nms`). All functions are plain NumPy on
-the host, in float64; keypoints are (x, y) in pixels of the image, areas in square pixels.
+Detectors find some people twice. The paper's protocol gives every pose a score (`instance_scores`) and drops poses
+that overlap a better one (`oks_nms`). All functions are plain NumPy on the host, in float64; keypoints are (x, y) in
+pixels of the image, areas in square pixels.
 """
 
 from collections.abc import Sequence
@@ -22,22 +22,21 @@ def object_keypoint_similarity(
     *,
     boxes: Num[np.ndarray, "*#rows 4"] | None = None,
 ) -> Float[np.ndarray, "*rows"]:
-    """How near poses are to labelled ones, from 0 to 1; leading axes broadcast. `computeOks` of COCO.
+    """The similarity of poses and labelled poses, from 0 to 1; leading axes broadcast. `computeOks` of COCO.
 
-    The mean over the visible keypoints of exp(-d^2 / (2 area (2 sigma)^2)), d being the distance.
+    It is the mean over the visible keypoints of exp(-d^2 / (2 area (2 sigma)^2)), where d is the distance.
 
     Args:
         predicted: (x, y) in pixels.
         target: the labelled keypoints, in the same frame.
         visible: which keypoints are labelled.
         area: of the labelled objects, in square pixels.
-        sigmas: K deviations, `Skeleton.sigmas`.
-        boxes: x y w h of the labelled objects. Where no keypoint is visible, COCO measures how far the predicted
-            keypoints lie outside a box of three times the size around the same centre. Without boxes such objects
-            get 0.
+        sigmas: K standard deviations, `Skeleton.sigmas`.
+        boxes: x y w h of the labelled objects. If no keypoint is visible, COCO uses how far the predicted keypoints
+            are outside a box of three times the size with the same centre. Without boxes such objects get 0.
 
     Raises:
-        ValueError: for another number of sigmas than keypoints.
+        ValueError: if the number of sigmas is not K.
     """
     _check_sigmas(sigmas, predicted.shape[-2])
     offset = np.asarray(predicted, np.float64) - target
@@ -57,7 +56,7 @@ def _closeness(
     offset: Float[np.ndarray, "*#rows K 2"], area: Num[np.ndarray, "*#rows"], sigmas: Sequence[float]
 ) -> Float[np.ndarray, "*rows K"]:
     """exp(-d^2 / (2 area (2 sigma)^2)) of each keypoint."""
-    # Written out: a sum over an axis of two is slow. The spacing keeps an area of 0 from dividing by 0, as in COCO.
+    # Written out, because a sum over an axis of two is slow. The spacing avoids a division by 0, as in COCO.
     squared_distance = np.square(offset[..., 0]) + np.square(offset[..., 1])
     variances = np.square(2 * np.asarray(sigmas, np.float64))
     return np.exp(-squared_distance / (2 * (area[..., None] + np.spacing(1)) * variances))
@@ -73,12 +72,12 @@ def instance_scores(
 ) -> Float[np.ndarray, " n"]:
     """Scores of whole poses: the box's score times the mean of the keypoint scores above the threshold.
 
-    0 where no keypoint's score is above it. The rescoring of the original's `evaluate`.
+    0 if no keypoint's score is above it. The original's `evaluate` rescores poses in this way.
     """
-    sure = keypoint_scores > threshold
-    total = np.where(sure, keypoint_scores, 0).sum(axis=-1, dtype=np.float64)
-    # The mean comes first, as in the original: equal means must stay equal, whatever the number of keypoints.
-    return np.asarray(box_scores, np.float64) * (total / np.maximum(sure.sum(axis=-1), 1))
+    counted = keypoint_scores > threshold
+    total = np.where(counted, keypoint_scores, 0).sum(axis=-1, dtype=np.float64)
+    # The mean comes first, as in the original: equal means must stay equal for any number of keypoints.
+    return np.asarray(box_scores, np.float64) * (total / np.maximum(counted.sum(axis=-1), 1))
 
 
 def oks_nms(
@@ -91,7 +90,7 @@ def oks_nms(
     soft: bool = False,
     max_detections: int = 20,
 ) -> Int[np.ndarray, " kept"]:
-    """The poses of one image that are kept, by index, the best first. `oks_nms` and `soft_oks_nms` of the original.
+    """Indices of the poses of one image to keep, the best first. `oks_nms` and `soft_oks_nms` of the original.
 
     Two poses are compared over all keypoints, whatever their scores, with the mean of their areas. Of equal scores
     the last comes first.
@@ -99,16 +98,16 @@ def oks_nms(
     Args:
         keypoints: (x, y) in pixels; finite.
         scores: of whole poses, as from `instance_scores`.
-        areas: in square pixels; the paper takes the product of the sides of the padded box.
-        sigmas: K deviations, `Skeleton.sigmas`.
-        threshold: hard: drop poses nearer than this to a better one. soft: multiply the scores of the remaining by
-            exp(-OKS^2 / threshold) each time one is kept.
-        soft: lower scores instead of dropping poses. It changes which are kept and their order; their scores are
-            for the caller to take as they were, as in the original.
-        max_detections: the most that soft keeps. Hard keeps all that are left.
+        areas: in square pixels; the paper uses the area of the padded box.
+        sigmas: K standard deviations, `Skeleton.sigmas`.
+        threshold: hard: drop poses whose OKS with a better pose is above it. soft: each time a pose is kept,
+            multiply the scores of the remaining ones by exp(-OKS^2 / threshold).
+        soft: lower scores instead of dropping poses. The lowered scores decide which poses are kept and their order;
+            the results keep their own scores, as in the original.
+        max_detections: the most poses that soft keeps. Hard has no limit.
 
     Raises:
-        ValueError: for keypoints, scores or areas that are not finite, or another number of sigmas than keypoints.
+        ValueError: if keypoints, scores or areas are not finite, or the number of sigmas is not K.
     """
     _check_sigmas(sigmas, keypoints.shape[1])
     for name, values in (("keypoints", keypoints), ("scores", scores), ("areas", areas)):
@@ -153,19 +152,19 @@ def _overlap(
     area: np.number,
     sigmas: Sequence[float],
 ) -> Float[np.ndarray, " n"]:
-    """OKS of poses with the best one, over all keypoints and with the mean of the areas."""
+    """The OKS of poses with the best pose, over all keypoints and with the mean of their areas."""
     return _closeness(keypoints - best, (areas + area) / 2, sigmas).mean(axis=-1)
 
 
 def box_nms(
     boxes: Num[np.ndarray, "n 4"], scores: Num[np.ndarray, " n"], *, threshold: float
 ) -> Int[np.ndarray, " kept"]:
-    """The boxes of one image that are kept, by index, the best first.
+    """Indices of the boxes of one image to keep, the best first.
 
     Args:
         boxes: x y w h in pixels.
-        scores: of the detector. Of equal ones the last comes first.
-        threshold: boxes are dropped whose intersection over union with a better one is above it.
+        scores: of the detector. Of equal scores the last comes first.
+        threshold: a box is dropped if its intersection over union with a better one is above it.
     """
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     areas = boxes[:, 2] * boxes[:, 3]
@@ -175,9 +174,9 @@ def box_nms(
         best, order = order[0], order[1:]
         kept.append(best)
         sides = np.minimum(high[order], high[best]) - np.maximum(low[order], low[best])
-        shared = sides.clip(min=0).prod(axis=-1)
-        # Written as a product, so that two boxes without area are no division by 0.
-        order = order[shared <= threshold * (areas[order] + areas[best] - shared)]
+        intersection = sides.clip(min=0).prod(axis=-1)
+        # Written as a product, to avoid a division by 0 for two boxes without area.
+        order = order[intersection <= threshold * (areas[order] + areas[best] - intersection)]
     return np.array(kept, np.int64)
 
 

@@ -1,6 +1,10 @@
-"""From the poses in the boxes of a data set to COCO results and to the numbers of its protocol.
+"""From the poses in the boxes of a dataset to COCO results and to the numbers of its protocol.
 
-Plain NumPy on the host. The poses of an image are (n, K, 3): x, y in its pixels and the score, one row for each box.
+    poses of each image --> to_results (scores, OKS-NMS) --> measure --> metrics
+                        +--> per_keypoint --> the table of keypoints
+
+Plain NumPy on the host. The poses of an image are (n, K, 3): x, y in pixels of the image and the score, one row for
+each box.
 """
 
 import importlib.util
@@ -14,26 +18,30 @@ from vitpose_jax.datasets.dataset import Dataset, Sample
 from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.evaluation.accuracy import pckh
 from vitpose_jax.evaluation.average_precision import (
+    check_measurable,
     crowdpose_average_precision,
     keypoint_average_precision,
+    known_categories,
     wholebody_average_precision,
 )
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD, instance_scores, object_keypoint_similarity, oks_nms
 from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
 
 NMS_THRESHOLD = 0.9
-# A detected pose is that of the annotated person from here on, in the table of keypoints.
+# In the table of keypoints: the least OKS at which a detected pose belongs to an annotated person.
 MATCH_OKS = 0.5
-# The share of a person's size within which a keypoint counts as found, in the table of keypoints.
+# In the table of keypoints: a keypoint is near if its distance is at most this fraction of the person's size, and for
+# MPII of the head's.
 NEAR = 0.1
+NEAR_HEAD = 0.5
 Nms: TypeAlias = Literal["hard", "soft"] | None
 
 
 def check_nms(protocol: Protocol, nms: str | None) -> None:
-    """See that a kind of OKS-NMS exists, and that a protocol has any use for it.
+    """Check that a kind of OKS-NMS exists and that the protocol uses it.
 
     Raises:
-        ValueError: for an unknown one; for "soft" with MPII, whose boxes are the annotated ones.
+        ValueError: for an unknown kind; for "soft" with MPII, whose boxes are the annotated ones.
     """
     if nms not in ("hard", "soft", None):
         raise ValueError(f"oks_nms: expected 'hard', 'soft' or None, got {nms!r}")
@@ -42,26 +50,35 @@ def check_nms(protocol: Protocol, nms: str | None) -> None:
 
 
 def check_scorable(dataset: Dataset) -> None:
-    """See, before anything is computed, that the metric of a data set can be.
+    """Check, before any pose is computed, that the dataset's metric can be computed.
 
     Raises:
-        ImportError: where the package that average precision needs is not installed.
-        ValueError: for MPII without the sizes of heads; for annotations that lack what the metric needs.
+        ImportError: if the package that average precision needs is not installed.
+        ValueError: for MPII without the sizes of heads; for annotations that lack a value the metric needs, naming
+            the entry; for boxes of a category that is not in the annotations; for a skeleton without sigmas.
     """
-    if dataset.protocol.metric != "pckh":
-        if importlib.util.find_spec("faster_coco_eval") is None:
-            raise ImportError('average precision needs faster-coco-eval: pip install "vitpose-jax[eval]"')
-        # One result that is nowhere: the annotations are read as they will be in the end.
-        first = dataset.samples[0]
-        nothing = {
-            "image_id": first.image_id,
-            "category_id": int(first.category_ids[0]),
-            "keypoints": [0.0] * (3 * dataset.protocol.skeleton.num_keypoints),
-            "score": 0.0,
-        }
-        measure(dataset, {}, [nothing])
-    elif any(np.isnan(sample.people.head_sizes).any() for sample in dataset.samples):
-        raise ValueError(f"{dataset.protocol.name}: PCKh needs the sizes of heads; give head_boxes, mpii_gt_val.mat")
+    protocol = dataset.protocol
+    if protocol.metric == "pckh":
+        if any(np.isnan(sample.people.head_sizes).any() for sample in dataset.samples):
+            raise ValueError(f"{protocol.name}: PCKh needs the sizes of heads; give head_boxes, mpii_gt_val.mat")
+        return
+    if importlib.util.find_spec("faster_coco_eval") is None:
+        raise ImportError('average precision needs faster-coco-eval: pip install "vitpose-jax[eval]"')
+    if not protocol.skeleton.sigmas:
+        raise ValueError(f"{protocol.name}: average precision needs sigmas in its skeleton")
+    check_measurable(
+        dataset.coco,
+        use_area=protocol.use_area,
+        crowd_index=protocol.metric == "crowdpose",
+        image_ids=dataset.image_ids,
+    )
+    known = known_categories(dataset.coco, dataset.image_ids)
+    for sample in dataset.samples:
+        for category in set(sample.category_ids.tolist()) - set(known):
+            raise ValueError(
+                f"{dataset.detections or dataset.annotations}: image {sample.image_id}: expected boxes of a category "
+                f"in {dataset.annotations}, one of {known}, got {category}"
+            )
 
 
 def to_results(
@@ -76,16 +93,19 @@ def to_results(
 ) -> list[dict[str, Any]]:
     """COCO results: {"image_id", "category_id", "keypoints": [x, y, score, ...], "score"}.
 
-    Poses get the score of their box times the mean of their keypoint scores above the threshold; then those that lie
-    on a better one are dropped, with the padded box for the area. Images stand in the order of the data set, the poses
-    of one in that of `oks_nms`, the best first: COCO's metric takes equal scores in their order.
+    The score of a pose is the score of its box times the mean of its keypoint scores above the threshold. Then
+    OKS-NMS drops poses that overlap a better one, with the area of the padded box. Images are in the order of the
+    dataset; the poses of an image are in the order of `oks_nms`, the best first, because COCO's metric keeps the order
+    of equal scores.
 
     Args:
         dataset: as read.
-        poses: by the place of their image in `dataset.samples`.
-        image_size, padding: of the crops, for the padded boxes.
+        poses: by the index of their image in `dataset.samples`.
+        image_size: height and width of the crops in pixels.
+        padding: of the boxes.
         nms: "hard", "soft" or None, see `oks_nms`.
-        keypoint_threshold, nms_threshold: of the scores, and of the OKS.
+        keypoint_threshold: only keypoint scores above it count.
+        nms_threshold: the OKS above which a pose is dropped.
 
     Raises:
         ValueError: for an unknown nms.
@@ -93,13 +113,12 @@ def to_results(
     check_nms(dataset.protocol, nms)
     sigmas = dataset.protocol.skeleton.sigmas
     areas, results = _padded_areas(dataset, image_size, padding), []
-    for place, points in sorted(poses.items()):
-        sample = dataset.samples[place]
+    for index, points in sorted(poses.items()):
+        sample = dataset.samples[index]
         scores = instance_scores(sample.scores, points[..., 2], keypoint_threshold)
-        kept = np.arange(len(points))
+        rows = np.arange(len(points))
         if nms is not None:
-            options: dict[str, Any] = {"threshold": nms_threshold, "soft": nms == "soft"}
-            kept = oks_nms(points[..., :2], scores, areas[place], sigmas, **options)
+            rows = oks_nms(points[..., :2], scores, areas[index], sigmas, threshold=nms_threshold, soft=nms == "soft")
         results += [
             {
                 "image_id": sample.image_id,
@@ -107,13 +126,13 @@ def to_results(
                 "keypoints": points[row].ravel().tolist(),
                 "score": float(scores[row]),
             }
-            for row in kept
+            for row in rows
         ]
     return results
 
 
 def _padded_areas(dataset: Dataset, image_size: tuple[int, int], padding: float) -> list[Float[np.ndarray, " _n"]]:
-    """For each sample the areas of its boxes as they are cropped, in square pixels."""
+    """The areas of each sample's boxes as they are cropped, in square pixels."""
     boxes = np.concatenate([np.zeros((0, 4)), *(sample.boxes for sample in dataset.samples)])
     sides = np.asarray(boxes_to_regions(boxes, image_size, padding=padding).scale, np.float64)
     return np.split(sides.prod(axis=-1), np.cumsum([len(sample.boxes) for sample in dataset.samples])[:-1])
@@ -122,62 +141,76 @@ def _padded_areas(dataset: Dataset, image_size: tuple[int, int], padding: float)
 def measure(
     dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3"]], results: list[dict[str, Any]]
 ) -> dict[str, float]:
-    """The numbers of the data set's protocol; people of images without poses count as missed.
+    """The numbers of the dataset's protocol; people of images without poses count as missed.
+
+    Args:
+        dataset: as read; the annotation file is not read again.
+        poses: by the index of their image in `dataset.samples`; MPII is measured by them.
+        results: from `to_results`; all other datasets are measured by them.
 
     Returns:
         for COCO and others the ten numbers of `keypoint_average_precision`; for CrowdPose its nine; for
-        COCO-WholeBody those of the whole body, then "body AP" and so on for each part; all from 0 to 1.
-        For MPII those of `pckh`, in per cent.
+        COCO-WholeBody the numbers of the whole body, then "body AP" and so on for each part; all from 0 to 1.
+        For MPII the numbers of `pckh`, in percent.
     """
     protocol = dataset.protocol
+    sigmas, image_ids = protocol.skeleton.sigmas, dataset.image_ids
     if protocol.metric == "pckh":
         return _measure_pckh(dataset, poses)
-    options: dict[str, Any] = {"image_ids": dataset.image_ids}
-    arguments = (dataset.annotations, results, protocol.skeleton.sigmas)
     if protocol.metric == "crowdpose":
-        return crowdpose_average_precision(*arguments, **options)
+        return crowdpose_average_precision(dataset.coco, results, sigmas, image_ids=image_ids)
     if protocol.metric == "coco":
-        return keypoint_average_precision(*arguments, use_area=protocol.use_area, **options)
-    parts = wholebody_average_precision(*arguments, **options)
-    whole = parts.pop("wholebody")
-    return whole | {f"{part} {name}": value for part, found in parts.items() for name, value in found.items()}
+        return keypoint_average_precision(
+            dataset.coco, results, sigmas, use_area=protocol.use_area, image_ids=image_ids
+        )
+    parts = wholebody_average_precision(dataset.coco, results, sigmas, image_ids=image_ids)
+    overall = parts.pop("wholebody")
+    return overall | {
+        f"{part} {name}": value for part, statistics in parts.items() for name, value in statistics.items()
+    }
 
 
 def _measure_pckh(dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3"]]) -> dict[str, float]:
+    """PCKh in percent; people of images without poses are infinitely far away."""
     people = [sample.people for sample in dataset.samples]
     predicted = [
-        poses[place][..., :2] if place in poses else np.full(of_image.keypoints.shape, np.inf)
-        for place, of_image in enumerate(people)
+        poses[index][..., :2] if index in poses else np.full(group.keypoints.shape, np.inf)
+        for index, group in enumerate(people)
     ]
     return pckh(
         np.concatenate(predicted),
-        np.concatenate([of_image.keypoints for of_image in people]),
-        np.concatenate([of_image.visible for of_image in people]) > 0,
-        np.concatenate([of_image.head_sizes for of_image in people]),
+        np.concatenate([group.keypoints for group in people]),
+        np.concatenate([group.visible for group in people]) > 0,
+        np.concatenate([group.head_sizes for group in people]),
     )
 
 
 def per_keypoint(dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3"]]) -> list[dict[str, Any]]:
-    """How far each keypoint is from where it is labelled, over the annotated people that have a pose.
+    """How far each keypoint is from its label, over the annotated people that have a pose.
 
-    In annotated boxes that is the pose of their box; in a detector's boxes the pose of the image with the best OKS,
-    if that is at least 0.5.
+    In annotated boxes, a person's pose is the pose in the person's box. In a detector's boxes it is the pose of the
+    image with the highest OKS, if that is at least 0.5.
 
     Returns:
-        one row a keypoint: "keypoint", its name; "labelled", how often it is, in images that have boxes; "matched",
-        how often of people with a pose; over those "pixels", the mean distance; "relative", the mean distance by the
-        size of the person: the root of the area, or MPII's size of the head; "near", the share of distances by size
-        of at most 0.1, or at most 0.5 for MPII; None where nothing is matched.
+        one row a keypoint:
+        "keypoint", its name;
+        "labelled", the number of labels, in images that have boxes;
+        "matched", the number of these whose person has a pose; over them
+        "pixels", the mean distance;
+        "relative", the mean of the distance divided by the person's size: the root of the area, or MPII's size of the
+        head;
+        "near", the fraction with a relative distance of at most 0.1, or 0.5 for MPII.
+        The last three are None if nothing is matched.
     """
-    of_heads = dataset.protocol.metric == "pckh"
+    is_mpii = dataset.protocol.metric == "pckh"
     distances, sizes, labelled = [], [], []
-    for place, sample in enumerate(dataset.samples):
+    for index, sample in enumerate(dataset.samples):
         people = sample.people
         predicted = (
-            _matched(dataset, sample, poses[place]) if place in poses else np.full(people.keypoints.shape, np.nan)
+            _matched(dataset, sample, poses[index]) if index in poses else np.full(people.keypoints.shape, np.nan)
         )
         distances.append(np.linalg.norm(predicted - people.keypoints, axis=-1))
-        sizes.append(people.head_sizes if of_heads else np.sqrt(people.areas))
+        sizes.append(people.head_sizes if is_mpii else np.sqrt(people.areas))
         labelled.append(people.visible > 0)
     table = []
     distances, labelled = np.concatenate(distances), np.concatenate(labelled)
@@ -187,7 +220,7 @@ def per_keypoint(dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3
         values = {
             "pixels": distances[counted, index],
             "relative": relative[counted, index],
-            "near": relative[counted, index] <= (0.5 if of_heads else NEAR),
+            "near": relative[counted, index] <= (NEAR_HEAD if is_mpii else NEAR),
         }
         table.append(
             {
@@ -201,14 +234,14 @@ def per_keypoint(dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3
 
 
 def _matched(dataset: Dataset, sample: Sample, points: Float[np.ndarray, "n K 3"]) -> Float[np.ndarray, "people K 2"]:
-    """For each annotated person the keypoints of its pose; NaN where it has none."""
-    people, found = sample.people, points[..., :2]
+    """The keypoints of each annotated person's pose; NaN for a person without a pose."""
+    people, keypoints = sample.people, points[..., :2]
     if dataset.detections is None:
-        return found
+        return keypoints
     if len(people) == 0:
         return people.keypoints
     similarity = object_keypoint_similarity(
-        found[None],
+        keypoints[None],
         people.keypoints[:, None],
         people.visible[:, None] > 0,
         people.areas[:, None],
@@ -216,4 +249,4 @@ def _matched(dataset: Dataset, sample: Sample, points: Float[np.ndarray, "n K 3"
     )
     best = similarity.argmax(axis=1)
     matched = np.take_along_axis(similarity, best[:, None], axis=1) >= MATCH_OKS
-    return np.where(matched[..., None], found[best], np.nan)
+    return np.where(matched[..., None], keypoints[best], np.nan)

@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 
-from vitpose_jax.datasets.archives import ImageStore, Paths, expand
+from vitpose_jax.datasets.archives import ImageStore, Paths, expand_archives
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
@@ -150,7 +150,7 @@ class PersonSource:
         """
         if isinstance(images, str | os.PathLike) and pathlib.Path(images).is_dir():
             return cls(read_dataset(name, annotations, images), **options)
-        archives = expand(images)
+        archives = expand_archives(images)
         folders = {archive.parent for archive in archives}
         if len(folders) != 1:
             raise ValueError(f"images: expected a folder, or .zip archives in one folder, got {images}")
