@@ -21,7 +21,7 @@ from vitpose_jax.pipeline.postprocess import Decode, get_decoding
 from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.poses import Poses
 from vitpose_jax.rtdetr.modeling import RtDetr
-from vitpose_jax.rtdetr.postprocess import Found, find_objects
+from vitpose_jax.rtdetr.postprocess import Objects, find_objects
 from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix, unpack_image
 from vitpose_jax.serving.batching import pixel_bucket
 from vitpose_jax.vitpose.modeling import VitPose
@@ -61,7 +61,7 @@ def find_people(
     config = detector.config
     image = unpack_image(pixels, shape, (down.shape[2], across.shape[2]))
     output = detector(prepare(resize(image, down, across), config)[None])
-    found: Found = find_objects(output.logits, output.boxes, shape[None, 1:], wanted, max_people)
+    found: Objects = find_objects(output.logits, output.boxes, shape[None, 1:], wanted, max_people)
     boxes, sure = found.boxes[0], found.scores[0]
     somebody = (sure > threshold) & (boxes[:, 2:] > 0).all(axis=-1)
     whole = jnp.stack([jnp.zeros(()), jnp.zeros(()), shape[2], shape[1]])
