@@ -22,9 +22,15 @@ from vitpose_jax.detector import Detector
 from vitpose_jax.pipeline.packing import pack_images, unpack_image
 from vitpose_jax.rtdetr.config import DetectorConfig
 from vitpose_jax.rtdetr.postprocess import find_objects
-from vitpose_jax.rtdetr.preprocess import pad_image, prepare, resize, resize_matrix, side_bucket
+from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix, side_bucket
 
 jitted_resize = jax.jit(resize)
+
+
+def pad_image(image: np.ndarray) -> np.ndarray:
+    """An image with black below and to the right, up to `side_bucket` of its sides."""
+    (height, width, _), (rows, columns) = image.shape, map(side_bucket, image.shape[:2])
+    return np.pad(image, ((0, rows - height), (0, columns - width), (0, 0)))
 
 
 def resized(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -114,7 +120,7 @@ def test_objects_are_those_of_the_reference(queries, threshold):
         kept = np.asarray(ours.scores[image]) > threshold
         corner, extent = np.split(np.asarray(ours.boxes[image])[kept], 2, axis=1)
         assert len(corner) == len(result["boxes"])
-        np.testing.assert_array_equal(ours.labels[image][kept], result["labels"])
+        np.testing.assert_array_equal(ours.class_ids[image][kept], result["labels"])
         np.testing.assert_allclose(ours.scores[image][kept], result["scores"], rtol=1e-6)
         np.testing.assert_allclose(np.concatenate([corner, corner + extent], 1), result["boxes"], rtol=0, atol=BOXES)
 
@@ -126,7 +132,7 @@ def test_classes_nobody_wants_take_no_places():
     found = find_objects(
         jnp.asarray(logits), jnp.asarray(boxes), np.ones((1, 2), np.float32), np.asarray([True, False, False]), 4
     )
-    np.testing.assert_array_equal(found.labels, 0)
+    np.testing.assert_array_equal(found.class_ids, 0)
     np.testing.assert_allclose(found.scores[0], 1 / (1 + np.exp([1, 2, 3, 4])), rtol=1e-5)
 
 

@@ -197,7 +197,7 @@ def test_bad_input_is_named(estimator, plus):
         estimator([image, image], [boxes])
     with pytest.raises(ValueError, match="expected one for each of 2 boxes, got 3"):
         plus(image, boxes, dataset=["coco", "coco", "ap10k"])
-    with pytest.raises(ValueError, match="no data set 'ap10k' in this model"):
+    with pytest.raises(ValueError, match="no dataset 'ap10k' in this model"):
         estimator(image, boxes, dataset="ap10k")
     with pytest.raises(ValueError, match="max_batch: expected a power of two, got 12"):
         PoseEstimator(random_model(VitPoseConfig(**TINY)), max_batch=12)
@@ -305,7 +305,7 @@ def test_devices_are_a_power_of_two(model):
 def test_no_boxes_of_a_named_data_set(plus):
     poses = plus(random_image(0), [], dataset="wholebody")
     assert poses.keypoints.shape == (0, 133, 2)
-    with pytest.raises(ValueError, match="no data set 'nonsense'"):
+    with pytest.raises(ValueError, match="no dataset 'nonsense'"):
         plus(random_image(0), [], dataset="nonsense")
 
 
@@ -338,7 +338,7 @@ def test_bad_items_of_a_stream_do_not_end_it(estimator):
 
 
 def test_half_a_data_set(plus, unchecked):
-    with pytest.raises(ValueError, match=r"no data set 1.7"):
+    with pytest.raises(ValueError, match=r"no dataset 1.7"):
         plus(random_image(0), random_boxes(0, 2), dataset=[1.7, 0])
 
 

@@ -27,7 +27,7 @@ from vitpose_jax.detections import Detections, choose_classes
 from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket, unpack_image
 from vitpose_jax.rtdetr.modeling import RtDetr
-from vitpose_jax.rtdetr.postprocess import Found, find_objects
+from vitpose_jax.rtdetr.postprocess import Objects, find_objects
 from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix
 from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
 from vitpose_jax.serving.flow import PREFETCH, ItemError, JobQueue, read_ahead, run, stream
@@ -74,7 +74,7 @@ class _DetectorItem(Item):
 class _Job(NamedTuple):
     """A batch of images on the device, and where its detections go."""
 
-    objects: Found
+    objects: Objects
     items: Sequence[Any]
     detector: "Detector"
     options: DetectorOptions
@@ -310,7 +310,7 @@ def _detect(
     images: list[UInt8[Array, "height width 3"]],
     sizes: Float[Array, "n 2"],
     classes: Bool[Array, " classes"],
-) -> Found:
+) -> Objects:
     """One batch through the network."""
     output = model(prepare(jnp.stack(images), model.config))
     return find_objects(output.logits, output.boxes, sizes, classes, model.config.num_queries)

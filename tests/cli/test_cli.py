@@ -230,7 +230,7 @@ def test_a_broken_image_does_not_stop_the_others(capsys, model, images, tmp_path
         (("IMAGE", "--boxes", "1,2,0,3"), "box 0 has no area"),
         (("IMAGE", "--boxes", "nan,1,2,3"), "--boxes: box 0 is not finite"),
         (("IMAGE", "--boxes", "IMAGE"), "expected JSON"),
-        (("IMAGE", "--dataset", "ap10k"), "no data set 'ap10k' in this model"),
+        (("IMAGE", "--dataset", "ap10k"), "no dataset 'ap10k' in this model"),
         (("IMAGE", "--model", "no/such/folder"), "no/such/folder"),
     ],
 )

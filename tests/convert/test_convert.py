@@ -199,7 +199,7 @@ def test_an_original_file_with_six_heads(tmp_path, plus):
         assert describe(folder).config.skeletons == (known,)
     (one,) = convert(path, tmp_path / "one", dataset="AP-10K")
     assert describe(one).config.datasets == ("ap10k",)
-    with pytest.raises(ValueError, match=r"no data set 'lsp'"):
+    with pytest.raises(ValueError, match=r"no dataset 'lsp'"):
         convert(path, tmp_path / "none", dataset="lsp")
 
 

@@ -103,7 +103,7 @@ def test_every_key_transformers_writes_is_known(version):
         ({"activation_function": "mish"}, {}, {}, "activation_function: expected one of"),
         ({"encoder_attention_heads": 7}, {}, {}, "encoder_heads: expected a divisor of encoder_hidden_size 256, got 7"),
         ({"num_queries": 0}, {}, {}, "num_queries: expected a positive whole number, got 0"),
-        ({}, {"out_indices": [1, 3], "out_features": ["stage1", "stage3"]}, {}, "stages that follow one another"),
+        ({}, {"out_indices": [1, 3], "out_features": ["stage1", "stage3"]}, {}, "expected consecutive stages"),
         ({}, {"out_indices": [1, 2, 3]}, {}, "do not name the same"),
         ({}, {"embedding_size": 32}, {}, "embedding_size: expected 64"),
         ({}, {"depths": [2, 2]}, {}, "stage"),

@@ -371,7 +371,7 @@ def test_keypoints_that_are_not_finite_are_failures(data):
 
 def test_unsuitable_estimators_and_options_are_refused(data, small, estimator):
     mpii, wholebody = read_sample(data, "mpii"), read_sample(data, "wholebody")
-    with pytest.raises(ValueError, match="no data set 'wholebody' in this model"):
+    with pytest.raises(ValueError, match="no dataset 'wholebody' in this model"):
         evaluate(estimator, wholebody)
     model = random_model(VitPoseConfig(**SQUARE, skeletons=(PROTOCOLS["mpii"].skeleton,)))
     with pytest.raises(ValueError, match="mpii: expected an estimator with stretch=True, got False"):
@@ -536,7 +536,7 @@ def test_broken_images_end_the_command_with_1(capsys, small, tmp_path):
         (("--ground-truth-boxes", "--annotations", "nothing.json"), "nothing.json"),
         (("--ground-truth-boxes", "--dataset", "mpii", "--images", "nowhere"), "mpii: PCKh needs the sizes of heads"),
         (("--ground-truth-boxes", "--dataset", "mpii", "--soft-nms"), "oks_nms: expected none for mpii"),
-        (("--ground-truth-boxes", "--dataset", "ap10k"), "no data set 'ap10k' in this model; it knows coco"),
+        (("--ground-truth-boxes", "--dataset", "ap10k"), "no dataset 'ap10k' in this model; it knows coco"),
         (("--ground-truth-boxes", "--max-batch", "3"), "max_batch: expected a power of two"),
         (("--ground-truth-boxes", "--devices", "99"), "--devices: expected at most"),
         (("--ground-truth-boxes", "--resume", "--overwrite"), "expected --resume or --overwrite, got both"),

@@ -606,7 +606,7 @@ def test_what_a_loader_refuses(source, data, monkeypatch):
     with pytest.raises(ValueError, match=r"image_size \(384, 288\), got size \(256, 192\)"):
         make_loader(source, batch_size=1, seed=0, config=CONFIG.replace(image_size=(384, 288)))
     animals = read_sample(data, "ap10k")
-    with pytest.raises(ValueError, match="no data set 'ap10k' in this model"):
+    with pytest.raises(ValueError, match="no dataset 'ap10k' in this model"):
         make_loader(animals, batch_size=1, seed=0, config=CONFIG)
     with pytest.raises(ValueError, match="no head"):
         make_loader(animals, batch_size=1, seed=0, config=PLUS.replace(skeletons=(COCO,)))

@@ -258,7 +258,7 @@ def test_a_file_is_read(example):
         ("model.preset=basic", "no preset named 'basic'"),
         ('model.skeletons=["cat"]', "no skeleton named 'cat'; expected one of coco"),
         ("data.0.dataset=cat", "no data set named 'cat'; expected one of coco"),
-        ("data.0.dataset=coco", "no data set 'coco' in this model; it knows dog"),
+        ("data.0.dataset=coco", "no dataset 'coco' in this model; it knows dog"),
         ("evaluation=3", "evaluation: expected a table, got 3"),
         ("evaluation.dataset=dog", "missing key evaluation.annotations"),
         ("checkpoint={every_steps=1, every_epochs=2}", "expected one of every_epochs and every_steps, got both"),

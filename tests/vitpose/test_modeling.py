@@ -57,11 +57,11 @@ def test_a_checkpoint_with_one_head_refuses_the_others():
     """The Hub's ViTPose++ files hold six experts but the COCO head alone."""
     model = random_model(VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO,)}))
     crops = random_crops(model.config)
-    with pytest.raises(ValueError, match=r"expert for 'ap10k' but no head.*holds the heads: coco"):
+    with pytest.raises(ValueError, match=r"expert for 'ap10k' but no head; its heads are: coco"):
         model(crops, "ap10k")
     with pytest.raises(ValueError, match="no head"):
         model(crops, np.array([0, 3, 0]))
-    with pytest.raises(ValueError, match=r"no data set 'horses'.*coco \(0\)"):
+    with pytest.raises(ValueError, match=r"no dataset 'horses'.*coco \(0\)"):
         model(crops, "horses")
     # Numbers under jit cannot be refused; they must not pass for COCO either.
     heatmaps = jax.jit(lambda model, crops, index: model(crops, index))(model, crops, jnp.array([0, 3, 0]))
@@ -94,7 +94,7 @@ def test_intermediates_on_request():
     np.testing.assert_allclose(full.tokens, plain.tokens, atol=BLOCK)
     np.testing.assert_allclose(full.attentions.sum(-1), 1, atol=1e-5)
     np.testing.assert_allclose(full.feature_maps[2].reshape(plain.tokens.shape), plain.tokens, atol=BLOCK)
-    with pytest.raises(ValueError, match="expected numbers from 0 to 2"):
+    with pytest.raises(ValueError, match="expected block numbers from 0 to 2"):
         backbone(crops, feature_blocks=(3,))
 
 
@@ -177,5 +177,5 @@ def test_fill_lists_every_difference_at_once(plus):
 def test_crops_of_another_size_are_refused(plus):
     with pytest.raises(ValueError, match=r"expected \(n, 64, 48, 3\)"):
         plus(jnp.zeros((2, 48, 64, 3)))
-    with pytest.raises(ValueError, match="expected one, or 2 in a row"):
+    with pytest.raises(ValueError, match="expected one index, or 2 of them"):
         plus(jnp.zeros((2, 64, 48, 3)), np.array([0, 0, 0]))

@@ -1,1 +1,1 @@
-"""RT-DETR and RT-DETRv2: the network that finds people, and what stands before and after it."""
+"""RT-DETR and RT-DETRv2: the object detection network, with its pre- and post-processing."""

@@ -1,11 +1,12 @@
-"""ResNet-vd, from images to feature maps: a stem of three convolutions, and shortcuts that average when they shrink."""
+"""ResNet-vd, from images to feature maps: a stem of three convolutions, and shortcuts that average 2x2 pixels."""
 
 from flax import nnx
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitpose_jax.rtdetr.config import BOTTLENECK_REDUCTION, BlockShape, DetectorConfig
-from vitpose_jax.rtdetr.layers import ACTIVATIONS, ConvNorm
+from vitpose_jax.rtdetr.layers import ConvNorm
+from vitpose_jax.vitpose import ops
 
 
 class Residual(nnx.Module):
@@ -16,7 +17,7 @@ class Residual(nnx.Module):
     ):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         features_in, features, stride, shortcut = shape
-        # Inside a block it is ReLU whatever hidden_act says, as in the reference.
+        # Inside a block the activation is always ReLU, as in transformers; hidden_act comes after the block.
         if config.layer_type == "basic":
             convs = [
                 ConvNorm(features_in, features, 3, stride=stride, act="relu", **kwargs),
@@ -34,7 +35,7 @@ class Residual(nnx.Module):
         if shortcut != "none":
             self.project = ConvNorm(features_in, features, 1, stride=1 if shortcut == "pool" else stride, **kwargs)
         self.shortcut = shortcut
-        self.act = ACTIVATIONS[config.hidden_act]
+        self.act = ops.activation(config.hidden_act)
 
     def __call__(self, x: Float[Array, "n height width features_in"]) -> Float[Array, "n rows columns features"]:
         short = nnx.avg_pool(x, (2, 2), strides=(2, 2)) if self.shortcut == "pool" else x
@@ -46,7 +47,7 @@ class Residual(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """The backbone."""
+    """The backbone: a stem, then stages of residual blocks, each with half the resolution of the one before."""
 
     def __init__(self, config: DetectorConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -70,11 +71,12 @@ class ResNet(nnx.Module):
         x = images
         for conv in self.stem:
             x = conv(x)
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
-        maps = []
-        for number, stage in enumerate(self.stages, 1):
+        padding = ((1, 1), (1, 1))
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)  # pyright: ignore[reportArgumentType]: flax's hint
+        feature_maps = []
+        for index, stage in enumerate(self.stages, 1):
             for block in stage:
                 x = block(x)
-            if number in self.out_indices:
-                maps.append(x)
-        return tuple(maps)
+            if index in self.out_indices:
+                feature_maps.append(x)
+        return tuple(feature_maps)

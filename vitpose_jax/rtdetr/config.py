@@ -1,19 +1,21 @@
-"""DetectorConfig: everything that decides the shapes and the arithmetic of a detector, and nothing else."""
+"""DetectorConfig: the fields that define the shapes and the arithmetic of a detector, and no others."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Any, NamedTuple
 
-ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu")
+from vitpose_jax.vitpose.config import ACTIVATIONS
+
+DETECTOR_ACTIVATIONS = (*ACTIVATIONS, "silu")
 SAMPLINGS = ("bilinear", "nearest")
 
-# The stem halves height and width twice; every stage but the first halves them again.
+# The stem halves height and width twice. Each stage except the first halves them again.
 STEM_STRIDE = 4
-# A bottleneck block computes on this part of its channels.
+# A bottleneck block has this many times fewer channels inside.
 BOTTLENECK_REDUCTION = 4
 
-# Fields that are positive whole numbers, and those that are positive numbers.
+# Fields that must be positive whole numbers (COUNTS) or positive numbers (MEASURES).
 COUNTS = (
     "num_channels",
     "embedding_size",
@@ -33,13 +35,13 @@ MEASURES = ("temperature", "hidden_expansion", "offset_scale", "layer_norm_eps",
 
 
 class BlockShape(NamedTuple):
-    """A residual block of the backbone.
+    """The shape of a residual block of the backbone.
 
     Attributes:
-        features_in, features: channels that come in and go out.
-        stride: 2 where it halves height and width.
-        shortcut: "none" adds the input as it is; "project" sends it through a 1x1 convolution of that stride;
-            "pool" averages 2x2 pixels first, then projects.
+        features_in, features: input and output channels.
+        stride: 2 if the block halves height and width, else 1.
+        shortcut: "none" adds the unchanged input; "project" applies a 1x1 convolution of that stride to it; "pool"
+            averages 2x2 pixels, then projects.
     """
 
     features_in: int
@@ -53,38 +55,40 @@ class DetectorConfig:
     """An RT-DETR (Zhao et al. 2023, arXiv:2304.08069) or RT-DETRv2 (Lv et al. 2024, arXiv:2407.17140).
 
     Attributes:
-        version: 1 or 2; they differ in how the decoder's sampling points are placed.
-        image_size: height and width that images are resized to; multiples of the coarsest stride.
+        version: 1 or 2. They place the decoder's sampling points differently.
+        image_size: height and width of the network's input, in pixels: multiples of the coarsest stride.
         num_channels: channels of an image.
         embedding_size: channels after the stem.
-        hidden_sizes, depths: channels and number of blocks of the backbone's stages.
-        layer_type: "basic" blocks (two 3x3 convolutions) or "bottleneck".
-        hidden_act: of the stem and after each residual block.
+        hidden_sizes, depths: number of channels and of blocks in each stage of the backbone.
+        layer_type: "basic" blocks (two 3x3 convolutions) or "bottleneck" blocks.
+        hidden_act: activation of the stem and after each residual block.
         downsample_in_first_stage: whether the first stage halves height and width too.
-        downsample_in_bottleneck: whether a bottleneck halves in its first convolution instead of its second.
-        out_indices: the stages (counted from 1) whose feature maps the encoder reads.
+        downsample_in_bottleneck: whether the first convolution of a bottleneck has the stride, instead of the second.
+        out_indices: the stages (from 1) whose feature maps the encoder reads.
         encoder_hidden_size: channels of the encoder.
-        encoder_layers, encoder_heads, encoder_ffn_size: of the transformer on single feature maps.
-        encoder_levels: those feature maps, as indices into `out_indices`.
-        encoder_act: inside that transformer.
-        normalize_before: LayerNorm before attention and MLP there, not after.
-        temperature: of the sines that tell positions there.
-        fusion_act: of the convolutions that fuse feature maps.
-        hidden_expansion: their inner channels, in units of `encoder_hidden_size`.
+        encoder_layers, encoder_heads, encoder_ffn_size, encoder_act: the transformer inside single feature maps.
+        encoder_levels: the feature maps with such a transformer, as indices into `out_indices`.
+        normalize_before: whether its LayerNorms come before attention and MLP, instead of after.
+        temperature: temperature of its sine position embeddings.
+        fusion_act: activation of the convolutions that fuse feature maps.
+        hidden_expansion: inner channels of these convolutions, as a multiple of `encoder_hidden_size`.
         hidden_size: channels of the decoder.
-        num_queries: most objects found in an image.
-        num_levels: feature maps that the decoder samples; those beyond `out_indices` are made by strided convolutions.
-        num_points: samples for each head and level.
-        decoder_layers, decoder_heads, decoder_ffn_size, decoder_act: of the decoder.
-        offset_scale: how far sampling points lie from a box's centre, in units of its size.
-        sampling: "bilinear", or "nearest" pixel as a v2 for discrete sampling has it.
-        layer_norm_eps, batch_norm_eps: the latter of encoder and decoder; the backbone has 1e-5.
+        num_queries: the largest number of objects in an image.
+        num_levels: number of feature maps that the decoder samples. Strided convolutions make the maps that
+            `out_indices` does not have.
+        num_points: sampling points of each query, for each head and level.
+        decoder_layers, decoder_heads, decoder_ffn_size, decoder_act: the decoder.
+        offset_scale: distance of sampling points from the centre of a box, as a multiple of its size.
+        sampling: "bilinear", or "nearest" pixel for the discrete sampling of version 2.
+        layer_norm_eps: eps of all LayerNorms.
+        batch_norm_eps: eps of the BatchNorms in encoder and decoder; the backbone has 1e-5.
         labels: names of the classes.
-        rescale_factor: grey levels 0 to 255 are multiplied with it.
-        image_mean, image_std: then this is subtracted and divided by; zeros and ones where nothing is normalised.
+        rescale_factor: factor for pixel values 0 to 255.
+        image_mean, image_std: mean and standard deviation of each channel after rescaling; zeros and ones for no
+            normalisation.
 
     Raises:
-        ValueError: where fields contradict each other, naming the field, what was expected and what came.
+        ValueError: if fields contradict each other; one line that names each field with expected and got.
     """
 
     version: int = 1
@@ -144,8 +148,8 @@ class DetectorConfig:
                 yield f"{name}: expected positive whole numbers, got {getattr(self, name)}"
                 return
         for name in ("hidden_act", "encoder_act", "fusion_act", "decoder_act"):
-            if getattr(self, name) not in ACTIVATIONS:
-                yield f"{name}: expected one of {', '.join(ACTIVATIONS)}, got {getattr(self, name)!r}"
+            if getattr(self, name) not in DETECTOR_ACTIVATIONS:
+                yield f"{name}: expected one of {', '.join(DETECTOR_ACTIVATIONS)}, got {getattr(self, name)!r}"
         for name, known in (("version", (1, 2)), ("layer_type", ("basic", "bottleneck")), ("sampling", SAMPLINGS)):
             if getattr(self, name) not in known:
                 yield f"{name}: expected one of {known}, got {getattr(self, name)!r}"
@@ -159,7 +163,7 @@ class DetectorConfig:
             yield f"out_indices: expected rising stage numbers from 1 to {last}, got {self.out_indices}"
             return
         if self.out_indices != tuple(range(self.out_indices[0], self.out_indices[-1] + 1)):
-            yield f"out_indices: expected stages that follow one another, got {self.out_indices}"
+            yield f"out_indices: expected consecutive stages, got {self.out_indices}"
         if len(self.image_size) != 2 or any(side % self.strides[-1] for side in self.image_size):
             yield f"image_size: expected height and width, multiples of {self.strides[-1]}, got {self.image_size}"
         if not set(self.encoder_levels) <= set(range(len(self.out_indices))):
@@ -167,9 +171,12 @@ class DetectorConfig:
         if len(set(self.encoder_levels)) != len(self.encoder_levels):
             yield f"encoder_levels: expected distinct numbers, got {self.encoder_levels}"
         if self.num_levels < len(self.out_indices):
-            yield f"num_levels: expected at least {len(self.out_indices)}, as out_indices, got {self.num_levels}"
+            yield f"num_levels: expected at least {len(self.out_indices)}, as in out_indices, got {self.num_levels}"
         if self.num_levels > len(self.out_indices) + 1 and self.hidden_size != self.encoder_hidden_size:
-            yield f"num_levels: {self.num_levels} of them need hidden_size and encoder_hidden_size to be equal"
+            yield (
+                f"hidden_size: expected {self.encoder_hidden_size}, as encoder_hidden_size, with num_levels "
+                f"{self.num_levels}; got {self.hidden_size}"
+            )
         for size, heads in (("hidden_size", "decoder_heads"), ("encoder_hidden_size", "encoder_heads")):
             if getattr(self, size) % getattr(self, heads):
                 yield f"{heads}: expected a divisor of {size} {getattr(self, size)}, got {getattr(self, heads)}"
@@ -178,28 +185,28 @@ class DetectorConfig:
         if self.layer_type == "bottleneck" and any(size % BOTTLENECK_REDUCTION for size in self.hidden_sizes):
             yield f"hidden_sizes: expected multiples of {BOTTLENECK_REDUCTION} for bottlenecks, got {self.hidden_sizes}"
         elif any(block.shortcut == "pool" and block.stride == 1 for stage in self.stages for block in stage):
-            yield f"embedding_size: expected {self.hidden_sizes[0]}, as the first stage has, got {self.embedding_size}"
+            yield f"embedding_size: expected {self.hidden_sizes[0]}, as in the first stage, got {self.embedding_size}"
         if not self.labels or len(set(self.labels)) != len(self.labels):
             yield f"labels: expected one or more distinct names, got {self.labels}"
         if len(self.image_mean) != self.num_channels or len(self.image_std) != self.num_channels:
             yield f"image_mean, image_std: expected {self.num_channels} numbers each"
         tokens = sum(height * width for height, width in self.level_sizes) if len(self.image_size) == 2 else 0
         if self.num_queries > tokens:
-            yield f"num_queries: expected at most the {tokens} places of the feature maps, got {self.num_queries}"
+            yield f"num_queries: expected at most {tokens}, all positions of the feature maps, got {self.num_queries}"
 
     @property
     def strides(self) -> tuple[int, ...]:
-        """Pixels of the image from one place of a feature map to the next, for each of `out_indices`."""
+        """Pixels of the image from one position of a feature map to the next, for each of `out_indices`."""
         return tuple(STEM_STRIDE * 2 ** (index - 1 + self.downsample_in_first_stage) for index in self.out_indices)
 
     @property
     def level_sizes(self) -> tuple[tuple[int, int], ...]:
-        """Height and width of the feature maps that the decoder samples."""
+        """Height and width of each feature map that the decoder samples."""
         height, width = self.image_size
         sizes = [(height // stride, width // stride) for stride in self.strides]
-        # Every further level is made from the last feature map, by one convolution of stride 2.
-        further = tuple((side + 1) // 2 for side in sizes[-1])
-        return (*sizes, *[further] * (self.num_levels - len(sizes)))
+        # Each further level comes from the last feature map, by one convolution of stride 2.
+        height, width = sizes[-1]
+        return (*sizes, *[((height + 1) // 2, (width + 1) // 2)] * (self.num_levels - len(sizes)))
 
     @property
     def expanded_size(self) -> int:
@@ -208,18 +215,18 @@ class DetectorConfig:
 
     @property
     def stages(self) -> tuple[tuple[BlockShape, ...], ...]:
-        """The blocks of the backbone's stages."""
+        """The blocks of each stage of the backbone."""
         result = []
         features_in = self.embedding_size
-        for number, (features, depth) in enumerate(zip(self.hidden_sizes, self.depths, strict=True)):
-            stride = 2 if number or self.downsample_in_first_stage else 1
+        for index, (features, depth) in enumerate(zip(self.hidden_sizes, self.depths, strict=True)):
+            stride = 2 if index or self.downsample_in_first_stage else 1
             first = BlockShape(features_in, features, stride, self._shortcut(features_in, features, stride))
             result.append((first, *[BlockShape(features, features, 1, "none")] * (depth - 1)))
             features_in = features
         return tuple(result)
 
     def _shortcut(self, features_in: int, features: int, stride: int) -> str:
-        # Of a stage's first block. A basic one always projects, and pools where the channels change.
+        # The first block of a stage. A basic block always projects, and pools if the number of channels changes.
         if self.layer_type == "basic":
             return "pool" if features_in != features else "project"
         if stride == 2:

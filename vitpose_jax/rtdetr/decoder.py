@@ -1,6 +1,6 @@
-"""The decoder: queries attend to one another and to a few points of the feature maps, and their boxes are refined.
+"""The decoder: queries attend to each other and to points of the feature maps, and each layer refines their boxes.
 
-Boxes inside the network are x, y of the centre, width and height as shares of the image.
+Boxes inside the network are (x, y) of the centre, width and height, as fractions of the image's width and height.
 """
 
 from typing import NamedTuple
@@ -19,7 +19,7 @@ BOX_EPS = 1e-5
 
 
 class DeformableAttention(nnx.Module):
-    """Each query samples `num_points` points for each head and level, placed about its box, and averages them."""
+    """Each query samples `num_points` points around its box, for each head and level, and takes a weighted average."""
 
     def __init__(self, config: DetectorConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -30,7 +30,7 @@ class DeformableAttention(nnx.Module):
         self.value = nnx.Linear(features, features, **kwargs)
         self.proj = nnx.Linear(features, features, **kwargs)
         if config.version == 2:
-            # One over the number of points of each sample's level. A tensor of the checkpoint, so it is kept as one.
+            # 1 / the number of points of each sample's level. Checkpoints store it as a tensor, so it is one here too.
             self.points_scale = nnx.Variable(jnp.full(samples, 1 / config.num_points, jnp.float32))
         self.config = config
 
@@ -46,8 +46,8 @@ class DeformableAttention(nnx.Module):
         weights = jax.nn.softmax(self.weights(queries).reshape(shape).astype(jnp.float32))
         offsets = self.offsets(queries).reshape(*shape, 2).astype(jnp.float32)
         scale = self.points_scale[...][:, None] if config.version == 2 else 1 / config.num_points
-        corner, extent = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
-        points = corner + offsets * scale * extent * config.offset_scale
+        centre, extent = boxes[:, :, None, None, :2], boxes[:, :, None, None, 2:]
+        points = centre + offsets * scale * extent * config.offset_scale
         values = self.value(memory).reshape(n, -1, config.decoder_heads, config.hidden_size // config.decoder_heads)
         return self.proj(sample(values, config, points, weights).reshape(n, count, -1))
 
@@ -58,24 +58,24 @@ def sample(
     points: Float[Array, "n queries heads samples 2"],
     weights: Float[Array, "n queries heads samples"],
 ) -> Float[Array, "n queries heads dim"]:
-    """Weighted sums of feature maps at points.
+    """Weighted sums of feature map values at points.
 
     Args:
-        values: the levels' feature maps, row by row, one behind another.
-        config: tells the levels' sizes, the samples of each level, and how to read between pixels. "bilinear" has
-            zeros outside the feature map, "nearest" its nearest pixel.
-        points: (x, y) as shares of the image, for each level its samples.
-        weights: of the samples.
+        values: the feature maps of all levels, row by row, one after another.
+        config: the sizes of the levels, the number of samples in each, and the sampling between pixels. Outside the
+            feature map, "bilinear" reads zeros and "nearest" reads the nearest pixel.
+        points: (x, y) as fractions of the image's width and height; the samples of each level in turn.
+        weights: the weight of each sample.
     """
     sizes = np.asarray(config.level_sizes)
-    # For each sample, static: height and width of its level, and where that begins.
+    # For each sample, as static arrays: height and width of its level, and the index of the level's first value.
     height, width = np.repeat(sizes, config.num_points, axis=0).T
     begin = np.repeat(np.cumsum([0, *sizes.prod(axis=1)[:-1]]), config.num_points)
     x, y = points[..., 0] * width, points[..., 1] * height
     if config.sampling == "nearest":
         corners = [(jnp.clip(jnp.floor(x + 0.5), 0, width - 1), jnp.clip(jnp.floor(y + 0.5), 0, height - 1), weights)]
     else:
-        # The centre of the first pixel lies half a pixel from the edge.
+        # The centre of the first pixel is half a pixel from the edge.
         x, y = x - 0.5, y - 0.5
         left, top = jnp.floor(x), jnp.floor(y)
         corners = []
@@ -90,15 +90,15 @@ def sample(
         row = jnp.clip(row, 0, height - 1).astype(jnp.int32)
         index = (begin + row * width + column).swapaxes(1, 2)
         n, heads, count, samples = index.shape
-        read = jnp.take_along_axis(by_head, index.reshape(n, heads, -1, 1), axis=2)
-        read = read.reshape(n, heads, count, samples, -1)
+        sampled = jnp.take_along_axis(by_head, index.reshape(n, heads, -1, 1), axis=2)
+        sampled = sampled.reshape(n, heads, count, samples, -1)
         weight = weight.swapaxes(1, 2).astype(values.dtype)
-        total = total + jnp.einsum("nhqsd,nhqs->nqhd", read, weight, preferred_element_type=jnp.float32)
+        total = total + jnp.einsum("nhqsd,nhqs->nqhd", sampled, weight, preferred_element_type=jnp.float32)
     return total.astype(values.dtype)
 
 
 class DecoderLayer(nnx.Module):
-    """A layer of the decoder with its own heads: `box` corrects the queries' boxes, `score` rates the classes."""
+    """A layer of the decoder with its own heads: `box` corrects the queries' boxes, `score` computes class logits."""
 
     def __init__(self, config: DetectorConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -125,7 +125,7 @@ class DecoderLayer(nnx.Module):
 
 
 class DecoderOutput(NamedTuple):
-    """What every layer of a `Decoder` finds, the last one last.
+    """The outputs of all layers of a `Decoder`, in order.
 
     Attributes:
         queries: (layers, n, queries, dim).
@@ -139,7 +139,7 @@ class DecoderOutput(NamedTuple):
 
 
 class Decoder(nnx.Module):
-    """The layers, stacked and scanned over, and the MLP that tells them where the boxes are."""
+    """The stacked layers, run by a scan, and the MLP that turns boxes into position embeddings of the queries."""
 
     def __init__(self, config: DetectorConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype}
@@ -158,9 +158,9 @@ class Decoder(nnx.Module):
         """Refine queries and boxes.
 
         Args:
-            queries: where they start.
-            boxes: the same, before the sigmoid.
-            memory: the feature maps, row by row, one behind another.
+            queries: the initial queries.
+            boxes: the initial boxes, before the sigmoid.
+            memory: the feature maps of all levels, row by row, one after another.
         """
 
         def step(carry, layer):
@@ -174,6 +174,6 @@ class Decoder(nnx.Module):
 
 
 def inverse_sigmoid(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The logit of a share, which is first kept a hair away from 0 and 1."""
+    """The logit of a fraction. Fractions near 0 and 1 are limited by `BOX_EPS`, so the result is finite."""
     x = x.clip(0, 1)
     return jnp.log(jnp.maximum(x, BOX_EPS) / jnp.maximum(1 - x, BOX_EPS))

@@ -1,9 +1,9 @@
-"""The hybrid encoder: attention inside the coarsest feature map, convolutions between neighbouring ones.
+"""The hybrid encoder: attention inside the coarsest feature map, convolutions between neighbouring maps.
 
-feature maps       each sent to `encoder_hidden_size` channels
-  Transformer      on those of `encoder_levels`: every place sees every other
-  downwards        from the coarsest to the finest: enlarge, join with the next finer, fuse
-  upwards          and back: halve, join with the next coarser, fuse
+feature maps       each projected to `encoder_hidden_size` channels
+  transformer      on the maps of `encoder_levels`: attention among all positions
+  downwards        from the coarsest to the finest: upsample by 2, concatenate with the next finer map, fuse
+  upwards          from the finest to the coarsest: downsample by 2, concatenate with the next coarser map, fuse
 """
 
 import jax
@@ -14,13 +14,14 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitpose_jax.rtdetr.config import DetectorConfig
-from vitpose_jax.rtdetr.layers import ACTIVATIONS, ConvNorm, Mlp, SelfAttention, layer_norm
+from vitpose_jax.rtdetr.layers import ConvNorm, Mlp, SelfAttention, layer_norm
+from vitpose_jax.vitpose import ops
 
 NUM_FUSION_BLOCKS = 3
 
 
 class EncoderLayer(nnx.Module):
-    """Attention and an MLP, each added to its input and normalised, before or after."""
+    """Attention and an MLP, each with a residual connection and a LayerNorm before or after it."""
 
     def __init__(self, config: DetectorConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -36,7 +37,7 @@ class EncoderLayer(nnx.Module):
     ) -> Float[Array, "n tokens dim"]:
         if self.normalize_before:
             tokens = tokens + self.attention(self.norm1(tokens), positions)
-            # As in the reference, what is normalised is also what the MLP's output is added to.
+            # As in transformers, the MLP's output is added to the normalised tokens.
             tokens = self.norm2(tokens)
             return tokens + self.mlp(tokens)
         tokens = self.norm1(tokens + self.attention(tokens, positions))
@@ -44,20 +45,20 @@ class EncoderLayer(nnx.Module):
 
 
 class RepBlock(nnx.Module):
-    """A 3x3 and a 1x1 convolution side by side, added."""
+    """The sum of a 3x3 and a 1x1 convolution of the same input."""
 
     def __init__(self, config: DetectorConfig, **kwargs):
         size = config.expanded_size
         self.conv1 = ConvNorm(size, size, 3, epsilon=config.batch_norm_eps, **kwargs)
         self.conv2 = ConvNorm(size, size, 1, epsilon=config.batch_norm_eps, **kwargs)
-        self.act = ACTIVATIONS[config.fusion_act]
+        self.act = ops.activation(config.fusion_act)
 
     def __call__(self, x: Float[Array, "n height width features"]) -> Float[Array, "n height width features"]:
         return self.act(self.conv1(x) + self.conv2(x))
 
 
 class Fusion(nnx.Module):
-    """Two joined feature maps become one: a branch through `RepBlock`s, a branch past them."""
+    """Fuses two feature maps into one: concatenated, they pass through `RepBlock`s, with a branch around these."""
 
     def __init__(self, config: DetectorConfig, **kwargs):
         features, size = config.encoder_hidden_size, config.expanded_size
@@ -70,13 +71,13 @@ class Fusion(nnx.Module):
         self.reduced = size != features
 
     def __call__(
-        self, one: Float[Array, "n height width features"], other: Float[Array, "n height width features"]
+        self, first: Float[Array, "n height width features"], second: Float[Array, "n height width features"]
     ) -> Float[Array, "n height width features"]:
-        joined = jnp.concatenate([one, other], axis=-1)
-        x = self.conv1(joined)
+        both = jnp.concatenate([first, second], axis=-1)
+        x = self.conv1(both)
         for block in self.blocks:
             x = block(x)
-        x = x + self.conv2(joined)
+        x = x + self.conv2(both)
         return self.conv3(x) if self.reduced else x
 
 
@@ -87,7 +88,7 @@ class HybridEncoder(nnx.Module):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         features = config.encoder_hidden_size
         norm = {"act": config.fusion_act, "epsilon": config.batch_norm_eps}
-        steps = range(len(config.out_indices) - 1)
+        neighbours = range(len(config.out_indices) - 1)
         self.project = nnx.List(
             [ConvNorm(config.hidden_sizes[index - 1], features, 1, **kwargs) for index in config.out_indices]
         )
@@ -97,16 +98,16 @@ class HybridEncoder(nnx.Module):
                 for _ in config.encoder_levels
             ]
         )
-        self.lateral = nnx.List([ConvNorm(features, features, 1, **norm, **kwargs) for _ in steps])
-        self.downwards = nnx.List([Fusion(config, **kwargs) for _ in steps])
-        self.halve = nnx.List([ConvNorm(features, features, 3, stride=2, **norm, **kwargs) for _ in steps])
-        self.upwards = nnx.List([Fusion(config, **kwargs) for _ in steps])
+        self.lateral = nnx.List([ConvNorm(features, features, 1, **norm, **kwargs) for _ in neighbours])
+        self.downwards = nnx.List([Fusion(config, **kwargs) for _ in neighbours])
+        self.halve = nnx.List([ConvNorm(features, features, 3, stride=2, **norm, **kwargs) for _ in neighbours])
+        self.upwards = nnx.List([Fusion(config, **kwargs) for _ in neighbours])
         self.encoder_levels, self.temperature = config.encoder_levels, config.temperature
 
     def __call__(
         self, feature_maps: tuple[Float[Array, "n _rows _columns _features"], ...]
     ) -> tuple[Float[Array, "n _rows _columns dim"], ...]:
-        """As many feature maps as come in, the finest first."""
+        """One feature map for each input, the finest first."""
         maps = [project(x) for project, x in zip(self.project, feature_maps, strict=True)]
         for level, layers in zip(self.encoder_levels, self.transformers, strict=True):
             _, height, width, dim = maps[level].shape
@@ -128,8 +129,8 @@ class HybridEncoder(nnx.Module):
 
 
 def sine_positions(height: int, width: int, dim: int, temperature: int | float) -> Float[np.ndarray, "tokens dim"]:
-    """A code for every place of a feature map, row by row: sines and cosines of its row, then of its column."""
+    """A code for each position of a feature map, row by row: sines and cosines of its row, then of its column."""
     frequencies = 1 / temperature ** (np.arange(dim // 4) / (dim // 4))
     row, column = np.divmod(np.arange(height * width), width)
-    angles = (place[:, None] * frequencies for place in (row, column))
+    angles = (index[:, None] * frequencies for index in (row, column))
     return np.concatenate([wave(angle) for angle in angles for wave in (np.sin, np.cos)], axis=1).astype(np.float32)

@@ -1,4 +1,4 @@
-"""What backbone, encoder and decoder are made of."""
+"""Layers that backbone, encoder and decoder share."""
 
 import itertools
 
@@ -10,11 +10,9 @@ from jaxtyping import Array, Float
 
 from vitpose_jax.vitpose import ops
 
-ACTIVATIONS = ops.ACTIVATIONS | {"silu": jax.nn.silu, "none": lambda x: x}
-
 
 class FrozenBatchNorm(nnx.Module):
-    """BatchNorm by its running statistics, which nothing updates: a factor and a shift for each channel."""
+    """BatchNorm with its running statistics, which are never updated: a factor and a shift for each channel."""
 
     def __init__(self, features: int, *, epsilon: int | float, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.ones(features, jnp.float32))
@@ -30,7 +28,7 @@ class FrozenBatchNorm(nnx.Module):
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, BatchNorm with its running statistics, and an activation."""
+    """A convolution without bias, a `FrozenBatchNorm`, and an activation or None."""
 
     def __init__(
         self,
@@ -39,13 +37,13 @@ class ConvNorm(nnx.Module):
         size: int,
         *,
         stride: int = 1,
-        act: str = "none",
+        act: str | None = None,
         epsilon: int | float = 1e-5,
         dtype: DTypeLike,
         param_dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
-        # Stated in numbers: with stride 2, "SAME" would pad the other side.
+        # Explicit padding: with stride 2, "SAME" would pad on the other side.
         self.conv = nnx.Conv(
             features_in,
             features,
@@ -58,10 +56,11 @@ class ConvNorm(nnx.Module):
             rngs=rngs,
         )
         self.norm = FrozenBatchNorm(features, epsilon=epsilon, dtype=dtype)
-        self.act = ACTIVATIONS[act]
+        self.act = None if act is None else ops.activation(act)
 
     def __call__(self, x: Float[Array, "n height width features_in"]) -> Float[Array, "n rows columns features"]:
-        return self.act(self.norm(self.conv(x)))
+        x = self.norm(self.conv(x))
+        return x if self.act is None else self.act(x)
 
 
 class Mlp(nnx.Module):
@@ -70,7 +69,7 @@ class Mlp(nnx.Module):
     def __init__(self, sizes: tuple[int, ...], *, act: str, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         self.layers = nnx.List([nnx.Linear(*pair, **kwargs) for pair in itertools.pairwise(sizes)])
-        self.act = ACTIVATIONS[act]
+        self.act = ops.activation(act)
 
     def __call__(self, x: Float[Array, "*rows features_in"]) -> Float[Array, "*rows features"]:
         *inner, last = self.layers
@@ -80,7 +79,7 @@ class Mlp(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Multi-head self-attention in which queries and keys, but not values, see the positions."""
+    """Multi-head self-attention. Positions are added to the input of queries and keys, but not of values."""
 
     def __init__(self, features: int, num_heads: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
@@ -94,8 +93,8 @@ class SelfAttention(nnx.Module):
         self, tokens: Float[Array, "n tokens dim"], positions: Float[Array, "*n tokens dim"]
     ) -> Float[Array, "n tokens dim"]:
         n, length, dim = tokens.shape
-        placed = tokens + positions.astype(tokens.dtype)
-        parts = self.query(placed), self.key(placed), self.value(tokens)
+        with_positions = tokens + positions.astype(tokens.dtype)
+        parts = self.query(with_positions), self.key(with_positions), self.value(tokens)
         query, key, value = (x.reshape(n, length, self.num_heads, -1).transpose(0, 2, 1, 3) for x in parts)
         logits = jnp.matmul(query, key.swapaxes(-1, -2), preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits * (dim // self.num_heads) ** -0.5).astype(tokens.dtype)
@@ -103,5 +102,5 @@ class SelfAttention(nnx.Module):
 
 
 def layer_norm(features: int, epsilon: int | float, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm whose variance keeps its digits where the mean is large."""
+    """LayerNorm with the exact variance; the fast one loses digits when the mean is large."""
     return nnx.LayerNorm(features, epsilon=epsilon, use_fast_variance=False, dtype=dtype, rngs=rngs)

@@ -1,14 +1,15 @@
-"""The detector, from resized images to boxes; read it top to bottom.
+"""The detection network, from resized images to boxes. Read it top to bottom.
 
     images (n, 640, 640, 3)
       ResNet           feature maps of strides 8, 16 and 32
-      HybridEncoder    the same, each knowing of the others
-      selection        every place of every feature map proposes a box; those that look most like an object stay
-      Decoder          queries (n, 300, dim) look again, layer by layer, and correct their boxes
+      HybridEncoder    mixes the three maps: feature maps of the same shapes
+      selection        each position of each map proposes a box; the 300 with the highest scores become queries
+      Decoder          queries (n, 300, dim), layer by layer, attend to the maps and refine their boxes
                        logits (n, 300, classes), boxes (n, 300, 4)
 
-As in vitpose/modeling.py arrays are channels last, `dtype` computes and `param_dtype` stores; softmax, norms and
-coordinates are float32. For prediction alone: BatchNorm has its running statistics, and nothing is trained here.
+As in vitpose/modeling.py, arrays are channels last; the network computes in `dtype` and stores its parameters in
+`param_dtype`; softmax, norms and coordinates are float32. The network is for prediction only: BatchNorm always uses its
+running statistics, and there is no training loss.
 """
 
 from typing import NamedTuple
@@ -27,20 +28,20 @@ from vitpose_jax.rtdetr.encoder import HybridEncoder
 from vitpose_jax.rtdetr.layers import ConvNorm, Mlp, layer_norm
 from vitpose_jax.storage import parameters
 
-# The side of a box proposed at the finest level, as a share of the image; twice that at the next level, and so on.
+# Width and height of an anchor at the finest level, as a fraction of the image; they double at each coarser level.
 ANCHOR_SIZE = 0.05
-# Anchors nearer than this to 0 or 1 propose nothing.
+# Anchors with a coordinate closer than this to 0 or 1 are not valid.
 ANCHOR_MARGIN = 0.01
 
 
 class Proposals(NamedTuple):
-    """What is chosen among all places of the feature maps.
+    """The highest-scoring positions of the feature maps, the best first.
 
     Attributes:
-        queries: (n, queries, dim), the features there.
+        queries: (n, queries, dim), the features at these positions.
         boxes: (n, queries, 4), before the sigmoid.
         logits: (n, queries, classes), float32.
-        index: (n, queries), which places, the likeliest first.
+        index: (n, queries), the positions, as indices into `DetectorOutput.memory`.
     """
 
     queries: Float[Array, "n queries dim"]
@@ -50,17 +51,18 @@ class Proposals(NamedTuple):
 
 
 class DetectorOutput(NamedTuple):
-    """What an `RtDetr` computes. Under `jax.jit`, what is not used is not computed.
+    """The outputs of an `RtDetr`. Under `jax.jit`, outputs that are not used are not computed.
 
     Attributes:
-        logits: (n, queries, classes), float32, of the last layer; their sigmoids are scores.
-        boxes: (n, queries, 4), float32, of the last layer: x, y of the centre, width and height as shares of the image.
-        layer_logits, layer_boxes: the same for every layer, (layers, n, queries, ...).
-        queries: every layer's, (layers, n, queries, dim).
-        proposals: where the queries started.
-        memory: what the decoder samples, (n, tokens, dim).
-        encoded: the encoder's feature maps, the finest first.
-        feature_maps: the backbone's.
+        logits: (n, queries, classes), float32, from the last layer; their sigmoids are the scores.
+        boxes: (n, queries, 4), float32, from the last layer: (x, y) of the centre, width and height, as fractions of
+            the image's width and height.
+        layer_logits, layer_boxes: the same from all layers, (layers, n, queries, ...).
+        queries: the queries after each layer, (layers, n, queries, dim).
+        proposals: the initial queries and boxes.
+        memory: the feature maps that the decoder samples, row by row, one after another, (n, tokens, dim).
+        encoded: the feature maps of the encoder, the finest first.
+        feature_maps: the feature maps of the backbone, the finest first.
     """
 
     logits: Float[Array, "n queries classes"]
@@ -75,7 +77,14 @@ class DetectorOutput(NamedTuple):
 
 
 class RtDetr(nnx.Module):
-    """RT-DETR or RT-DETRv2."""
+    """RT-DETR or RT-DETRv2.
+
+    Args:
+        config: the architecture.
+        dtype: the dtype of the computation: float32, bfloat16 or float16.
+        param_dtype: the dtype of the stored parameters.
+        rngs: for the initial parameters.
+    """
 
     def __init__(
         self,
@@ -108,7 +117,7 @@ class RtDetr(nnx.Module):
         """Find objects in images.
 
         Args:
-            images: of the size the configuration names, prepared as it says.
+            images: of the configured `image_size`, from `preprocess.prepare`.
 
         Raises:
             ValueError: for images of another size.
@@ -122,13 +131,13 @@ class RtDetr(nnx.Module):
         levels += [project(encoded[-1]) for project in self.further]
         memory = jnp.concatenate([jax.lax.collapse(level, 1, 3) for level in levels], axis=1)
         proposals = self.select(memory)
-        found = self.decoder(proposals.queries, proposals.boxes, memory)
+        decoded = self.decoder(proposals.queries, proposals.boxes, memory)
         return DetectorOutput(
-            logits=found.logits[-1],
-            boxes=found.boxes[-1],
-            layer_logits=found.logits,
-            layer_boxes=found.boxes,
-            queries=found.queries,
+            logits=decoded.logits[-1],
+            boxes=decoded.boxes[-1],
+            layer_logits=decoded.logits,
+            layer_boxes=decoded.boxes,
+            queries=decoded.queries,
             proposals=proposals,
             memory=memory,
             encoded=encoded,
@@ -136,41 +145,41 @@ class RtDetr(nnx.Module):
         )
 
     def select(self, memory: Float[Array, "n tokens dim"]) -> Proposals:
-        """The `num_queries` places whose best class scores highest; of equal ones the first."""
+        """The `num_queries` positions with the highest score of any class; of equal scores the first."""
         anchors, valid = make_anchors(self.config.level_sizes)
         features = self.propose_norm(self.propose(jnp.where(valid[:, None], memory, 0)))
         logits = self.propose_score(features).astype(jnp.float32)
         _, index = jax.lax.top_k(logits.max(axis=-1), self.config.num_queries)
 
-        def chosen(x):
+        def take(x):
             return jnp.take_along_axis(x, index[..., None], axis=1)
 
-        # The box head reads the chosen places alone.
-        queries = chosen(features)
+        # The box head computes only the selected positions.
+        queries = take(features)
         boxes = self.propose_box(queries).astype(jnp.float32) + jnp.asarray(anchors)[index]
-        return Proposals(queries, boxes, chosen(logits), index)
+        return Proposals(queries, boxes, take(logits), index)
 
 
 def make_anchors(
     level_sizes: tuple[tuple[int, int], ...],
 ) -> tuple[Float[np.ndarray, "tokens 4"], Bool[np.ndarray, " tokens"]]:
-    """A box for every place of every feature map, before the sigmoid; and whether it may propose one.
+    """The anchors: a box for each position of each feature map, before the sigmoid; and whether it is valid.
 
-    The anchors of places that may not are so large that their boxes become 1, 1, 1, 1.
+    Anchors that are not valid are so large that their boxes become (1, 1, 1, 1).
     """
     anchors = []
     for level, (height, width) in enumerate(level_sizes):
         y, x = np.divmod(np.arange(height * width, dtype=np.float32), np.float32(width))
         side = np.full_like(x, ANCHOR_SIZE * 2**level)
         anchors.append(np.stack([(x + 0.5) / width, (y + 0.5) / height, side, side], axis=-1))
-    shares = np.concatenate(anchors).astype(np.float32)
-    valid = ((shares > ANCHOR_MARGIN) & (shares < 1 - ANCHOR_MARGIN)).all(axis=-1)
-    inner = shares.clip(ANCHOR_MARGIN, 1 - ANCHOR_MARGIN)
+    boxes = np.concatenate(anchors).astype(np.float32)
+    valid = (boxes.min(axis=-1) > ANCHOR_MARGIN) & (boxes.max(axis=-1) < 1 - ANCHOR_MARGIN)
+    inner = boxes.clip(ANCHOR_MARGIN, 1 - ANCHOR_MARGIN)
     return np.where(valid[:, None], np.log(inner / (1 - inner)), np.finfo(np.float32).max).astype(np.float32), valid
 
 
 def abstract_detector(
     config: DetectorConfig, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> RtDetr:
-    """An `RtDetr` with shapes in the place of arrays, to be filled by `parameters.fill`."""
+    """An `RtDetr` with shapes instead of arrays; `parameters.fill` puts the arrays in."""
     return parameters.abstract(lambda: RtDetr(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))

@@ -1,4 +1,4 @@
-"""From the detector's logits and boxes to objects of the classes asked for, in pixels of their image; jit-able."""
+"""From the detector's logits and boxes to objects of chosen classes, in pixels of their image; jit-able."""
 
 from typing import NamedTuple
 
@@ -8,44 +8,45 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
 
-class Found(NamedTuple):
-    """Objects of a batch of images, the surest first; always as many, so that those below a threshold are to be cut.
+class Objects(NamedTuple):
+    """Objects in a batch of images, the highest-scoring first. There are always `count`: apply a score threshold.
 
     Attributes:
-        boxes: x y w h in pixels of the image.
-        scores: 0 to 1; 0 where nothing is left to be found.
-        labels: numbers of the classes.
+        boxes: x y w h in pixels of the image, float32.
+        scores: 0 to 1, float32; 0 if there are fewer candidates than `count`.
+        class_ids: class indices, int32.
     """
 
     boxes: Float[Array, "n count 4"]
     scores: Float[Array, "n count"]
-    labels: Int[Array, "n count"]
+    class_ids: Int[Array, "n count"]
 
 
 def find_objects(
     logits: Float[Array, "n queries classes"],
     boxes: Float[Array, "n queries 4"],
     sizes: Num[Array | np.ndarray, "n 2"],
-    wanted: Bool[Array | np.ndarray, " classes"],
+    class_mask: Bool[Array | np.ndarray, " classes"],
     count: int,
-) -> Found:
-    """The `count` surest pairs of a query and a class, among the classes wanted.
+) -> Objects:
+    """The `count` highest-scoring pairs of a query and a class, among the classes of `class_mask`.
 
-    A query may be found as several classes, as in the reference. That cuts at as many pairs as there are queries, of
-    all classes, and leaves it to the caller to choose among them: here classes nobody wants take no places.
+    As in transformers, one query can be several objects of different classes. transformers keeps the best pairs of all
+    classes, as many as there are queries. Here other classes are left out first, so they do not crowd out the chosen
+    ones.
 
     Args:
-        logits, boxes: as `RtDetr` returns them.
+        logits, boxes: from `RtDetr`.
         sizes: height and width of each image, in pixels.
-        wanted: which classes may be found.
-        count: of pairs; at most those there are.
+        class_mask: True for each class to find.
+        count: number of objects; at most queries x classes.
     """
     n, _, classes = logits.shape
-    # Chosen by logits, which still differ where their sigmoids are both 1.
-    flat = jnp.where(wanted, logits, -jnp.inf).reshape(n, -1)
-    surest, index = jax.lax.top_k(flat, min(count, flat.shape[1]))
-    chosen = jnp.take_along_axis(boxes, (index // classes)[..., None], axis=1)
-    centre, extent = chosen[..., :2], chosen[..., 2:]
+    # Sort by logits: they still differ when both sigmoids round to 1.
+    candidates = jnp.where(class_mask, logits, -jnp.inf).reshape(n, -1)
+    top_logits, index = jax.lax.top_k(candidates, min(count, candidates.shape[1]))
+    top_boxes = jnp.take_along_axis(boxes, (index // classes)[..., None], axis=1)
+    centre, extent = top_boxes[..., :2], top_boxes[..., 2:]
     scale = jnp.tile(sizes[:, ::-1].astype(jnp.float32), 2)
     pixels = jnp.concatenate([centre - extent / 2, extent], axis=-1) * scale[:, None]
-    return Found(pixels, jax.nn.sigmoid(surest), (index % classes).astype(jnp.int32))
+    return Objects(pixels, jax.nn.sigmoid(top_logits), (index % classes).astype(jnp.int32))

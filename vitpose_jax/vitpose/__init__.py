@@ -1,1 +1,1 @@
-"""The pose network: ViTPose and ViTPose++."""
+"""ViTPose and ViTPose++: the pose network."""

@@ -1,4 +1,4 @@
-"""VitPoseConfig: everything that decides the shapes and the arithmetic of a ViTPose, and nothing else."""
+"""VitPoseConfig: the fields that define the shapes and the arithmetic of a ViTPose, and no others."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vitpose_jax.skeletons import COCO, DATASETS, Skeleton, canonical_name
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# The patch convolution pads two pixels on every side, in the original and in every checkpoint.
+# The patch convolution pads two pixels on each side, in the original and in all checkpoints.
 PATCH_PADDING = 2
 
 ACTIVATIONS = ("gelu", "gelu_tanh", "relu")
 DECODERS = ("classic", "simple")
 
-# Fields that older files do not have: there they have their defaults.
-LATER = ("window_size", "window_shift", "window_pool", "knowledge_token")
+# Fields that were added later. If a file does not have them, they take their defaults.
+NEW_FIELDS = ("window_size", "window_shift", "window_pool", "knowledge_token")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -27,35 +27,35 @@ class VitPoseConfig:
     """A ViTPose or ViTPose++ (Xu et al. 2022, arXiv:2204.12484 and arXiv:2212.04246).
 
     Attributes:
-        image_size: height and width of a crop, in pixels; multiples of the patch size.
+        image_size: height and width of a crop, in pixels: multiples of the patch size.
         patch_size: height and width of a patch, in pixels.
         num_channels: channels of a crop.
         hidden_size: width of a token.
         num_layers: number of blocks.
-        num_heads: attention heads; divides `hidden_size`.
-        mlp_ratio: width of the hidden layer of a block's MLP, in units of `hidden_size`.
+        num_heads: number of attention heads; it divides `hidden_size`.
+        mlp_ratio: width of the hidden layer of a block's MLP, as a multiple of `hidden_size`.
         hidden_act: "gelu" (exact), "gelu_tanh" or "relu".
         qkv_bias: whether queries, keys and values have a bias.
-        layer_norm_eps: 1e-6 in the original, 1e-12 in the checkpoints of the Hub.
-        experts: names of the data sets that have an expert in every block, in the order of `dataset_index`;
-            () for a plain ViTPose.
+        layer_norm_eps: 1e-6 in the original, 1e-12 in the checkpoints on the Hub.
+        experts: names of the datasets that have an expert in each block, in the order of `dataset_index`; () for a
+            plain ViTPose.
         part_features: width of an expert, the last channels of the MLP's output; 0 without experts.
-        out_indices: after which blocks (1 to `num_layers`, 0 for the embedding) a feature map is taken;
-            the decoder reads the last one. () means (num_layers,).
-        decoder: "classic" (two transposed convolutions) or "simple" (bilinear, then one convolution).
-        scale_factor: how much larger than the patch grid the simple decoder's heatmaps are; 4 for "classic".
-        skeletons: one head for each; with experts each name is one of `experts`.
-        image_mean, image_std: per-channel mean and deviation of a crop scaled to 0..1.
-        initializer_range: deviation of freshly initialised weights.
-        window_size: rows and columns of patches inside which patches attend to each other, for large crops
-            (windowed_attention.py); a grid that is no multiple ends in smaller windows. None for attention among all.
-        window_shift: whether every second block's windows are shifted by half of one.
-        window_pool: whether every window also attends to the means of all windows.
-        knowledge_token: width of a token that a teacher has learnt and that is appended to the patches'
-            (training/distill.py); 0 for none. Not with windows.
+        out_indices: the blocks (1 to `num_layers`, 0 for the embedding) whose outputs are feature maps. The decoder
+            reads the last one. () means (num_layers,).
+        decoder: "classic" (two transposed convolutions) or "simple" (bilinear upsampling, then one convolution).
+        scale_factor: size of the heatmaps as a multiple of the patch grid; always 4 for "classic".
+        skeletons: one head for each. With experts, each skeleton has the name of one of the `experts`.
+        image_mean, image_std: mean and standard deviation of each channel, for pixel values scaled to 0..1.
+        initializer_range: standard deviation of the initial weights.
+        window_size: rows and columns of patches in an attention window, for large crops (windowed_attention.py).
+            The last windows are smaller if the grid is not a multiple. None means attention among all patches.
+        window_shift: whether the windows of every second block are shifted by half a window.
+        window_pool: whether each window also attends to the means of all windows.
+        knowledge_token: width of a token that a teacher has learnt, appended to the patch tokens
+            (training/distill.py); 0 for no such token. Not with windows.
 
     Raises:
-        ValueError: where fields contradict each other, naming the field, what was expected and what came.
+        ValueError: if fields contradict each other; one line that names each field with expected and got.
     """
 
     image_size: tuple[int, int] = (256, 192)
@@ -149,7 +149,7 @@ class VitPoseConfig:
 
     @property
     def num_experts(self) -> int:
-        """Experts in every block; 1 for a plain ViTPose."""
+        """Number of experts in each block; 1 for a plain ViTPose."""
         return max(1, len(self.experts))
 
     @property
@@ -164,24 +164,27 @@ class VitPoseConfig:
 
     @property
     def num_patches(self) -> int:
-        """Tokens of a crop."""
+        """Number of patches of a crop."""
         return math.prod(self.grid_size)
 
     @property
     def heatmap_size(self) -> tuple[int, int]:
-        """Height and width of a heatmap."""
+        """Height and width of a heatmap, in heatmap pixels."""
         return (self.grid_size[0] * self.scale_factor, self.grid_size[1] * self.scale_factor)
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """Names of the data sets in the order of `dataset_index`; not all of them need have a head."""
+        """Names of the datasets, in the order of `dataset_index`. A dataset can have an expert but no head."""
         return self.experts or tuple(skeleton.name for skeleton in self.skeletons)
 
     def dataset_index(self, dataset: str | int | None = None) -> int:
-        """The number of a data set, given its name, its number, or None for that of the first head.
+        """The index of a dataset.
+
+        Args:
+            dataset: name or index; None means the dataset of the first head.
 
         Raises:
-            ValueError: for a data set the model does not know.
+            ValueError: for a dataset that the model does not know.
         """
         if dataset is None:
             dataset = self.skeletons[0].name
@@ -192,23 +195,26 @@ class VitPoseConfig:
         elif isinstance(dataset, numbers.Integral) and 0 <= dataset < len(self.datasets):
             return int(dataset)
         known = ", ".join(f"{name} ({index})" for index, name in enumerate(self.datasets))
-        raise ValueError(f"no data set {dataset!r} in this model; it knows {known}")
+        raise ValueError(f"no dataset {dataset!r} in this model; it knows {known}")
 
     def skeleton(self, dataset: str | int | None = None) -> Skeleton:
-        """The skeleton of the head for a data set; None for the first head.
+        """The skeleton of a dataset's head.
+
+        Args:
+            dataset: name or index; None means the first head.
 
         Raises:
-            ValueError: for an unknown data set, and for one that has an expert but no head: the published
-                ViTPose++ checkpoints of the Hub hold six experts but the COCO head alone.
+            ValueError: for an unknown dataset, and for a dataset with an expert but no head. The ViTPose++
+                checkpoints on the Hub have six experts but only the COCO head.
         """
         name = self.datasets[self.dataset_index(dataset)]
         for skeleton in self.skeletons:
             if skeleton.name == name:
                 return skeleton
-        held = ", ".join(skeleton.name for skeleton in self.skeletons)
+        heads = ", ".join(skeleton.name for skeleton in self.skeletons)
         raise ValueError(
-            f"this checkpoint has an expert for {name!r} but no head for it; it holds the heads: {held}. "
-            "An original ViTPose++ .pth holds all six"
+            f"this model has an expert for {name!r} but no head; its heads are: {heads}. "
+            "An original ViTPose++ .pth file has all six heads"
         )
 
     def replace(self, **changes: Any) -> VitPoseConfig:
@@ -218,11 +224,11 @@ class VitPoseConfig:
         return dataclasses.replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Numbers, strings and lists, ready for JSON; fields of `LATER` only where they are not the default."""
+        """Numbers, strings and lists, ready for JSON. `NEW_FIELDS` are left out if they have their default values."""
         fields = dataclasses.fields(self)
         values = {field.name: getattr(self, field.name) for field in fields}
         for field in fields:
-            if field.name in LATER and values[field.name] == field.default:
+            if field.name in NEW_FIELDS and values[field.name] == field.default:
                 del values[field.name]
         values["skeletons"] = [skeleton.to_dict() for skeleton in self.skeletons]
         return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
@@ -235,23 +241,25 @@ class VitPoseConfig:
             ValueError: for unknown or missing fields, or fields that contradict each other.
         """
         expected = {field.name for field in dataclasses.fields(cls)}
-        missing = expected - set(LATER) - set(values)
+        missing = expected - set(NEW_FIELDS) - set(values)
         if missing or set(values) - expected:
             raise ValueError(
                 f"VitPoseConfig: missing fields {sorted(missing)}, unknown fields {sorted(set(values) - expected)}"
             )
-        changed = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-        changed["skeletons"] = tuple(Skeleton.from_dict(skeleton) for skeleton in values["skeletons"])
-        return cls(**changed)
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        fields["skeletons"] = tuple(Skeleton.from_dict(skeleton) for skeleton in values["skeletons"])
+        return cls(**fields)
 
     @classmethod
     def preset(cls, name: str, **changes: Any) -> VitPoseConfig:
         """A published architecture: "base", "base-simple", "plus-base", ...; see `PRESETS`.
 
-        The presets follow the original repository: six heads for the "plus" models, LayerNorm eps 1e-6.
+        Presets follow the original ViTPose repository: six heads for the "plus" models, LayerNorm eps 1e-6.
 
         Raises:
-            ValueError: for a name that is not known, listing those that are.
+            ValueError: for an unknown name; the message lists the known ones.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset named {name!r}; expected one of {', '.join(PRESETS)}")

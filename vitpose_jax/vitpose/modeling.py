@@ -1,32 +1,36 @@
-"""The network, from normalised crops to heatmaps; read it top to bottom.
+"""The pose network, from normalised crops to heatmaps. Read it top to bottom.
 
     crops (n, 256, 192, 3)
-      PatchEmbed      tokens (n, 192, dim), one for each patch of 16 x 16 pixels, positions added
+      PatchEmbed      tokens (n, 192, dim), one for each patch of 16 x 16 pixels, with its position added
       Block x depth   tokens += Attention(LayerNorm(tokens)); tokens += Mlp(LayerNorm(tokens))
       LayerNorm
       decoder         heatmaps (n, 64, 48, K), one channel for each keypoint
 
-ViTPose++ differs in one place: the last `part_features` channels that a block's MLP puts out come from an
-expert of the crop's data set (`MoeMlp`); and it has one decoder for each data set.
+ViTPose++ adds experts and heads. In each block, the last `part_features` output channels of the MLP come from the
+expert of the crop's dataset (`MoeMlp`). Each dataset also has its own decoder, its head.
 
-Arrays are channels last. The blocks are one `Block` whose parameters carry a leading axis of length depth,
-scanned over: that compiles, dispatches and runs fastest (benchmarks/README.md has the figures).
-For large crops attention can be cut into windows (windowed_attention.py).
-`dtype` computes and `param_dtype` stores. Softmax, and the statistics and parameters of norms, are float32
-whatever the two say.
+Arrays are channels last. `Backbone.blocks` is a single `Block`: each of its parameters has a leading axis of length
+depth, and `jax.lax.scan` runs over that axis. This form compiles, dispatches and runs fastest (figures in
+benchmarks/README.md). For large crops, attention can be restricted to windows (windowed_attention.py).
 
-A new model is ready to predict. For training, call with `drop_path` and a key, and let BatchNorm use the batch:
-`nnx.view(model, use_running_average=False, raise_if_not_found=False)` (the simple decoder has no BatchNorm).
+The network computes in `dtype` and stores its parameters in `param_dtype`. Softmax, and the statistics and parameters
+of norms, are always float32.
+
+A new model is ready to predict. For training, pass `drop_path` and a key, and let BatchNorm use the statistics of the
+batch: `nnx.view(model, use_running_average=False, raise_if_not_found=False)` (the simple decoder has no BatchNorm).
+
+"The original" is the original ViTPose repository, https://github.com/ViTAE-Transformer/ViTPose.
 """
 
 import math
-from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.core import Tracer
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
@@ -35,9 +39,10 @@ from vitpose_jax.vitpose import ops, windowed_attention
 from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
 from vitpose_jax.vitpose.positions import resize_positions
 
+# The expert to use: one index for all crops, or one index for each crop.
 DatasetIndex: TypeAlias = int | Int[Array, ""] | Int[Array, " n"] | Int[np.ndarray, " n"]
 
-# Of a block's two residual branches: the rate at which they are left out, and a key for each.
+# Stochastic depth in one block: the rate at which residual branches are dropped, and a key for each of the two.
 DropPath: TypeAlias = tuple[Float[Array, ""], Key[Array, "2"]]
 
 DECONV_FEATURES = 256
@@ -45,10 +50,10 @@ HEAD_INIT = nnx.initializers.normal(0.001)
 
 
 class PatchEmbed(nnx.Module):
-    """Cuts crops into patches, projects each to a token and adds its position.
+    """Cuts crops into patches, projects each patch to a token and adds its position embedding.
 
-    The convolution pads two pixels on every side, so every patch is seen two pixels up and to the left of its
-    place. Row 0 of `pos_embed` belonged to a class token; it is added to every patch.
+    The convolution pads two pixels on each side, so it reads each patch two pixels further up and to the left.
+    Row 0 of `pos_embed` was the position of a class token; as in the original, it is added to all patches.
     """
 
     def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
@@ -63,20 +68,23 @@ class PatchEmbed(nnx.Module):
             rngs=rngs,
         )
         self.pos_embed = nnx.Param(init(rngs.params(), (1 + config.num_patches, config.hidden_size), param_dtype))
+        self.patch_size = config.patch_size
         self.grid_size = config.grid_size
         self.dtype = dtype
 
     def __call__(self, crops: Float[Array, "n height width channels"]) -> Float[Array, "n tokens dim"]:
         kernel, bias, pos_embed = (
-            leaf[...].astype(self.dtype) for leaf in (self.proj.kernel, self.proj.bias, self.pos_embed)
+            leaf[...].astype(self.dtype)  # pyright: ignore[reportOptionalSubscript]: this convolution has a bias
+            for leaf in (self.proj.kernel, self.proj.bias, self.pos_embed)
         )
-        # The convolution as the product that it is: compilers make little of the gradient of one with such strides.
-        patches = ops.cut_patches(crops, self.proj.kernel_size, self.grid_size, PATCH_PADDING)
+        # A convolution whose stride is its kernel size is a matrix product. XLA compiles the gradient of the product
+        # much better.
+        patches = ops.cut_patches(crops, self.patch_size, self.grid_size, PATCH_PADDING)
         return patches @ jax.lax.collapse(kernel, 0, 3) + bias + pos_embed[1:] + pos_embed[:1]
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention with queries, keys and values in one projection; among all tokens, or in windows."""
+    """Multi-head self-attention among all tokens, or inside windows. One projection makes queries, keys and values."""
 
     def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         dim = config.hidden_size
@@ -89,7 +97,7 @@ class Attention(nnx.Module):
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=config.qkv_bias, **kwargs)
         self.proj = nnx.Linear(dim, dim, **kwargs)
         self.num_heads = config.num_heads
-        self.windows = windowed_attention.windows_of(config)
+        self.windows = windowed_attention.make_windows(config)
 
     def __call__(
         self, tokens: Float[Array, "n tokens dim"], shift: windowed_attention.Shift | None = None
@@ -100,8 +108,8 @@ class Attention(nnx.Module):
         if self.windows is not None:
             qkv = qkv.reshape(n, length, 3, self.num_heads, head_dim)
             return self.proj(windowed_attention.attend(qkv, self.windows, shift).reshape(n, length, dim)), None
-        # Cut into three before the heads are told apart, heads before tokens, and the keys transposed: the layouts
-        # that matrix products want (benchmarks/README.md).
+        # Split before the reshape, heads before tokens, keys transposed: matrix products run fastest on these layouts
+        # (benchmarks/README.md).
         query, key, value = (part.reshape(n, length, self.num_heads, head_dim) for part in jnp.split(qkv, 3, axis=-1))
         query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
         logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)
@@ -111,7 +119,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two layers with the activation between them."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs = {
@@ -120,10 +128,10 @@ class Mlp(nnx.Module):
             "param_dtype": param_dtype,
             "rngs": rngs,
         }
-        # With experts, the last part_features channels of the output are theirs.
+        # With experts, the last part_features output channels come from them.
         self.fc1 = nnx.Linear(config.hidden_size, config.mlp_features, **kwargs)
         self.fc2 = nnx.Linear(config.mlp_features, config.hidden_size - config.part_features, **kwargs)
-        self.act = ops.ACTIVATIONS[config.hidden_act]
+        self.act = ops.activation(config.hidden_act)
 
     def __call__(
         self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex
@@ -132,10 +140,10 @@ class Mlp(nnx.Module):
 
 
 class MoeMlp(Mlp):
-    """An `Mlp` whose last `part_features` output channels come from the expert of the crop's data set.
+    """An `Mlp` whose last `part_features` output channels come from the expert of the crop's dataset.
 
-    The experts are second layers that read the hidden layer all data sets share. Each crop is multiplied with
-    its own expert alone.
+    Each expert is a second linear layer. All experts read the same hidden layer. Only the crop's own expert is
+    computed.
     """
 
     def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
@@ -178,31 +186,32 @@ class Block(nnx.Module):
         return tokens + _drop(self.mlp(self.norm2(tokens), dataset_index), drop_path, 1), weights
 
 
-def _drop(branch: Float[Array, "n tokens dim"], drop_path: DropPath | None, which: int) -> Float[Array, "n tokens dim"]:
-    # Stochastic depth (Huang et al. 2016), as in timm: for each crop the branch is there or not, and the mean stays.
+def _drop(branch: Float[Array, "n tokens dim"], drop_path: DropPath | None, index: int) -> Float[Array, "n tokens dim"]:
+    # Stochastic depth (Huang et al. 2016), as in timm: drop the branch for some crops, and scale it up for the others,
+    # so that the expected value stays the same.
     if drop_path is None:
         return branch
     rate, keys = drop_path
-    kept = jax.random.bernoulli(keys[which], 1 - rate, (len(branch), 1, 1))
-    return jnp.where(kept, branch / (1 - rate), 0).astype(branch.dtype)
+    mask = jax.random.bernoulli(keys[index], 1 - rate, (len(branch), 1, 1))
+    return jnp.where(mask, branch / (1 - rate), 0).astype(branch.dtype)
 
 
 def _layer_norm(config: VitPoseConfig, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # The fast variance, E[x^2] - E[x]^2, loses three digits where the mean is large.
+    # The fast variance, E[x^2] - E[x]^2, loses three digits when the mean is large.
     return nnx.LayerNorm(
         config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, dtype=dtype, rngs=rngs
     )
 
 
 class BackboneOutput(NamedTuple):
-    """What a `Backbone` computes; the parts not asked for are None or empty.
+    """The output of a `Backbone`. Optional parts that were not requested are None or empty.
 
     Attributes:
-        tokens: (n, tokens, dim), what the decoder reads: the last of `out_indices`, normalised.
-        hidden_states: (1 + depth, n, tokens, dim), the embedding and every block's output, not normalised.
-        attentions: (depth, n, heads, tokens, tokens), every block's attention weights; a knowledge token is the
-            last of the tokens here, and in the other parts left out.
-        feature_maps: for each block asked for, its output, normalised, as (n, rows, columns, dim).
+        tokens: (n, tokens, dim), the input of the decoder: the output of the last of `out_indices`, normalised.
+        hidden_states: (1 + depth, n, tokens, dim), the embedding and the output of each block, not normalised.
+        attentions: (depth, n, heads, tokens, tokens), the attention weights of each block. A knowledge token is the
+            last token here; the other parts leave it out.
+        feature_maps: the outputs of the requested blocks, normalised, each (n, rows, columns, dim).
     """
 
     tokens: Float[Array, "n tokens dim"]
@@ -212,28 +221,28 @@ class BackboneOutput(NamedTuple):
 
 
 class KnowledgeToken(nnx.Module):
-    """Appends one token to those of the patches: what a teacher has learnt, for a student (training/distill.py).
+    """Appends one learnt token to the patch tokens. A teacher learns it, a student reads it (training/distill.py).
 
-    It is stored in the teacher's width. Where that is not the model's, a linear layer brings it there.
+    The token has the width of the teacher. If the model has another width, a linear layer projects the token to it.
     """
 
     def __init__(self, config: VitPoseConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         init = nnx.initializers.truncated_normal(config.initializer_range)
         width, dim = config.knowledge_token, config.hidden_size
         self.token = nnx.Param(init(rngs.params(), (width,), param_dtype))
-        self.fits = width == dim
-        if not self.fits:
+        self.projected = width != dim
+        if self.projected:
             self.proj = nnx.Linear(width, dim, kernel_init=init, dtype=dtype, param_dtype=param_dtype, rngs=rngs)
         self.dtype = dtype
 
     def __call__(self, tokens: Float[Array, "n tokens dim"]) -> Float[Array, "n tokens+1 dim"]:
         token = self.token[...].astype(self.dtype)
-        token = token if self.fits else self.proj(token)
+        token = self.proj(token) if self.projected else token
         return jnp.concatenate([tokens, jnp.broadcast_to(token, (len(tokens), 1, len(token)))], axis=1)
 
 
 class Backbone(nnx.Module):
-    """A plain vision transformer with, for ViTPose++, an expert for each data set in every block."""
+    """A plain vision transformer. In ViTPose++, each block has one expert for each dataset."""
 
     def __init__(
         self,
@@ -268,66 +277,57 @@ class Backbone(nnx.Module):
         """Run the transformer.
 
         Args:
-            crops: normalised, of the size the configuration names.
-            dataset_index: the expert, one number for all crops or an array with one for each; a plain
-                backbone ignores it. From 0 to the number of experts - 1: nobody checks that here.
-            drop_path: for training: the rate at which the last block's residual branches are left out, for each
-                crop on its own; it rises linearly from 0 in the first block. Branches kept are scaled up.
-            key: of the random choice; needed with `drop_path`.
-            remat: keep only the blocks' inputs for the gradient and compute the rest of them again; without it the
-                products of their linear layers are kept, too.
-            output_hidden_states: also return the embedding and every block's output.
-            output_attentions: also return every block's attention weights; not with windows.
-            feature_blocks: also return the normalised outputs of these blocks: 1 to depth, or 0 for the
-                embedding; the reference returns those of `config.out_indices`.
+            crops: normalised crops, of the configured `image_size`.
+            dataset_index: the expert, from 0 to the number of experts - 1, which is not checked here: one index for
+                all crops, or an array with one index for each. A plain backbone ignores it.
+            drop_path: for training: the rate at which residual branches of the last block are dropped, for each crop
+                independently. The rate rises linearly from 0 in the first block. The other branches are scaled up.
+            key: for the random choice; required if `drop_path` is not 0.
+            remat: store only the inputs of the blocks for the gradient and compute the rest again. Otherwise the
+                outputs of linear layers are stored too.
+            output_hidden_states: also return the embedding and the output of each block.
+            output_attentions: also return the attention weights of each block; not with windows.
+            feature_blocks: also return the normalised outputs of these blocks, 1 to depth, or 0 for the embedding.
+                transformers returns the blocks of `config.out_indices`.
 
         Raises:
-            ValueError: where the crops are not of the configured size, a block number is out of range,
-                `drop_path` is not from 0 to less than 1 or comes without a key, or attention weights are asked
-                for that windows do not have.
+            ValueError: if the crops have another size, a block index is out of range, `drop_path` is not from 0 to
+                less than 1 or has no key, or attention weights are requested from a model with windows.
         """
         config = self.config
         expected = (*config.image_size, config.num_channels)
         if crops.shape[1:] != expected:
             raise ValueError(f"crops: expected (n, {', '.join(map(str, expected))}), got {crops.shape}")
         if not all(0 <= index <= config.num_layers for index in feature_blocks):
-            raise ValueError(f"feature_blocks: expected numbers from 0 to {config.num_layers}, got {feature_blocks}")
-        if not 0 <= drop_path < 1:
-            raise ValueError(f"drop_path: expected a rate from 0 to less than 1, got {drop_path}")
-        if drop_path and key is None:
-            raise ValueError(f"drop_path {drop_path}: expected a key for the random choice, got none")
-        cut = windowed_attention.windows_of(config)
-        if output_attentions and cut is not None:
-            raise ValueError("output_attentions: expected attention among all patches, got windows of them")
+            raise ValueError(
+                f"feature_blocks: expected block numbers from 0 to {config.num_layers}, got {feature_blocks}"
+            )
+        if output_attentions and config.window_size is not None:
+            raise ValueError("output_attentions: expected a model without windows, got one with windows")
+
+        # The decoder reads the last of out_indices. Later blocks run only if intermediate outputs are requested.
+        intermediates = output_hidden_states or output_attentions or bool(feature_blocks)
+        last = config.out_indices[-1]
+        layers = self._layers(config.num_layers if intermediates else last, drop_path, key)
 
         def step(tokens, layer):
             block, drop, shift = layer
             tokens, weights = block(tokens, dataset_index, drop, shift)
-            return tokens, (tokens if inside else None, weights if output_attentions else None)
+            return tokens, (tokens if intermediates else None, weights if output_attentions else None)
 
-        # The decoder reads the last of out_indices: blocks after it run only for those who look inside.
-        inside = output_hidden_states or output_attentions or bool(feature_blocks)
-        last = config.out_indices[-1]
-        depth = config.num_layers if inside else last
-        drops = None
-        if drop_path:
-            rates = jnp.linspace(0, drop_path, config.num_layers)
-            drops = rates, jax.random.split(key, (config.num_layers, 2))
-        layers = self.blocks, drops, None if cut is None else windowed_attention.block_shifts(cut, config.num_layers)
-        if depth < config.num_layers:
-            layers = jax.tree.map(lambda leaf: leaf[:depth], layers)
-        embedded = self.patch_embed(crops.astype(self.dtype))
+        # For the gradient, store the outputs of linear layers. Computing the rest again takes no longer than storing
+        # it, and uses a third to a half of the memory. Inside a scan the compiler cannot merge the second computation
+        # with the first, so prevent_cse is not needed.
+        policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        step = jax.checkpoint(step, prevent_cse=False, policy=policy)
+
+        embedding = self.patch_embed(crops.astype(self.dtype))
         if config.knowledge_token:
-            embedded = self.knowledge_token(embedded)
-        # For the gradient, what linear layers put out is kept. To compute the rest again takes no longer than to keep
-        # it, in a third to a half of the memory. In a loop the compiler cannot merge the second computation with the
-        # first: no barrier is needed.
-        kept = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
-        step = jax.checkpoint(step, prevent_cse=False, policy=kept)
-        tokens, (states, attentions) = jax.lax.scan(step, embedded, layers)
-        if not inside:
-            return BackboneOutput(tokens=self.norm(_patches(tokens, config)))
-        states = _patches(jnp.concatenate([embedded[None], states]), config)
+            embedding = self.knowledge_token(embedding)
+        tokens, (states, attentions) = jax.lax.scan(step, embedding, layers)
+        if states is None:
+            return BackboneOutput(tokens=self.norm(_patch_tokens(tokens, config)))
+        states = _patch_tokens(jnp.concatenate([embedding[None], states]), config)
         shape = (len(crops), *config.grid_size, config.hidden_size)
         return BackboneOutput(
             tokens=self.norm(states[last]),
@@ -336,15 +336,35 @@ class Backbone(nnx.Module):
             feature_maps=tuple(self.norm(states[index]).reshape(shape) for index in feature_blocks),
         )
 
+    def _layers(
+        self, depth: int, drop_path: float, key: Key[Array, ""] | None
+    ) -> tuple[Block, tuple[Float[Array, " depth"], Key[Array, "depth 2"]] | None, Int[Array, "depth 2"] | None]:
+        """What the scan runs over: the first `depth` blocks, and for each its `DropPath` and the shift of its windows.
 
-def _patches(tokens: Float[Array, "*n tokens dim"], config: VitPoseConfig) -> Float[Array, "*n patches dim"]:
+        `drop_path` and `key` are those of `__call__`.
+        """
+        if not 0 <= drop_path < 1:
+            raise ValueError(f"drop_path: expected a rate from 0 to less than 1, got {drop_path}")
+        num_layers = self.config.num_layers
+        drops = None
+        if drop_path:
+            if key is None:
+                raise ValueError(f"drop_path {drop_path}: expected a key for the random choice, got none")
+            drops = jnp.linspace(0, drop_path, num_layers), jax.random.split(key, (num_layers, 2))
+        windows = windowed_attention.make_windows(self.config)
+        shifts = None if windows is None else windowed_attention.block_shifts(windows, num_layers)
+        layers = self.blocks, drops, shifts
+        return layers if depth == num_layers else jax.tree.map(lambda leaf: leaf[:depth], layers)
+
+
+def _patch_tokens(tokens: Float[Array, "*n tokens dim"], config: VitPoseConfig) -> Float[Array, "*n patches dim"]:
     return tokens[..., : config.num_patches, :] if config.knowledge_token else tokens
 
 
 class Deconv(nnx.Module):
-    """A transposed convolution, 4x4, stride 2, padding 1, without bias: it doubles height and width.
+    """A transposed convolution, 4x4, stride 2, padding 1, without bias. It doubles height and width.
 
-    `kernel` is stored mirrored, as a convolution over the dilated input uses it.
+    `kernel` is stored flipped in height and width, as a convolution over the dilated input reads it.
     """
 
     def __init__(self, features_in: int, features: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
@@ -356,10 +376,10 @@ class Deconv(nnx.Module):
 
 
 class BatchNorm(nnx.BatchNorm):
-    """As torch's: the running variance follows the unbiased variance of the batch, which flax's does not.
+    """BatchNorm with torch's running variance: the average of unbiased batch variances. Flax averages biased ones.
 
-    The batch is normalised with the biased one, by both. Set to use the batch (`nnx.view`), a call updates the
-    running mean and variance in place: `nnx.merge` with `copy=True` inside a loss, and read them afterwards.
+    Both normalise the batch with its biased variance. In training (`nnx.view`), a call updates the running mean and
+    variance in place. Inside a loss, use `nnx.merge` with `copy=True`, and read the new values from the copy.
     """
 
     def __init__(self, features: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
@@ -378,13 +398,13 @@ class BatchNorm(nnx.BatchNorm):
             return super().__call__(x)
         old = self.momentum * self.var[...]
         normalised = super().__call__(x)
-        # What was added is (1 - momentum) x the biased variance; n / (n - 1) of that is wanted.
+        # Flax has added (1 - momentum) x the biased variance. n / (n - 1) times that makes it unbiased.
         self.var[...] += (self.var[...] - old) / max(1, math.prod(x.shape[:-1]) - 1)
         return normalised
 
 
 class ClassicDecoder(nnx.Module):
-    """Twice: transposed convolution, BatchNorm, ReLU; then a 1x1 convolution to K channels."""
+    """Twice a transposed convolution, BatchNorm and ReLU; then a 1x1 convolution to K channels."""
 
     def __init__(
         self, config: VitPoseConfig, num_keypoints: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
@@ -403,7 +423,7 @@ class ClassicDecoder(nnx.Module):
 
 
 class SimpleDecoder(nnx.Module):
-    """ReLU, bilinear enlargement by `scale_factor`, then a 3x3 convolution to K channels."""
+    """ReLU, bilinear upsampling by `scale_factor`, then a 3x3 convolution to K channels."""
 
     def __init__(
         self, config: VitPoseConfig, num_keypoints: int, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs
@@ -425,18 +445,18 @@ class SimpleDecoder(nnx.Module):
 
 
 class VitPose(nnx.Module):
-    """ViTPose and ViTPose++: a `Backbone` and one decoder for each skeleton of the configuration.
+    """ViTPose and ViTPose++: a `Backbone`, and one decoder for each skeleton of the configuration.
 
     Args:
         config: the architecture.
-        dtype: in which to compute: float32, bfloat16 or float16.
-        param_dtype: in which to store the parameters.
+        dtype: the dtype of the computation: float32, bfloat16 or float16.
+        param_dtype: the dtype of the stored parameters.
         rngs: for the initial parameters.
 
     Attributes:
-        config: as given.
+        config: the architecture.
         backbone: the `Backbone`.
-        heads: the decoders, by the name of their data set.
+        heads: the decoders, by dataset name.
     """
 
     def __init__(
@@ -464,71 +484,84 @@ class VitPose(nnx.Module):
         key: Key[Array, ""] | None = None,
         remat: bool = False,
     ) -> Float[Array, "n rows columns K"]:
-        """Heatmaps of crops.
+        """Compute the heatmaps of crops.
 
-        Every head sees every crop and BatchNorm, in training, the whole batch, whatever data sets its crops are
-        of: that is how the original was trained. Batches of one data set at a time would cost less.
+        With one dataset for each crop, every head computes every crop, and in training each BatchNorm averages over
+        the whole batch: the original was trained that way. Batches of a single dataset are cheaper.
 
         Args:
             crops: normalised, (n, 256, 192, 3) for the usual image size.
-            dataset_index: which expert and head to use: one name or number for all crops, or a sequence or
-                integer array with one for each; None for the first head (COCO in published checkpoints).
-            drop_path, key, remat: for training, as of `Backbone`.
+            dataset_index: the expert and head to use: one name or index for all crops, or a sequence or integer
+                array with one for each crop. None means the first head (COCO in published checkpoints).
+            drop_path, key, remat: for training, see `Backbone`.
 
         Returns:
-            (n, 64, 48, K) heatmaps. With one data set for each crop, K is the largest of the heads': the
-            channels a crop's head does not have are 0. Under `jax.jit`, where an array of numbers cannot be
-            checked, crops of a data set without a head get NaN.
+            (n, 64, 48, K) heatmaps. With one dataset for each crop, K is the largest number of keypoints of any head,
+            and channels that a crop's head does not have are 0. Under `jax.jit` the values of an array cannot be
+            checked: there, crops of a dataset without a head get NaN.
 
         Raises:
-            ValueError: for a data set the model does not know or has no head for, for crops of another size,
-                and for a `drop_path` without a key.
+            ValueError: for a dataset that the model does not know or has no head for, for crops of another size, and
+                for a `drop_path` without a key.
+            TypeError: if a sequence holds anything but names and whole numbers.
         """
-        options = {"drop_path": drop_path, "key": key, "remat": remat}
+        options: dict[str, Any] = {"drop_path": drop_path, "key": key, "remat": remat}
         if dataset_index is None or isinstance(dataset_index, str | int):
             index = self.config.dataset_index(dataset_index)
             return self._decode(self.config.skeleton(index).name, self.backbone(crops, index, **options).tokens)
-        if not isinstance(dataset_index, jax.core.Tracer):
-            numbers = [self.config.dataset_index(_plain(item)) for item in np.ravel(np.asarray(dataset_index))]
-            for number in sorted(set(numbers)):
-                self.config.skeleton(number)
-            dataset_index = jnp.asarray(numbers, jnp.int32).reshape(np.shape(dataset_index))
-        if dataset_index.shape not in ((), (len(crops),)):
-            raise ValueError(f"dataset_index: expected one, or {len(crops)} in a row, got shape {dataset_index.shape}")
-        tokens = self.backbone(crops, dataset_index, **options).tokens
+        indices = self._checked(dataset_index, len(crops))
+        tokens = self.backbone(crops, indices, **options).tokens
         channels = max(skeleton.num_keypoints for skeleton in self.config.skeletons)
         result = jnp.full((len(crops), *self.config.heatmap_size, channels), jnp.nan, tokens.dtype)
         for skeleton in self.config.skeletons:
             heatmaps = self._decode(skeleton.name, tokens)
             heatmaps = jnp.pad(heatmaps, ((0, 0), (0, 0), (0, 0), (0, channels - skeleton.num_keypoints)))
-            mine = jnp.broadcast_to(dataset_index == self.config.dataset_index(skeleton.name), len(crops))
-            result = jnp.where(mine[:, None, None, None], heatmaps, result)
+            in_dataset = jnp.broadcast_to(indices == self.config.dataset_index(skeleton.name), len(crops))
+            result = jnp.where(in_dataset[:, None, None, None], heatmaps, result)
         return result
 
+    def _checked(
+        self, dataset_index: Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."], count: int
+    ) -> Int[Array, "..."]:
+        """One index, or one for each of `count` crops. A traced array has no values to check."""
+        if isinstance(dataset_index, Tracer):
+            indices = dataset_index
+        else:
+            items = np.asarray(dataset_index)
+            numbers = [self.config.dataset_index(_as_python(item)) for item in items.ravel()]
+            for number in sorted(set(numbers)):
+                self.config.skeleton(number)
+            indices = jnp.asarray(numbers, jnp.int32).reshape(items.shape)
+        if indices.shape not in ((), (count,)):
+            raise ValueError(f"dataset_index: expected one index, or {count} of them, got shape {indices.shape}")
+        return indices
+
     def specialize(self, dataset: str | int | None = None) -> "VitPose":
-        """A plain ViTPose for one data set, with equal heatmaps: its expert is folded into the second layer.
+        """A plain ViTPose for one dataset, with equal heatmaps. The expert becomes part of the MLP's second layer.
 
         Args:
-            dataset: name or number; None for the first head.
+            dataset: name or index; None means the first head.
 
         Raises:
-            ValueError: for a data set the model does not know or has no head for.
+            ValueError: for a dataset that the model does not know or has no head for.
         """
         index, skeleton = self.config.dataset_index(dataset), self.config.skeleton(dataset)
         config = self.config.replace(experts=(), part_features=0, skeletons=(skeleton,))
-        tensors = parameters.flatten(self)
-        kept = {name: leaf for name, leaf in tensors.items() if not name.startswith("heads.") and "experts" not in name}
-        kept |= {name: leaf for name, leaf in tensors.items() if name.startswith(f"heads.{skeleton.name}.")}
+        tensors: dict[str, Any] = parameters.flatten(self)
+        plain = {
+            name: leaf for name, leaf in tensors.items() if not name.startswith("heads.") and "experts" not in name
+        }
+        plain |= {name: leaf for name, leaf in tensors.items() if name.startswith(f"heads.{skeleton.name}.")}
         if self.config.experts:
             for kind in ("kernel", "bias"):
                 shared, experts = (tensors[f"backbone.blocks.mlp.{name}{kind}"] for name in ("fc2.", "experts_"))
-                kept[f"backbone.blocks.mlp.fc2.{kind}"] = jnp.concatenate([shared, experts[:, index]], axis=-1)
-        return self._rebuild(config, kept)
+                plain[f"backbone.blocks.mlp.fc2.{kind}"] = jnp.concatenate([shared, experts[:, index]], axis=-1)
+        return self._rebuild(config, plain)
 
     def resize(self, image_size: tuple[int, int]) -> "VitPose":
-        """The same model for crops of another height and width: its position embeddings are interpolated."""
+        """The same model for crops of another height and width, in pixels. Position embeddings are interpolated."""
         config = self.config.replace(image_size=image_size)
-        tensors = parameters.flatten(self)
+        tensors: dict[str, Any] = parameters.flatten(self)
         name = "backbone.patch_embed.pos_embed"
         positions = np.asarray(tensors[name].astype(jnp.float32))
         tensors[name] = resize_positions(positions, self.config.grid_size, config.grid_size)
@@ -537,20 +570,21 @@ class VitPose(nnx.Module):
     def with_windows(
         self, window_size: tuple[int, int] | None, *, shift: bool = False, pool: bool = False
     ) -> "VitPose":
-        """The same parameters with attention inside windows, for crops that were resized to many patches.
+        """The same parameters with attention inside windows, for large crops with many patches.
 
-        Heatmaps differ from those of attention among all patches: the paper fine-tunes with the windows.
+        Heatmaps change: the paper fine-tunes the model with windows.
 
         Args:
-            window_size: rows and columns of patches, (8, 8) in the paper; None for attention among all.
-            shift, pool: how windows hear of each other, see windowed_attention.py; the paper combines them.
+            window_size: rows and columns of patches, (8, 8) in the paper; None means attention among all patches.
+            shift, pool: two ways to pass information between windows, see windowed_attention.py. The paper combines
+                them.
         """
         config = self.config.replace(window_size=window_size, window_shift=shift, window_pool=pool)
         return self._rebuild(config, parameters.flatten(self))
 
-    def _rebuild(self, config: VitPoseConfig, tensors: dict[str, Array]) -> "VitPose":
-        kwargs = {"dtype": self.backbone.dtype, "param_dtype": self.backbone.param_dtype}
-        return parameters.fill(abstract_vitpose(config, **kwargs), tensors)
+    def _rebuild(self, config: VitPoseConfig, tensors: Mapping[str, Any]) -> "VitPose":
+        abstract = abstract_vitpose(config, dtype=self.backbone.dtype, param_dtype=self.backbone.param_dtype)
+        return parameters.fill(abstract, tensors)
 
     def _decode(self, name: str, tokens: Float[Array, "n tokens dim"]) -> Float[Array, "n rows columns K"]:
         return self.heads[name](tokens.reshape(len(tokens), *self.config.grid_size, self.config.hidden_size))
@@ -559,11 +593,11 @@ class VitPose(nnx.Module):
 def abstract_vitpose(
     config: VitPoseConfig, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> VitPose:
-    """A `VitPose` with shapes in the place of arrays, to be filled by `parameters.fill`."""
+    """A `VitPose` with shapes instead of arrays; `parameters.fill` puts the arrays in."""
     return parameters.abstract(lambda: VitPose(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
 
 
-def _plain(item: np.generic) -> str | int:
+def _as_python(item: np.generic) -> str | int:
     value = item.item()
     if not isinstance(value, str | int):
         raise TypeError(f"dataset_index: expected names or whole numbers, got {value!r}")

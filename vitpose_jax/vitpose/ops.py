@@ -1,4 +1,4 @@
-"""Operations in the forms that compilers do well with; what they are worth is in benchmarks/README.md."""
+"""GELU, transposed convolution and patches in the form that XLA compiles best; measurements in benchmarks/README.md."""
 
 import functools
 import math
@@ -11,10 +11,10 @@ from jaxtyping import Array, Float
 
 @jax.custom_jvp
 def gelu(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The exact GELU, x times the normal distribution function, computed in float32 as torch does.
+    """The exact GELU, x times the cumulative normal distribution. Computed in float32, as in torch.
 
-    By `erf` where `jax.nn.gelu` takes `erfc`, which costs accelerators a second pass over the hidden layer. For the
-    gradient one array is kept, the derivative, in the dtype of `x`.
+    It uses `erf`. `jax.nn.gelu` uses `erfc`, which costs accelerators a second pass over the hidden layer. For the
+    gradient it stores a single array, the derivative, in the dtype of `x`.
     """
     wide = x.astype(jnp.float32)
     return (wide * _normal_cdf(wide)).astype(x.dtype)
@@ -32,26 +32,33 @@ def _normal_cdf(x: Float[Array, "..."]) -> Float[Array, "..."]:
     return 0.5 * (1 + jax.lax.erf(x / math.sqrt(2)))
 
 
-ACTIVATIONS = {
+_ACTIVATIONS = {
     "gelu": gelu,
     "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "relu": jax.nn.relu,
+    "silu": jax.nn.silu,
 }
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+    """The activation function of a name in `config.ACTIVATIONS` or `rtdetr.config.ACTIVATIONS`."""
+    return _ACTIVATIONS[name]
 
 
 @jax.custom_jvp
 def deconv(
     x: Float[Array, "n height width features_in"], kernel: Float[Array, "4 4 features_in features"]
 ) -> Float[Array, "n 2*height 2*width features"]:
-    """A transposed convolution, 4x4, stride 2, padding 1: it doubles height and width, as torch's ConvTranspose2d.
+    """A transposed convolution, 4x4, stride 2, padding 1, like torch's ConvTranspose2d. It doubles height and width.
 
-    Three equal forms. TPUs convolve over the dilated input: they skip the zeros between its pixels. CPUs and GPUs,
-    which would multiply them, convolve with 2x2 kernels, one for each parity of the output's rows and columns. The
-    derivative on CPUs is by products: XLA's own gradient of a convolution's kernel is 100 times slower there.
+    There are three equal forms. TPUs convolve over the dilated input and skip the zeros between its pixels. CPUs and
+    GPUs would multiply these zeros; they convolve with 2x2 kernels instead, one for each parity of the output's rows
+    and columns. On CPUs the derivative is a matrix product: XLA's own gradient of a convolution kernel is 100 times
+    slower there.
 
     Args:
         x: features.
-        kernel: mirrored, as the convolution over the dilated input uses it.
+        kernel: flipped in height and width, as the convolution over the dilated input reads it.
     """
     return _by_platform(x, kernel, cpu=_conv2x2)
 
@@ -75,15 +82,14 @@ def _dilated(x: Array, kernel: Array) -> Array:
 
 
 def _by_parity(x: Array, kernel: Array, convolve: Callable[[Array, Array], Array]) -> Array:
-    """Of the 4x4 kernel, an output pixel meets the four taps of its own parity.
+    """One 2x2 convolution computes all four parities of the output; then they are interleaved.
 
-    So this is a 2x2 convolution into the four parities at once, whose results are then interleaved: no product with
-    an inserted zero.
+    Each output pixel uses only the four kernel taps of its own parity, so nothing is multiplied by an inserted zero.
     """
     n, height, width, features_in = x.shape
     features = kernel.shape[-1]
-    # Rows 0 and 2 of the kernel make even output rows from input rows i - 1 and i, rows 1 and 3 odd ones from i and
-    # i + 1; columns likewise.
+    # Kernel rows 0 and 2 make the even output rows, from input rows i - 1 and i. Kernel rows 1 and 3 make the odd ones,
+    # from input rows i and i + 1. The same holds for columns.
     kernel = kernel.reshape(2, 2, 2, 2, features_in, features)
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5)  # (tap row, tap column, in, row parity, column parity, out)
     parities = convolve(x, kernel.reshape(2, 2, features_in, 4 * features))
@@ -110,17 +116,18 @@ def _product2x2(
 def cut_patches(
     crops: Float[Array, "n height width channels"], size: tuple[int, int], grid: tuple[int, int], padding: int
 ) -> Float[Array, "n tokens features"]:
-    """What a convolution with strides of its own size meets: the pixels of each patch, in a row.
+    """The pixels of each patch as one row: the input of a convolution whose stride is its kernel size.
 
     Args:
         crops: images.
-        size: height and width of a patch.
+        size: height and width of a patch, in pixels.
         grid: rows and columns of patches.
-        padding: pixels of zero above and to the left; below and to the right there is what fits.
+        padding: pixels of zeros above and to the left. Below and to the right, zeros are added or pixels cut off until
+            the grid fits.
     """
     n, *sides, channels = crops.shape
     (rows, columns), (height, width) = grid, size
-    below, right = (number * length - padding - side for number, length, side in zip(grid, size, sides, strict=True))
+    below, right = (count * length - padding - side for count, length, side in zip(grid, size, sides, strict=True))
     padded = jax.lax.pad(
         crops, jnp.zeros((), crops.dtype), ((0, 0, 0), (padding, below, 0), (padding, right, 0), (0, 0, 0))
     )
