@@ -7,7 +7,8 @@
 When Pillow's bilinear filter shrinks an image by a factor, it widens by the same factor, so that all pixels count. It
 resizes the width, rounds to whole pixel values, then resizes the height. Each pass is a product with a matrix that
 depends only on the old and the new size: the host computes the matrix, the device multiplies. Matrices and images are
-padded with zeros to a few sizes, so that few programs serve images of all sizes.
+padded with zeros to a few sizes, so that few programs serve images of all sizes. (For some shapes, such as portraits of
+1080 x 1920 pixels, Pillow 13 resizes the height first: up to a quarter of its pixel values then differ by one.)
 
 Pillow computes in integers: its weights are multiples of 2**-22. To be exact in float32 too, each weight is split into
 a coarse part, a multiple of 2**-11, and a fine remainder.
