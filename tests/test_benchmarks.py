@@ -11,7 +11,10 @@ import sys
 import types
 
 import pytest
+import typer
 from PIL import Image
+
+from vitpose_jax import cli
 
 ROOT = pathlib.Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
@@ -63,12 +66,13 @@ def commands(text: str) -> list[str]:
 def parse(command: str) -> types.SimpleNamespace:
     """The options of a command, as its script understands them."""
     path, *arguments = re.sub(r"^(\w+=\S+ )*python ", "", command).split(" ", 1)
-    try:
-        options = load(pathlib.Path(path).stem).parser().parse_args(shlex.split(" ".join(arguments), comments=True))
-    except SystemExit as exit_:
-        # 0 is --help.
-        assert exit_.code == 0, f"not a command: {command}"
+    parser = load(pathlib.Path(path).stem).parser()
+    if arguments == ["--help"]:
         return types.SimpleNamespace()
+    try:
+        options = parser.parse_args(shlex.split(" ".join(arguments), comments=True))
+    except SystemExit:
+        pytest.fail(f"not a command: {command}")
     return types.SimpleNamespace(**vars(options))
 
 
@@ -144,6 +148,20 @@ def test_the_commands_of_the_pages(tables):
     assert len(examples) > 10
     for command in examples:
         parse(command)
+
+
+def test_the_options_of_the_commands_of_the_package(tables):
+    group = typer.main.get_command(cli.app)
+    checked = 0
+    for path in tables.pages():
+        for block in re.findall(r"```(?:bash|text|console)\n(.*?)```", path.read_text(), re.DOTALL):
+            for name, arguments in re.findall(r"\bvitpose-jax (\w+)(.*)", block):
+                known = {option for parameter in group.commands[name].params for option in parameter.opts}
+                known |= {option for parameter in group.commands[name].params for option in parameter.secondary_opts}
+                for option in re.findall(r"(?<=[\s|\[])--[a-z][\w-]*", arguments.split("#")[0]):
+                    assert option in {*known, "--help"}, f"{path}: vitpose-jax {name} {option}"
+                    checked += 1
+    assert checked > 20
 
 
 def test_programs_take_turns():
