@@ -1,4 +1,4 @@
-"""Differences between our models and those of transformers, and the cost of loading, for every published architecture.
+"""Differences between our models and transformers, and the cost of loading, for every published architecture.
 
     python benchmarks/parity.py --output parity            # all models; writes results/parity.json
     python benchmarks/parity.py --models base plus-small   # some models; only prints

@@ -36,7 +36,7 @@ import numpy as np
 from common import COPY_BYTES, OURS, PRODUCT_SIZE, arguments, copy, product, report, timed_rows, vitpose_config
 from flax import nnx
 from peers import Peer, functions, load
-from tables import stages_table
+from tables import experts_table, stages_table
 
 from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig, checkpoint, convert, crop_boxes, decode_heatmaps
 
@@ -247,7 +247,8 @@ def main() -> None:
     """Measure, and report the table of the rows."""
     options = parser().parse_args()
     rows = measure(options)
-    report(stages_table(rows), rows, options)
+    table = experts_table if options.stages == ["experts"] else stages_table
+    report(table(rows), rows, options)
 
 
 if __name__ == "__main__":

@@ -93,7 +93,7 @@ def parity_table(rows: list[Row]) -> str:
 
 
 def stages_table(rows: list[Row]) -> str:
-    """Every stage of speed.py, each program; then what is paid once and memory, if measured."""
+    """Every stage of speed.py, each program; then loading, memory and number of programs, if measured."""
     header = ["stage", "model", "dtype", "people", "flip test", "program", "median, ms", "10 % to 90 %"]
     cells = [
         [

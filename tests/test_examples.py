@@ -133,7 +133,7 @@ def test_the_notebook(tmp_path, monkeypatch):
     for number, cell in enumerate(cells):
         exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), values)
     assert len(values["first"]) == len(values["second"]) == 1
-    assert len(values["nobody"]) == 0
+    assert len(values["empty"]) == 0
     np.testing.assert_allclose(values["keypoints"][0], values["first"].keypoints[0], rtol=0, atol=KEYPOINTS)
 
 
