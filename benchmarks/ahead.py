@@ -1,16 +1,17 @@
-"""What the compilers of devices that are not there make of the network.
+"""What the compilers of GPUs and TPUs make of the network, without the device.
 
-    python benchmarks/ahead.py --target v5e --preset base --batch 64           # needs pip install "jax[tpu]"
+    python benchmarks/ahead.py --target v5e --presets base --batch 64          # needs pip install "jax[tpu]"
     python benchmarks/ahead.py --target h100 --parts path step                 # needs pip install jax-cuda12-pjrt
 
-XLA compiles for a TPU or a GPU on any machine with its plugin: so this shows that the whole path and a step of training
-compile for them, and what of two equal forms the compiler likes better. Nothing is run, nothing is timed. Columns:
+XLA compiles for a TPU or a GPU on any machine that has its plugin. So this shows that the whole path and a training
+step compile for them, and which of two equal forms suits the compiler better. Nothing runs on the device, so no figure
+is a time on it. Columns:
 
-    Mcycles     TPU: the cycles of all kernels as the compiler estimates them, in loops as often as they run
-    kernels     GPU: how many are started
-    GB          GPU: what they read and write, each operand counted once a kernel
-    temp MB     memory besides arguments and results
-    loops       loops whose length is not known when compiling, counted once
+    million cycles           TPU: the compiler's estimate for all kernels; a kernel in a loop counts once a round
+    kernels                  GPU: kernels that are started
+    GB read and written      GPU: by the kernels; each operand counts once a kernel
+    temporary memory         memory besides arguments and results
+    loops of unknown length  counted as one round
 
 On a GPU the compiler would time variants of each product: this is switched off here.
 """
@@ -31,18 +32,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import markdown, report
+from common import arguments, report, vitpose_config
 from flax import nnx
 from jax.experimental import topologies
+from tables import ahead_table
 from variants import PARTS
 
 from vitpose_jax import VitPose, VitPoseConfig
+from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.training.optim import merge, split, training_view
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 
 TARGET = "v5e"
-PRESET = "base"
+PRESETS = ["base"]
 BATCH = 64
 PIXELS = 1024 * 1024
 H100 = """
@@ -94,32 +97,32 @@ def instruction(line: str) -> Instruction | None:
     head = re.match(r"\s*(?:ROOT )?%?([\w.\-]+) = ", line)
     if head is None:
         return None
-    rest = line[head.end() :]
-    end = rest.index(" ")
-    if rest.startswith("("):
-        depths = np.cumsum([(letter == "(") - (letter == ")") for letter in rest])
+    text = line[head.end() :]
+    end = text.index(" ")
+    if text.startswith("("):
+        depths = np.cumsum([(letter == "(") - (letter == ")") for letter in text])
         end = int(np.argmax(depths == 0)) + 1
-    op, _, arguments = rest[end + 1 :].partition("(")
+    op, _, arguments = text[end + 1 :].partition("(")
     operands = [part.split()[-1].lstrip("%") for part in arguments.partition(")")[0].split(",") if part.strip()]
-    return Instruction(head[1], rest[:end], op, operands, line)
+    return Instruction(head[1], text[:end], op, operands, line)
 
 
 def computations(program: str) -> tuple[dict[str, list[Instruction]], str]:
-    """The computations of a program by name, and the name of the one that is called."""
-    found: dict[str, list[Instruction]] = {}
+    """The computations of a program by name, and the name of the entry computation."""
+    lines: dict[str, list[Instruction]] = {}
     name = entry = ""
     for line in program.splitlines():
         if line.rstrip().endswith("{") and not line[:1].isspace():
             name = line.removeprefix("ENTRY ").split()[0].lstrip("%")
             entry = name if line.startswith("ENTRY") else entry
-            found[name] = []
+            lines[name] = []
         elif name and line[:1].isspace() and (parsed := instruction(line)):
-            found[name].append(parsed)
-    return found, entry
+            lines[name].append(parsed)
+    return lines, entry
 
 
 def size(type_: str, slices: int = 1) -> float:
-    """Bytes of a type; of arrays stacked for `slices` rounds of a loop, one round's."""
+    """Bytes of a type; of an array stacked for `slices` rounds of a loop only the bytes of one round."""
     total = 0.0
     for name, dimensions in re.findall(r"(\w+)\[([\d,]*)\]", type_):
         shape = [int(side) for side in dimensions.split(",") if side]
@@ -129,17 +132,17 @@ def size(type_: str, slices: int = 1) -> float:
 
 
 def costs(program: str) -> dict[str, float]:
-    """The columns of a table, from the compiled program."""
-    found, entry = computations(program)
+    """Cycles, kernels, bytes and loops of unknown length of a compiled program (HLO text)."""
+    lines, entry = computations(program)
     total = {"cycles": 0.0, "kernels": 0.0, "bytes": 0.0, "loops": 0.0}
 
     def length(condition: str) -> int | None:
-        limits = [re.search(r"constant\((\d+)\)", step.line) for step in found[condition] if step.op == "constant"]
+        limits = [re.search(r"constant\((\d+)\)", step.line) for step in lines[condition] if step.op == "constant"]
         return int(limits[0][1]) if len(limits) == 1 and limits[0] else None
 
     def walk(name: str, times: int, slices: int) -> None:
-        types = {step.name: step.type for step in found[name]}
-        for step in found[name]:
+        types = {step.name: step.type for step in lines[name]}
+        for step in lines[name]:
             called = dict(re.findall(r"(\w+)=%([\w.\-]+)", step.line))
             if step.op == "while":
                 rounds = length(called["condition"])
@@ -166,8 +169,8 @@ def parts(config: VitPoseConfig, batch: int, dtype: str) -> dict[str, tuple[Call
     def forward(state, crops):
         return nnx.merge(graphdef, state)(crops)
 
-    def path(state, pixels, shapes, boxes):
-        return predict(nnx.merge(graphdef, state), pixels, shapes, boxes)
+    def path(state, images, boxes):
+        return predict(nnx.merge(graphdef, state), images, boxes)
 
     graphdef32, trained, rest = split(training_view(abstract_vitpose(config, dtype=dtype, param_dtype="float32")))
 
@@ -183,16 +186,17 @@ def parts(config: VitPoseConfig, batch: int, dtype: str) -> dict[str, tuple[Call
 
     crops = array(dtype, batch, *config.image_size, 3)
     heatmaps = array("float32", batch, *config.heatmap_size, config.skeletons[0].num_keypoints)
-    image = array("uint8", PIXELS, 3), array("int32", batch, 3), array("float32", batch, 4)
+    images = PackedImages(array("uint8", PIXELS, 3), array("int32", batch, 3))
+    boxes = array("float32", batch, 4)
     return {
         "forward": (forward, (state, crops)),
-        "path": (path, (state, *image)),
+        "path": (path, (state, images, boxes)),
         "step": (step, (trained, rest, crops, heatmaps)),
     }
 
 
 def compile_for(device: Any, function: Callable, arguments: tuple) -> dict[str, float]:
-    """Compile a function for a device; arrays among the arguments stand for their shapes."""
+    """Compile a function for a device; only the shapes and dtypes of the arguments count."""
     place = jax.sharding.SingleDeviceSharding(device)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), arguments)
     start = time.perf_counter()
@@ -205,41 +209,43 @@ def compile_for(device: Any, function: Callable, arguments: tuple) -> dict[str, 
     }
 
 
-def main() -> None:
-    """Parse the knobs, compile, and write JSON and Markdown into results/."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    names = [part.__name__ for part in PARTS]
-    parser.add_argument("--target", choices=TARGETS, default=TARGET)
-    parser.add_argument("--preset", default=PRESET)
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--parts", nargs="+", choices=["forward", "path", "step", *names], default=["path", "step"])
-    parser.add_argument("--output", help="name of the files in results/; none are written without it")
-    options = parser.parse_args()
-    device = TARGETS[options.target]().devices[0]
-    config = VitPoseConfig.preset(options.preset)
-    programs = {}
-    for name, program in parts(config, options.batch, options.dtype).items():
-        if name in options.parts:
-            programs[name, ""] = program
-    model = VitPose(config, dtype=options.dtype, param_dtype=options.dtype, rngs=nnx.Rngs(0))
-    for part in PARTS:
-        if part.__name__ in options.parts:
-            programs |= {(part.__name__, name): program for name, program in part(model, options.batch).items()}
+def measure(options: argparse.Namespace, device: Any) -> list[dict]:
+    """One row for each model, part and variant."""
     rows = []
-    for (part, variant), (function, arguments) in programs.items():
-        rows.append({"part": part, "variant": variant, **compile_for(device, function, arguments)})
-        print(rows[-1], flush=True)
-    tpu = device.platform == "tpu"
-    columns = {"Mcycles": ("cycles", 1e6, 2)} if tpu else {"kernels": ("kernels", 1, 0), "GB": ("bytes", 1e9, 2)}
-    columns |= {"temp MB": ("temp", 1e6, 0), "loops": ("loops", 1, 0), "compiled in, s": ("seconds", 1, 0)}
-    lines = [
-        [row["part"], row["variant"], *(f"{row[key] / unit:.{digits}f}" for key, unit, digits in columns.values())]
-        for row in rows
-    ]
-    document = {"target": device.device_kind, "options": vars(options), "rows": rows}
-    text = f"compiled for: {device.device_kind}\n\n" + markdown(["part", "variant", *columns], lines)
-    report(text, output=options.output, document=document)
+    for preset in options.presets:
+        config = vitpose_config(preset)
+        programs = {
+            (name, ""): program
+            for name, program in parts(config, options.batch, options.dtype).items()
+            if name in options.parts
+        }
+        model = VitPose(config, dtype=options.dtype, param_dtype=options.dtype, rngs=nnx.Rngs(0))
+        for part in PARTS:
+            if part.__name__ in options.parts:
+                programs |= {(part.__name__, name): program for name, program in part(model, options.batch).items()}
+        for (part, variant), (function, inputs) in programs.items():
+            rows.append({"preset": preset, "part": part, "variant": variant, **compile_for(device, function, inputs)})
+            print(rows[-1], flush=True)
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """The knobs."""
+    names = [part.__name__ for part in PARTS]
+    options = arguments(__doc__, presets=PRESETS)
+    options.add_argument("--target", choices=TARGETS, default=TARGET)
+    options.add_argument("--batch", type=int, default=BATCH, help="crops in a batch")
+    options.add_argument("--dtype", default="bfloat16", choices=["float32", "bfloat16", "float16"])
+    options.add_argument("--parts", nargs="+", choices=["forward", "path", "step", *names], default=["path", "step"])
+    return options
+
+
+def main() -> None:
+    """Compile, and report the table of the rows."""
+    options = parser().parse_args()
+    device = TARGETS[options.target]().devices[0]
+    rows = measure(options, device)
+    report(ahead_table(rows), rows, options, target=device.device_kind)
 
 
 if __name__ == "__main__":

@@ -1,37 +1,33 @@
-"""How close the models are to those of transformers, what loading one costs, for every published architecture.
+"""Differences between our models and transformers, and the cost of loading, for every published architecture.
 
-    python benchmarks/parity.py                           # all of them; writes results/parity.{md,json}
-    python benchmarks/parity.py --models base,plus-small  # some of them; prints alone
+    python benchmarks/parity.py --output parity            # all models; writes results/parity.json
+    python benchmarks/parity.py --models base plus-small   # some models; only prints
 
-For each architecture, transformers writes a model with random weights, every parameter and buffer of it, to a
-temporary folder; one process runs it with torch, a second one loads the folder and compares. They never hold a
-model at the same time. Exits with 1 where heatmaps or keypoints are further off than the tests allow.
+For each architecture transformers writes a model with random weights (every parameter and buffer) to a temporary
+folder. One process runs it with torch; a second one loads the folder and compares. They never hold a model at the same
+time. The exit status is 1 if heatmaps or keypoints differ by more than the tests allow.
 
-Two crops of random numbers are compared heatmap by heatmap. Keypoints are compared from a photograph (the sample
-data's, see VITPOSE_DATA; a smooth random image where there is none) and boxes, by the "transformers" decoding.
-The heatmaps of random weights are noise, and where noise is highest says little; so the decoder's last
-convolution is fitted, by least squares, to a peak in each heatmap of the photograph. A keypoint is compared where
-the reference has a unique peak: its highest pixel leads every other one by LEAD, as a share of the largest of all
-heatmaps, and its refined point is less than a pixel away from there.
+Heatmaps are compared on two crops of random numbers. Keypoints are compared on a photograph (of the sample data, see
+VITPOSE_DATA; without it a smooth random image) and boxes, with the "transformers" decoding. The heatmaps of random
+weights are noise, and the place of the highest noise means little. So the last convolution of the decoder is fitted, by
+least squares, to a peak in each heatmap of the photograph. A keypoint is compared if the reference has a unique peak:
+its highest pixel leads every other pixel by LEAD, as a fraction of the largest value of all heatmaps, and its refined
+point is less than a pixel away from there.
 """
 
 import argparse
-import datetime
-import importlib.metadata
 import json
 import os
 import pathlib
-import platform
 import resource
 import subprocess
 import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
+from common import arguments, report
+from tables import ROOT, parity_table
 
-COMMAND = "python benchmarks/parity.py"
 SEED = 0
 RANDOM_CROPS = 2
 PHOTOGRAPH = "coco_val/images/000000000139.jpg"
@@ -39,7 +35,7 @@ BOXES = [[412.8, 157.61, 53.05, 138.01], [384.43, 172.21, 15.12, 35.74], [0.0, 0
 LEAD = 0.01
 PEAK_WIDTH = 2.0
 # As in tests/tolerances.py.
-ALLOWED = {"heatmaps": 1e-4, "keypoints, same crops": 1e-2, "keypoints, whole pipeline": 1e-2}
+ALLOWED = {"heatmaps": 1e-4, "keypoints_same_crops_px": 1e-2, "keypoints_pipeline_px": 1e-2}
 
 SMALL = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 12}
 BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -58,66 +54,34 @@ MODELS = {
     "huge": HUGE,
     "plus-huge": {**HUGE, "num_experts": 6, "part_features": 320},
 }
-COLUMNS = {
-    "model": "{}",
-    "parameters": "{:.2f} M",
-    "file": "{:.0f} MB",
-    "load": "{:.1f} s",
-    "peak memory": "{:.0f} MB",
-    "heatmaps": "{:.1e}",
-    "share of largest": "{:.1e}",
-    "keypoints, same crops": "{:.1e} px",
-    "keypoints, whole pipeline": "{:.1e} px",
-    "within 0.01 px": "{}",
-}
-LEGEND = """\
-- file: size of the weights, float32. load: `from_pretrained` of the folder transformers wrote, conversion included,
-  with the file in the page cache. peak memory: what that adds to the resident memory of a process that has
-  imported everything; pages of the file that are mapped while it is read count as well.
-- heatmaps: largest absolute difference over {crops} crops of random numbers; share of largest: the same over the
-  largest heatmap value.
-- keypoints: largest difference in pixels of the image, over {boxes} boxes. same crops: the reference's crops through
-  both networks and decoders. whole pipeline: from image and boxes; here the crops differ in one value of some
-  thousands by one grey level, because the two round differently, and the ragged peaks of random weights magnify
-  it. Both are of the keypoints that have a unique peak in the reference (see benchmarks/parity.py); within 0.01 px:
-  how many of those, out of how many, are that close through the whole pipeline."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The knobs."""
+    options = arguments(__doc__)
+    options.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="MODEL")
+    options.add_argument("--worker", choices=["reference", "ours"], help=argparse.SUPPRESS)
+    options.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
+    return options
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--models", default=",".join(MODELS), help="names, separated by commas")
-    parser.add_argument("--worker", choices=["reference", "ours"], help=argparse.SUPPRESS)
-    parser.add_argument("--folder", type=pathlib.Path, help=argparse.SUPPRESS)
-    options = parser.parse_args()
-    names = options.models.split(",")
-    unknown = [name for name in names if name not in MODELS]
-    if unknown:
-        parser.error(f"--models: expected some of {', '.join(MODELS)}, got {', '.join(unknown)}")
+    """Compare, report the table, and tell whether all differences are within the tolerances of the tests."""
+    options = parser().parse_args()
     if options.worker:
-        {"reference": run_reference, "ours": run_ours}[options.worker](names[0], options.folder)
+        (name,) = options.models
+        {"reference": run_reference, "ours": run_ours}[options.worker](name, options.folder)
         return 0
-
-    rows = [measure(name) for name in names]
-    report = {
-        "command": COMMAND,
-        "machine": machine(),
-        "versions": versions(),
-        "date": f"{datetime.date.today()}",
-        "rows": rows,
-    }
-    text = markdown(report)
-    print(text)
-    if names == list(MODELS):
-        RESULTS.mkdir(exist_ok=True)
-        write(RESULTS / "parity.json", json.dumps(report, indent=2) + "\n")
-        write(RESULTS / "parity.md", text)
+    rows = [measure(name) for name in options.models]
+    del options.worker, options.folder
+    report(parity_table(rows), rows, options)
     off = [f"{row['model']} ({column})" for row in rows for column in ALLOWED if not row[column] <= ALLOWED[column]]
-    print(f"further off than the tests allow: {', '.join(off)}" if off else "all within the tolerances of the tests")
+    print(f"larger differences than the tests allow: {', '.join(off)}" if off else "all within the tests' tolerances")
     return 1 if off else 0
 
 
 def measure(name: str) -> dict:
-    """One row of the table, by two processes, one after the other."""
+    """One row of the table, from two processes that run one after the other."""
     with tempfile.TemporaryDirectory() as folder:
         for worker in ("reference", "ours"):
             print(f"{name}: {worker}", file=sys.stderr, flush=True)
@@ -127,7 +91,7 @@ def measure(name: str) -> dict:
 
 
 def run_reference(name: str, folder: pathlib.Path) -> None:
-    """Write a random model; its heatmaps of random crops and of the photograph; and its keypoints."""
+    """Write a random model, its heatmaps of random crops and of the photograph, and its keypoints."""
     import numpy as np
     import torch
     import transformers
@@ -172,7 +136,7 @@ def run_reference(name: str, folder: pathlib.Path) -> None:
 
 
 def randomize(model, seed: int) -> None:
-    """Random numbers in every parameter and buffer, such that activations stay of the order of 1."""
+    """Fill every parameter and buffer with random numbers; activations stay of the order of 1."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -185,13 +149,13 @@ def randomize(model, seed: int) -> None:
             elif tensor.ndim == 1 or name.endswith("position_embeddings"):
                 tensor.normal_(0, 0.2, generator=generator)
             else:
-                # Every output of a transposed convolution, (in, out, 4, 4), meets a quarter of the kernel.
+                # Each output of a transposed convolution, (in, out, 4, 4), uses a quarter of the kernel.
                 fan_in = tensor.shape[0] * 4 if ".deconv" in name else tensor[0].numel()
                 tensor.normal_(0, fan_in**-0.5, generator=generator)
 
 
 def run(model, crops):
-    """What the reference computes; its first expert where it has several."""
+    """The output of the reference; with its first expert if it has several."""
     import torch
 
     with torch.no_grad():
@@ -201,7 +165,7 @@ def run(model, crops):
 def make_peaks(model, crops) -> None:
     """Fit the last convolution, by least squares, to a Gaussian at a random place of each heatmap of the crops.
 
-    The fit is poor, but its highest pixels are peaks; they are scaled so that the highest of all is 1.
+    The fit is poor, but its highest pixels are peaks. They are scaled so that the highest of all is 1.
     """
     import torch
 
@@ -224,7 +188,7 @@ def make_peaks(model, crops) -> None:
 
 
 def run_ours(name: str, folder: pathlib.Path) -> None:
-    """Load the model, measuring that, and compare with what the reference left in the folder."""
+    """Load the model, measure that, and compare with the arrays that the reference wrote to the folder."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -241,49 +205,50 @@ def run_ours(name: str, folder: pathlib.Path) -> None:
     jax.block_until_ready(leaves)
     load, memory = time.perf_counter() - begin, resident_peak() - memory
 
-    theirs = np.load(folder / "reference.npz")
+    reference = np.load(folder / "reference.npz")
     run = jax.jit(lambda model, crops: model(crops))
-    difference = np.abs(run(model, theirs["noise"]) - theirs["noise_heatmaps"]).max()
-    largest = np.abs(theirs["noise_heatmaps"]).max()
+    difference = np.abs(run(model, reference["noise"]) - reference["noise_heatmaps"]).max()
+    largest = np.abs(reference["noise_heatmaps"]).max()
     boxes = np.asarray(BOXES, np.float32)
-    same, _ = decode_heatmaps(run(model, theirs["crops"]), boxes, decode="transformers")
-    poses = PoseEstimator(model)(theirs["image"], boxes, decode="transformers")
-    clear = unique_peaks(theirs["heatmaps"], theirs["keypoints"], boxes)
-    same = np.abs(same - theirs["keypoints"])[clear].max(-1)
-    whole = np.abs(poses.keypoints - theirs["keypoints"])[clear].max(-1)
+    same, _ = decode_heatmaps(run(model, reference["crops"]), boxes, decode="transformers")
+    poses = PoseEstimator(model)(reference["image"], boxes, decode="transformers")
+    clear = unique_peaks(reference["heatmaps"], reference["keypoints"], boxes)
+    same = np.abs(same - reference["keypoints"])[clear].max(-1)
+    whole = np.abs(poses.keypoints - reference["keypoints"])[clear].max(-1)
     row = {
         "model": name,
-        "parameters": sum(leaf.size for key, leaf in leaves.items() if not key.endswith((".mean", ".var"))) / 1e6,
-        "file": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
-        "load": load,
-        "peak memory": memory / 1e6,
+        "parameters_millions": sum(leaf.size for key, leaf in leaves.items() if not key.endswith((".mean", ".var")))
+        / 1e6,
+        "file_mb": sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6,
+        "load_s": load,
+        "peak_memory_mb": memory / 1e6,
         "heatmaps": float(difference),
-        "share of largest": float(difference / largest),
-        "keypoints, same crops": float(same.max()),
-        "keypoints, whole pipeline": float(whole.max()),
-        "within 0.01 px": f"{(whole < 0.01).sum()} of {len(whole)}",
+        "heatmaps_fraction": float(difference / largest),
+        "keypoints_same_crops_px": float(same.max()),
+        "keypoints_pipeline_px": float(whole.max()),
+        "within_0.01_px": f"{(whole < 0.01).sum()} of {len(whole)}",
     }
     (folder / "row.json").write_text(json.dumps(row))
 
 
 def unique_peaks(heatmaps, keypoints, boxes):
-    """(n, K): whether the highest pixel of a heatmap leads every other, and the keypoint is less than a pixel away."""
+    """(n, K): true if the highest pixel of a heatmap leads every other and the keypoint is less than a pixel away."""
     import numpy as np
 
     from vitpose_jax.pipeline.postprocess import decode_heatmaps
-    from vitpose_jax.pipeline.preprocess import boxes_to_center_scale
+    from vitpose_jax.pipeline.regions import boxes_to_regions
 
     n, height, width, channels = heatmaps.shape
     ordered = np.sort(heatmaps.reshape(n, height * width, channels), axis=1)
     leads = ordered[:, -1] - ordered[:, -2] > LEAD * ordered.max()
     highest, _ = decode_heatmaps(heatmaps, boxes, decode="argmax")
-    _, scale = boxes_to_center_scale(boxes, (height, width))
+    scale = boxes_to_regions(boxes, (height, width)).scale
     pixel = np.asarray(scale)[:, None] / (width - 1, height - 1)
     return leads & (np.abs(keypoints - highest) < pixel).all(-1)
 
 
 def photograph():
-    """The photograph of the sample data, or a smooth random image of its size."""
+    """The photograph of the sample data; without it a smooth random image of the same size."""
     import numpy as np
     from PIL import Image
 
@@ -296,40 +261,8 @@ def photograph():
 
 
 def resident_peak() -> int:
-    """The most bytes this process has held in memory."""
+    """Peak resident memory of this process, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def machine() -> str:
-    """Processor and number of cores."""
-    lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines() if sys.platform == "linux" else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries."""
-    libraries = ("jax", "flax", "torch", "transformers", "numpy")
-    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in libraries}
-
-
-def markdown(report: dict) -> str:
-    """The table, with what it was measured on."""
-    lines = ["# Parity with transformers", "", f"`{report['command']}`", ""]
-    used = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    lines += [f"{report['date']}. {report['machine']}. {used}.", ""]
-    lines += [f"| {' | '.join(COLUMNS)} |", f"|---|{'---:|' * (len(COLUMNS) - 1)}"]
-    for row in report["rows"]:
-        lines.append(f"| {' | '.join(form.format(row[column]) for column, form in COLUMNS.items())} |")
-    legend = LEGEND.format(crops=RANDOM_CROPS, boxes=len(BOXES))
-    return "\n".join([*lines, "", legend, ""])
-
-
-def write(path: pathlib.Path, text: str) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text(text)
-    os.replace(partial, path)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""transformers' VitPose as the benchmarks call it: eager and under torch.compile, its own crops and decoding."""
+"""VitPose of transformers as the benchmarks call it: eager and under torch.compile, with its own crops and decoding."""
 
 import time
 from collections.abc import Callable
@@ -8,10 +8,10 @@ import numpy as np
 
 
 class Peer:
-    """A model of transformers with its processor, on CUDA where there is one.
+    """A model of transformers with its processor; on CUDA if there is a GPU.
 
     Args:
-        folder: of a checkpoint in the layout of the Hub.
+        folder: a Hugging Face checkpoint.
         dtype: "float32", "bfloat16" or "float16".
         compiled: run the network through torch.compile, on CUDA with mode "max-autotune".
     """
@@ -22,7 +22,7 @@ class Peer:
 
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.dtype = getattr(torch, dtype)
-        # The processor for machines without torchvision; older releases have one for all.
+        # The processor for machines without torchvision; older releases have only one.
         kind = getattr(transformers, "VitPoseImageProcessorPil", None) or transformers.VitPoseImageProcessor
         self.processor = kind()
         self.output = transformers.models.vitpose.modeling_vitpose.VitPoseEstimatorOutput
@@ -44,14 +44,14 @@ class Peer:
 
         with torch.inference_mode():
             arguments = self.arguments if flip_pairs is None else {**self.arguments, "flip_pairs": flip_pairs}
-            # A copy, as compiled networks write their results to the same place again.
+            # A copy, because a compiled network overwrites its result in the next call.
             heatmaps = self.network(crops, **arguments).heatmaps.clone()
         if self.device == "cuda":
             torch.cuda.synchronize()
         return heatmaps
 
     def peak_bytes(self, crops) -> int:
-        """The most memory that a forward pass takes on CUDA, besides what is there before it."""
+        """Peak memory of a forward pass on CUDA, in bytes, without what was allocated before it."""
         import torch
 
         self.forward(crops)
@@ -61,14 +61,14 @@ class Peer:
         return torch.cuda.max_memory_allocated() - before
 
     def to_torch(self, values):
-        """Channels-last arrays as tensors, channels first."""
+        """A channels-last array as a channels-first tensor on the device."""
         import torch
 
         channels_first = np.asarray(values, np.float32).transpose(0, 3, 1, 2).copy()
         return torch.from_numpy(channels_first).to(self.device, self.dtype)
 
     def crop(self, image, boxes):
-        """Crops of boxes, on the CPU."""
+        """Crops (n, 3, height, width) of boxes, on the CPU."""
         return self.processor(image, boxes=[boxes.tolist()], return_tensors="pt")["pixel_values"]
 
     def decode(self, heatmaps, boxes):
@@ -88,7 +88,7 @@ class Peer:
 
 
 def load(folder: str, dtype: str, names: list[str]) -> dict[str, Peer]:
-    """The peers asked for ("eager", "compile"); none where torch or transformers is missing."""
+    """The named peers ("eager", "compile"); none if torch or transformers is not installed."""
     try:
         import torch  # noqa: F401
         import transformers  # noqa: F401
@@ -98,5 +98,5 @@ def load(folder: str, dtype: str, names: list[str]) -> dict[str, Peer]:
 
 
 def functions(peers: dict[str, Peer], make: Callable[[Peer], Callable[[], object]]) -> dict[str, Callable[[], object]]:
-    """For each peer, what `make` makes of it."""
+    """The function that `make` returns for each peer, by name."""
     return {name: make(peer) for name, peer in peers.items()}

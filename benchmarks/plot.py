@@ -1,39 +1,40 @@
-"""Draw a table of speed.py: time and people per second against the number of people.
+"""Draws a run of speed.py: time and people per second against the number of people. Needs matplotlib.
 
-python benchmarks/plot.py results/cpu_people.json docs/speed.png --preset base
+    python benchmarks/plot.py                                                   # docs/speed.png
+    python benchmarks/plot.py benchmarks/results/gpu_people.json speed_gpu.png
+
+The run needs several numbers of people: `python benchmarks/speed.py --people 1 2 4 8 16 32 64 --stages path`.
 """
 
 import argparse
 import json
 import pathlib
 
-import matplotlib
+from tables import PROGRAMS, RESULTS, ROOT
 
-matplotlib.use("Agg")
-from matplotlib import pyplot
-
-NAMES = {"eager": "transformers", "compile": "transformers, torch.compile"}
+SOURCE = RESULTS / "cpu_avx512_people.json"
+TARGET = ROOT / "docs" / "speed.png"
 
 
-def main() -> None:
-    """Read the rows of the whole path and draw two panels."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", type=pathlib.Path, help="JSON written by speed.py")
-    parser.add_argument("target", type=pathlib.Path, help="image to write")
-    parser.add_argument("--preset", default="base")
-    parser.add_argument("--dtype", default="float32")
-    options = parser.parse_args()
-    document = json.loads(options.source.read_text())
-    wanted = {"stage": "path", "preset": options.preset, "dtype": options.dtype, "flip": False}
+def draw(document: dict, preset: str, dtype: str, target: pathlib.Path) -> None:
+    """Draw the rows of the whole path in two panels."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    wanted = {"stage": "path", "preset": preset, "dtype": dtype, "flip": False}
     rows = [row for row in document["rows"] if all(row.get(name) == value for name, value in wanted.items())]
+    if not rows:
+        raise SystemExit(f"expected rows of the stage 'path' with preset {preset!r} and dtype {dtype!r}, found none")
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     for program in dict.fromkeys(row["program"] for row in rows):
-        mine = sorted((row["people"], row["ms"]) for row in rows if row["program"] == program)
-        people, ms = zip(*mine, strict=True)
-        label = NAMES.get(program, program)
+        points = sorted((row["people"], row["ms"]) for row in rows if row["program"] == program)
+        people, ms = zip(*points, strict=True)
+        label = PROGRAMS.get(program, program)
         left.plot(people, ms, marker="o", label=label)
-        right.plot(people, [1e3 * n / t for n, t in mine], marker="o", label=label)
-    for axis, title in ((left, "milliseconds a call"), (right, "people a second")):
+        right.plot(people, [1e3 * n / t for n, t in points], marker="o", label=label)
+    for axis, title in ((left, "milliseconds per call"), (right, "people per second")):
         axis.set(xscale="log", xlabel="people in the image", title=title)
         axis.set_xticks(people, labels=map(str, people))
         axis.minorticks_off()
@@ -44,9 +45,29 @@ def main() -> None:
     machine = document["machine"]
     device = machine["processor"] if machine["device"] == "cpu" else machine["device"]
     versions = f"jax {machine['jax']}, torch {machine['torch']}"
-    title = f"{options.preset}, {options.dtype}, image and boxes to keypoints; {device}, {versions}"
+    title = f"{preset}, {dtype}, image and boxes to keypoints; {device}, {versions}"
     figure.suptitle(title, fontsize=9)
-    figure.savefig(options.target, dpi=110)
+    figure.savefig(target, dpi=110)
+    pyplot.close(figure)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("source", type=pathlib.Path, nargs="?", default=SOURCE, help="JSON file that speed.py wrote")
+    options.add_argument("target", type=pathlib.Path, nargs="?", default=TARGET, help="image to write")
+    options.add_argument("--preset", help="default: the first one of the run")
+    options.add_argument("--dtype", help="default: the first one of the run")
+    return options
+
+
+def main() -> None:
+    """Read the run and draw it."""
+    options = parser().parse_args()
+    document = json.loads(options.source.read_text())
+    preset = options.preset or document["options"]["presets"][0]
+    dtype = options.dtype or document["options"]["dtypes"][0]
+    draw(document, preset, dtype, options.target)
     print(options.target)
 
 

@@ -1,110 +1,89 @@
-"""From the start of a fresh process to the first keypoints, and where the time goes; beside transformers.
+"""Time from the start of a fresh process to the first keypoints, by stage, beside transformers.
 
-    python benchmarks/start.py                    # base, 4 people
-    python benchmarks/start.py --preset small
+    python benchmarks/start.py                                 # base, 4 people
+    python benchmarks/start.py --presets tiny --rounds 1       # shows that it runs
 
-Each figure is the median of fresh processes, taken in turn: vitpose-jax compiling everything ("cold"), vitpose-jax
-with JAX's persistent compilation cache filled by a run before ("cached"), and transformers.
+Each figure is the median of fresh processes (start_worker.py), run in turn:
+
+    vitpose-jax, cold      compiles everything
+    vitpose-jax, cached    with JAX's persistent compilation cache (JAX_COMPILATION_CACHE_DIR), filled by a run before
+    transformers
 """
 
 import argparse
 import json
 import os
+import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
 
-PRESET = "base"
-PEOPLE = 4
+from common import arguments, report, vitpose_config
+from flax import nnx
+from tables import start_table
+
+from vitpose_jax import VitPose, convert
+
+PRESETS = ["base"]
+PEOPLE = [4]
 ROUNDS = 3
-
-COMMON = """
-import json, resource, sys, time
-start = time.perf_counter()
-stages = {}
-def done(name):
-    global start
-    stages[name], start = time.perf_counter() - start, time.perf_counter()
-import numpy as np
-image = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
-boxes = np.array([[40.0 * n, 20, 120, 300] for n in range(PEOPLE)])
-"""
-OURS = """
-from vitpose_jax import PoseEstimator
-done("import")
-estimator = PoseEstimator.from_pretrained(FOLDER)
-done("load")
-estimator(image, boxes)
-done("first call")
-estimator(image, boxes)
-done("second call")
-"""
-THEIRS = """
-import torch, transformers
-from transformers import VitPoseForPoseEstimation, VitPoseImageProcessorPil
-done("import")
-model, processor = VitPoseForPoseEstimation.from_pretrained(FOLDER).eval(), VitPoseImageProcessorPil()
-done("load")
-def call():
-    with torch.inference_mode():
-        outputs = model(processor(image, boxes=[boxes.tolist()], return_tensors="pt")["pixel_values"])
-    return processor.post_process_pose_estimation(outputs, boxes=[boxes.tolist()])
-call()
-done("first call")
-call()
-done("second call")
-"""
-REPORT = """
-stages["peak MB"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-print(json.dumps(stages))
-"""
+WORKER = pathlib.Path(__file__).with_name("start_worker.py")
 
 
-def run(code: str, folder: str, people: int, cache: str | None) -> dict[str, float]:
-    """Stages of one fresh process, in seconds, and its peak memory."""
+def run(program: str, folder: str, people: int, cache: str | None) -> dict[str, float]:
+    """Seconds of each stage of one fresh process, and its peak memory in MB."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("JAX_COMPILATION_CACHE")}
     if cache:
         environment |= {"JAX_COMPILATION_CACHE_DIR": cache, "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"}
-    program = (COMMON + code + REPORT).replace("PEOPLE", str(people)).replace("FOLDER", repr(folder))
-    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    command = [sys.executable, str(WORKER), program, folder, str(people)]
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def main() -> None:
-    """Write a model, run the processes in turn, print a table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", default=PRESET)
-    parser.add_argument("--people", type=int, default=PEOPLE)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    options = parser.parse_args()
+def measure(options: argparse.Namespace) -> list[dict]:
+    """One row for each model, number of people and program."""
+    rows = []
+    for preset in options.presets:
+        for people in options.people:
+            rows += [{"preset": preset, "people": people, **row} for row in measure_one(preset, people, options.rounds)]
+    return rows
+
+
+def measure_one(preset: str, people: int, rounds: int) -> list[dict]:
+    """The medians of `rounds` processes of each program."""
     with tempfile.TemporaryDirectory() as folder:
         hub, cache = os.path.join(folder, "hub"), os.path.join(folder, "cache")
-        write = (
-            "from flax import nnx; from vitpose_jax import VitPose, VitPoseConfig, convert;"
-            f"config = VitPoseConfig.preset({options.preset!r}, layer_norm_eps=1e-12);"
-            f"convert.write(VitPose(config, rngs=nnx.Rngs(0)), {hub!r}, to='huggingface')"
-        )
-        subprocess.run([sys.executable, "-c", write], check=True)
-        run(OURS, hub, options.people, cache)  # fills the cache
+        config = vitpose_config(preset, layer_norm_eps=1e-12)
+        convert.write(VitPose(config, rngs=nnx.Rngs(0)), hub, to="huggingface")
+        run("vitpose-jax", hub, people, cache)  # fills the cache
         programs = {
-            "vitpose-jax, cold": (OURS, None),
-            "vitpose-jax, cached": (OURS, cache),
-            "transformers": (THEIRS, None),
+            "vitpose-jax, cold": ("vitpose-jax", None),
+            "vitpose-jax, cached": ("vitpose-jax", cache),
+            "transformers": ("transformers", None),
         }
-        rounds: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
-        for _ in range(options.rounds):
-            for name, (code, directory) in programs.items():
-                rounds[name].append(run(code, hub, options.people, directory))
-    stages = list(rounds["transformers"][0])
-    print(f"{options.preset}, {options.people} people, seconds\n")
-    print("| program | " + " | ".join(stages[:-1]) + " | start to first keypoints | peak, MB |")
-    print("|---" * (len(stages) + 2) + "|")
-    for name, results in rounds.items():
-        medians = {stage: statistics.median(result[stage] for result in results) for stage in stages}
-        first = sum(medians[stage] for stage in stages[:3])
-        cells = [f"{medians[stage]:.2f}" for stage in stages[:-1]] + [f"{first:.2f}", f"{medians['peak MB']:.0f}"]
-        print(f"| {name} | " + " | ".join(cells) + " |")
+        results: dict[str, list[dict[str, float]]] = {name: [] for name in programs}
+        for _ in range(rounds):
+            for name, (program, directory) in programs.items():
+                results[name].append(run(program, hub, people, directory))
+    rows = []
+    for name, runs in results.items():
+        medians = {stage: statistics.median(stages[stage] for stages in runs) for stage in runs[0]}
+        first = medians["import_s"] + medians["load_s"] + medians["first_call_s"]
+        rows.append({"program": name, **medians, "first_keypoints_s": first})
+    return rows
+
+
+def parser() -> argparse.ArgumentParser:
+    """The knobs."""
+    return arguments(__doc__, presets=PRESETS, people=PEOPLE, rounds=ROUNDS)
+
+
+def main() -> None:
+    """Measure, and report the table of the rows."""
+    options = parser().parse_args()
+    rows = measure(options)
+    report(start_table(rows), rows, options)
 
 
 if __name__ == "__main__":

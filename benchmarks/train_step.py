@@ -2,19 +2,19 @@
 
     python benchmarks/train_step.py                                     # the defaults below
     python benchmarks/train_step.py --presets base --crops 64 --dtypes bfloat16 --output train_gpu
+    python benchmarks/train_step.py --presets tiny --crops 2 --rounds 1    # shows that it runs
 
-A step is: forward, joints MSE, backward, clipping, AdamW with a rate for each layer. "step" is ours from crops and
-targets, as PyTorch's is; "whole step" begins at images and boxes, with augmentation, crops and targets in the same
-program, which PyTorch's leaves to the CPU. Ours have stochastic depth, which computes every branch and then leaves
-some out; PyTorch's is the network of transformers, which has none, in bfloat16 under autocast: eager, and with
---peers eager compile also under torch.compile.
+A step is: forward, joints MSE, backward, clipping, AdamW with a learning rate for each layer. "step" begins at crops
+and targets, as PyTorch's does. "whole step" begins at images and boxes: augmentation, crops and targets are in the
+same program; PyTorch's step leaves them to the CPU. Our step has stochastic depth, which computes every branch and
+then drops some. PyTorch's is the network of transformers without stochastic depth, in bfloat16 under autocast: eager,
+and with `--peers eager compile` also under torch.compile.
 
-Steps are taken in turn, warm. "Of ceiling" is the share of the rate of a large matrix product that is reached,
-counting three times the multiplications of a forward pass; what --remat computes again does not count.
+Steps are warm and interleaved. "of limit" is the fraction of the rate of a large matrix product, counting three times
+the multiplications of a forward pass; what --remat computes again does not count.
 """
 
 import argparse
-import statistics
 import tempfile
 from collections.abc import Callable
 from typing import Any
@@ -23,14 +23,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from common import PRODUCT_SIZE, arguments, markdown, measure_and_report, product, spread, take_turns
+from common import OURS, PRODUCT_SIZE, TINY, arguments, product, report, timed_rows, vitpose_config
 from flax import nnx
 from peers import load
 from speed import multiplications
+from tables import train_step_table
 
 from vitpose_jax import VitPose, VitPoseConfig, convert
 from vitpose_jax.pipeline.packing import pack_images
-from vitpose_jax.pipeline.preprocess import boxes_to_center_scale
+from vitpose_jax.pipeline.regions import boxes_to_regions
 from vitpose_jax.training.augment import Augmentation, skeleton_arrays
 from vitpose_jax.training.data import TrainingBatch
 from vitpose_jax.training.losses import joints_mse
@@ -42,15 +43,14 @@ CROPS = [8]
 DTYPES = ["float32"]
 ROUNDS = 5
 PEERS = ["eager"]
-OURS = "vitpose-jax"
 
 
 def random_batch(config: VitPoseConfig, crops: int) -> TrainingBatch:
-    """Windows of noise, 400 x 300 pixels, with a person in the middle of each."""
+    """Images of noise, 400 x 300 pixels, with a person in the middle of each."""
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (400, 300, 3), np.uint8) for _ in range(crops)]
     boxes = np.tile(np.array([[75, 75, 150, 250]], np.float32), (crops, 1))
-    center, scale = boxes_to_center_scale(boxes, config.image_size)
+    regions = boxes_to_regions(boxes, config.image_size)
     (skeleton,) = config.skeletons
     flip_indices, upper_body = (np.tile(row, (crops, 1)) for row in skeleton_arrays([skeleton]))
     pixels, shapes = pack_images(images)
@@ -58,8 +58,8 @@ def random_batch(config: VitPoseConfig, crops: int) -> TrainingBatch:
     return TrainingBatch(
         pixels=pixels,
         shapes=shapes,
-        center=np.asarray(center),
-        scale=np.asarray(scale),
+        center=np.asarray(regions.center),
+        scale=np.asarray(regions.scale),
         keypoints=rng.uniform(80, 220, (*shape, 2)).astype(np.float32),
         visible=np.full(shape, 2, np.int32),
         weights=np.ones(shape, np.float32),
@@ -71,7 +71,7 @@ def random_batch(config: VitPoseConfig, crops: int) -> TrainingBatch:
 
 
 class Repeated:
-    """A step that is given its own result."""
+    """A step that starts from the state that it returned before."""
 
     def __init__(self, step: Callable, state: Any):
         self.step, self.state = step, state
@@ -83,7 +83,7 @@ class Repeated:
 
 
 def ours(config: VitPoseConfig, settings: OptimConfig, crops: int, dtype: str, remat: bool) -> dict[str, Callable]:
-    """The whole step, and the part of it that PyTorch's has."""
+    """The whole step, and the part of it that PyTorch's step has."""
     key = jax.random.key(0)
 
     def begin():
@@ -106,19 +106,19 @@ def ours(config: VitPoseConfig, settings: OptimConfig, crops: int, dtype: str, r
         heatmaps = model(pixels, drop_path=settings.drop_path, key=key, remat=remat)
         return joints_mse(heatmaps, targets, weights), rest | batch_stats(model)
 
-    def update(state, *given):
+    def update(state, *batch):
         drop_key = jax.random.fold_in(key, state.step)
         (loss, rest), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.trained, state.rest, drop_key, *given
+            state.trained, state.rest, drop_key, *batch
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         return state._replace(step=state.step + 1, trained=trained, rest=rest, opt_state=opt_state), loss
 
     part = jax.jit(update, donate_argnums=0)
-    given = jax.device_put((pixels, targets, weights))
+    part_batch = jax.device_put((pixels, targets, weights))
     return {
-        f"{OURS}, step": Repeated(lambda state: part(state, *given), begin()[2]),
+        f"{OURS}, step": Repeated(lambda state: part(state, *part_batch), begin()[2]),
         f"{OURS}, whole step": Repeated(whole, state),
     }
 
@@ -132,21 +132,22 @@ def inputs(config: VitPoseConfig, crops: int) -> tuple[np.ndarray, np.ndarray, n
     return pixels, targets, np.ones((crops, keypoints), np.float32)
 
 
-def theirs(
+def torch_steps(
     config: VitPoseConfig, settings: OptimConfig, crops: int, dtype: str, names: list[str]
 ) -> dict[str, Callable]:
     """The same steps in PyTorch."""
-    variants = {}
+    steps = {}
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             convert.write(VitPose(config, rngs=nnx.Rngs(0)), folder, to="huggingface", overwrite=True)
             peers = load(folder, "float32", [name])
         for peer in peers.values():
-            variants[f"transformers, {name}"] = torch_step(peer, config, settings, crops, dtype)
-    return variants
+            steps[f"transformers, {name}"] = torch_step(peer, config, settings, crops, dtype)
+    return steps
 
 
 def torch_step(peer: Any, config: VitPoseConfig, settings: OptimConfig, crops: int, dtype: str) -> Callable:
+    """One step of a peer in PyTorch, as a function without arguments."""
     import torch
 
     peer.model.train()
@@ -194,56 +195,39 @@ def measure(options: argparse.Namespace) -> list[dict]:
     """One row for each model, dtype, number of crops and program."""
     rows = []
     for preset in options.presets:
-        config = VitPoseConfig.preset(preset, layer_norm_eps=1e-12)
-        settings = OptimConfig.preset(preset, total_steps=10**6, warmup_steps=0)
+        config = vitpose_config(preset, layer_norm_eps=1e-12)
+        schedule = {"total_steps": 10**6, "warmup_steps": 0}
+        settings = OptimConfig(**schedule) if preset == TINY else OptimConfig.preset(preset, **schedule)
         for dtype in options.dtypes:
             for crops in options.crops:
-                variants = ours(config, settings, crops, dtype, options.remat)
-                variants |= theirs(config, settings, crops, dtype, options.peers)
-                first, times = take_turns({**variants, "limit": product(dtype)}, options.rounds)
-                medians = {name: statistics.median(values) for name, values in times.items()}
-                ceiling = 2 * PRODUCT_SIZE**3 / medians["limit"]
-                for name in variants:
-                    row = {"preset": preset, "dtype": dtype, "crops": crops, "program": name, **spread(times[name])}
-                    row |= {
-                        "first_ms": 1e3 * first[name],
-                        "crops_per_second": crops / medians[name],
-                        "of_ceiling": 6 * multiplications(config) * crops / medians[name] / ceiling,
-                        "ratio": medians[name] / medians[f"{OURS}, step"],
-                    }
-                    rows.append(row)
-                del variants
+                programs = ours(config, settings, crops, dtype, options.remat)
+                programs |= torch_steps(config, settings, crops, dtype, options.peers)
+                label = {"preset": preset, "dtype": dtype, "crops": crops}
+                timed, limit = timed_rows(
+                    label, programs, rounds=options.rounds, baseline=f"{OURS}, step", limit=product(dtype)
+                )
+                ceiling, work = 2 * PRODUCT_SIZE**3 / limit, 6 * multiplications(config) * crops
+                for row in timed:
+                    duration = row["ms"] / 1e3
+                    speed = {"crops_per_second": crops / duration, "of_ceiling": work / duration / ceiling}
+                    rows.append({**row, **speed})
+                del programs
     return rows
 
 
-def table(rows: list[dict]) -> str:
-    """Markdown."""
-    header = ["model", "dtype", "crops", "program", "median, ms", "10 % to 90 %", "crops/s", "of ceiling", "x our step"]
-    lines = [
-        [
-            row["preset"],
-            row["dtype"],
-            str(row["crops"]),
-            row["program"],
-            f"{row['ms']:.1f}",
-            f"{row['low_ms']:.1f} to {row['high_ms']:.1f}",
-            f"{row['crops_per_second']:.1f}",
-            f"{100 * row['of_ceiling']:.0f} %",
-            f"{row['ratio']:.2f}",
-            f"{row['first_ms']:.0f}",
-        ]
-        for row in rows
-    ]
-    return markdown([*header, "first call, ms"], lines)
+def parser() -> argparse.ArgumentParser:
+    """The knobs; models with one head only."""
+    options = arguments(__doc__, presets=PRESETS, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
+    options.add_argument("--crops", nargs="+", type=int, default=CROPS, help="crops in a batch")
+    options.add_argument("--remat", action="store_true", help="recompute the blocks in the backward pass")
+    return options
 
 
 def main() -> None:
-    """Parse the knobs, measure, and write JSON and Markdown into results/."""
-    parser = arguments(__doc__, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
-    parser.add_argument("--presets", nargs="+", default=PRESETS, help="models with one head")
-    parser.add_argument("--crops", nargs="+", type=int, default=CROPS)
-    parser.add_argument("--remat", action="store_true")
-    measure_and_report(parser, measure, table)
+    """Measure, and report the table of the rows."""
+    options = parser().parse_args()
+    rows = measure(options)
+    report(train_step_table(rows), rows, options)
 
 
 if __name__ == "__main__":

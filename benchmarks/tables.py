@@ -1,0 +1,387 @@
+"""Writes the tables of results/*.json into the pages that show them.
+
+    python benchmarks/tables.py            # rewrite every table in README.md, docs/ and benchmarks/
+    python benchmarks/tables.py --check    # write nothing; exit with 1 if a table is out of date
+
+A page marks the place of a table by its name (see `TABLES`):
+
+    <!-- table: parity -->
+    whatever stands here is replaced by the table
+    <!-- end -->
+
+A name may stand in several pages. A marker with an unknown name is an error, and so is a table that stands nowhere.
+The benchmarks print the same tables: each imports its function from here. This file needs only Python.
+"""
+
+import argparse
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Callable, Iterable
+from typing import Any
+
+ROOT = pathlib.Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKER = re.compile(r"(<!-- table: (\S+) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.MULTILINE)
+
+Row = dict[str, Any]
+# How the programs of speed.py and detection.py are called in tables.
+PROGRAMS = {"eager": "transformers", "compile": "transformers, torch.compile"}
+EXPERTS = {
+    "vitpose-jax": "one expert for all crops",
+    "plain": "that expert folded into a plain model",
+    "mixed experts": "six experts mixed in one batch",
+}
+
+
+def markdown(header: Iterable[str], rows: Iterable[Iterable[str]], *, numbers: int = 0) -> str:
+    """A Markdown table; the last `numbers` columns are aligned to the right."""
+    header = list(header)
+    rule = ["---"] * (len(header) - numbers) + ["---:"] * numbers
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
+
+
+def describe_machine(machine: dict[str, str]) -> str:
+    """The processor or accelerator, and the versions of everything that was measured."""
+    device = machine["processor"].replace("avx512f", "with AVX-512").replace("avx2", "with AVX2")
+    if machine["device"] != "cpu":
+        device = f"{machine['device']}, {device}"
+    names = ("python", "jax", "flax", "torch", "transformers")
+    versions = ", ".join(f"{name} {machine[name]}" for name in names if machine.get(name, "missing") != "missing")
+    return f"{device}; {versions}"
+
+
+def caption(document: Row) -> str:
+    """The command that printed the table, and where."""
+    target = f"a compiler for {document['target']}, " if "target" in document else ""
+    date = f"; {document['date']}" if "date" in document else ""
+    return f"`{document['command']}` on {target}{describe_machine(document['machine'])}{date}."
+
+
+def spread_cells(row: Row, digits: int = 2) -> list[str]:
+    """Median, and the range without the fastest and the slowest tenth, in milliseconds."""
+    return [f"{row['ms']:.{digits}f}", f"{row['low_ms']:.{digits}f} to {row['high_ms']:.{digits}f}"]
+
+
+def program_name(row: Row) -> str:
+    """The program of a row."""
+    return PROGRAMS.get(row["program"], row["program"])
+
+
+def percent(row: Row, name: str = "of_ceiling") -> str:
+    """A fraction in percent; nothing if it was not measured."""
+    return f"{100 * row[name]:.0f} %" if name in row else ""
+
+
+def parity_table(rows: list[Row]) -> str:
+    """Differences from transformers, load time and memory."""
+    columns = {
+        "parameters": ("parameters_millions", "{:.2f} M"),
+        "file": ("file_mb", "{:.0f} MB"),
+        "load": ("load_s", "{:.1f} s"),
+        "peak memory": ("peak_memory_mb", "{:.0f} MB"),
+        "heatmaps": ("heatmaps", "{:.1e}"),
+        "fraction of the largest": ("heatmaps_fraction", "{:.1e}"),
+        "keypoints, same crops": ("keypoints_same_crops_px", "{:.1e} px"),
+        "keypoints, whole pipeline": ("keypoints_pipeline_px", "{:.1e} px"),
+        "within 0.01 px": ("within_0.01_px", "{}"),
+    }
+    cells = [[row["model"], *(form.format(row[name]) for name, form in columns.values())] for row in rows]
+    return markdown(["model", *columns], cells, numbers=len(columns))
+
+
+def stages_table(rows: list[Row]) -> str:
+    """Every stage of speed.py, each program; then loading, memory and number of programs, if measured."""
+    header = ["stage", "model", "dtype", "people", "flip test", "program", "median, ms", "10 % to 90 %"]
+    cells = [
+        [
+            *(str(row[name]) for name in ("stage", "preset", "dtype", "people")),
+            "yes" if row["flip"] else "no",
+            program_name(row),
+            *spread_cells(row),
+            f"{row['ratio']:.2f}",
+            percent(row),
+            f"{row['first_ms']:.0f}",
+        ]
+        for row in rows
+        if "ratio" in row
+    ]
+    parts = [markdown([*header, "time / ours", "of limit", "first call, ms"], cells, numbers=5)] if cells else []
+    once = {
+        "load": ("load, ms", "ms"),
+        "memory": ("memory of a forward pass, MB", "megabytes"),
+        "programs": ("compiled programs", "programs"),
+    }
+    for stage, (title, name) in once.items():
+        lines = [
+            [row["preset"], row["dtype"], str(row["people"] or ""), program_name(row), f"{row[name]:.0f}"]
+            for row in rows
+            if row["stage"] == stage
+        ]
+        if lines:
+            parts.append(markdown(["model", "dtype", "people", "program", title], lines, numbers=1))
+    return "\n\n".join(parts)
+
+
+def experts_table(rows: list[Row]) -> str:
+    """The backbone of a ViTPose++: one expert, that expert in a plain model, mixed experts."""
+    cells = [
+        [
+            *(str(row[name]) for name in ("preset", "dtype", "people")),
+            EXPERTS[row["program"]],
+            *spread_cells(row),
+            f"{row['ratio']:.2f}",
+            f"{row['first_ms']:.0f}",
+        ]
+        for row in rows
+        if row["stage"] == "experts"
+    ]
+    header = ["model", "dtype", "crops", "experts", "median, ms", "10 % to 90 %", "time / first", "first call, ms"]
+    return markdown(header, cells, numbers=4)
+
+
+def detection_table(rows: list[Row]) -> str:
+    """Boxes of an image, and its people's keypoints."""
+    names = ("stage", "detector", "preset", "dtype", "people")
+    cells = [
+        [
+            *(str(row[name]) for name in names),
+            program_name(row),
+            *spread_cells(row),
+            f"{row['ratio']:.2f}",
+            f"{row['first_ms']:.0f}",
+        ]
+        for row in rows
+    ]
+    header = ["stage", "detector", "model", "dtype", "people", "program"]
+    return markdown([*header, "median, ms", "10 % to 90 %", "time / ours", "first call, ms"], cells, numbers=4)
+
+
+def train_step_table(rows: list[Row]) -> str:
+    """A training step of each program."""
+    cells = [
+        [
+            *(str(row[name]) for name in ("preset", "dtype", "crops", "program")),
+            *spread_cells(row, 1),
+            f"{row['crops_per_second']:.1f}",
+            percent(row),
+            f"{row['ratio']:.2f}",
+            f"{row['first_ms']:.0f}",
+        ]
+        for row in rows
+    ]
+    header = ["model", "dtype", "crops", "program", "median, ms", "10 % to 90 %", "crops/s", "of limit"]
+    return markdown([*header, "time / our step", "first call, ms"], cells, numbers=6)
+
+
+def start_table(rows: list[Row]) -> str:
+    """From the start of a process to the first keypoints, in seconds."""
+    columns = {
+        "import": "import_s",
+        "load": "load_s",
+        "first call": "first_call_s",
+        "second call": "second_call_s",
+        "start to first keypoints": "first_keypoints_s",
+    }
+    cells = [
+        [row["program"], *(f"{row[name]:.2f} s" for name in columns.values()), f"{row['peak_mb']:.0f} MB"]
+        for row in rows
+    ]
+    return markdown(["program", *columns, "peak memory"], cells, numbers=6)
+
+
+def variants_table(rows: list[Row]) -> str:
+    """Time of every variant, a column for each number of crops; the first of each part is the one in use."""
+    batches = sorted({row["batch"] for row in rows})
+    lines: dict[tuple[str, str], dict[int, Row]] = {}
+    for row in rows:
+        lines.setdefault((row["part"], row["variant"]), {})[row["batch"]] = row
+    used = dict(reversed(lines))
+    cells = [
+        [
+            part,
+            variant,
+            "**yes**" if used[part] == variant else "",
+            *(f"{timed[batch]['ms']:.2f}" if batch in timed else "" for batch in batches),
+            f"{max(row['difference'] for row in timed.values()):.0e}",
+        ]
+        for (part, variant), timed in lines.items()
+    ]
+    header = ["part", "variant", "in use", *(f"{n} {'crop' if n == 1 else 'crops'}, ms" for n in batches)]
+    return markdown([*header, "largest difference"], cells, numbers=len(batches) + 1)
+
+
+def ahead_table(rows: list[Row]) -> str:
+    """What a compiler estimates: cycles on a TPU, kernels and bytes on a GPU."""
+    columns = {"temporary memory, MB": ("temp", 1e6, 0), "compile time, s": ("seconds", 1, 0)}
+    if any(row["cycles"] for row in rows):
+        columns = {"million cycles": ("cycles", 1e6, 2), **columns}
+    else:
+        columns = {"kernels": ("kernels", 1, 0), "GB read and written": ("bytes", 1e9, 2), **columns}
+    if any(row["loops"] for row in rows):
+        columns["loops of unknown length"] = ("loops", 1, 0)
+    used = {row["part"]: row["variant"] for row in reversed(rows)}
+    cells = [
+        [
+            row["part"],
+            row["variant"],
+            "**yes**" if row["variant"] and used[row["part"]] == row["variant"] else "",
+            *(f"{row[name] / unit:.{digits}f}" for name, unit, digits in columns.values()),
+        ]
+        for row in rows
+    ]
+    return markdown(["part", "variant", "in use", *columns], cells, numbers=len(columns))
+
+
+def accuracy_table(metrics: dict[str, float], counts: dict[str, int]) -> str:
+    """Average precision and recall of one evaluation."""
+    names = ["AP", "AP50", "AP75", "AP(M)", "AP(L)", "AR"]
+    cells = [f"{counts['boxes']}", f"{counts['images']}", *(f"{metrics[name]:.3f}" for name in names)]
+    return markdown(["people", "images", *names], [cells], numbers=8)
+
+
+def read(name: str) -> Row:
+    """One file of results/."""
+    return json.loads((RESULTS / name).read_text(encoding="utf-8"))
+
+
+def from_rows(name: str, table: Callable[[list[Row]], str]) -> Callable[[], str]:
+    """The text of a table of one result file, with its caption."""
+
+    def text() -> str:
+        document = read(f"{name}.json")
+        return f"{caption(document)}\n\n{table(document['rows'])}"
+
+    return text
+
+
+def speed_summary() -> str:
+    """The short table: image to keypoints beside transformers, from two runs."""
+    stages, models = read("cpu_avx512.json"), read("cpu_avx512_models.json")
+
+    def find(document: Row, **wanted: Any) -> dict[str, Row]:
+        rows = [row for row in document["rows"] if "ms" in row]
+        return {row["program"]: row for row in rows if all(row[name] == value for name, value in wanted.items())}
+
+    def line(title: str, people: int, times: dict[str, float], note: str = "") -> list[str]:
+        ours = times["vitpose-jax"]
+        digits = 1 if ours < 10 else 0
+        others = [
+            f"{times[name]:.{digits}f} ({times[name] / ours:.{0 if times[name] > 9.5 * ours else 2}f}x)"
+            if name in times
+            else ""
+            for name in ("eager", "compile")
+        ]
+        return [title, str(people), f"{ours:.{digits}f}{note}", *others]
+
+    def medians(rows: dict[str, Row]) -> dict[str, float]:
+        return {name: row["ms"] for name, row in rows.items()}
+
+    lines = [
+        line("base: image and boxes to keypoints", people, medians(find(stages, stage="path", people=people)))
+        for people in (1, 8)
+    ]
+    network = find(stages, stage="forward", people=8)
+    note = f", {percent(network['vitpose-jax'])} of the rate of a matrix product"
+    lines.append(line("base: network alone", 8, medians(network), note))
+    crop, decode = (medians(find(stages, stage=stage, people=8)) for stage in ("crop", "decode"))
+    lines.append(line("base: crops and decoding", 8, {name: crop[name] + decode[name] for name in crop}))
+    for preset in models["options"]["presets"]:
+        rows = find(models, stage="path", preset=preset)
+        people = next(iter(rows.values()))["people"]
+        lines.append(line(f"{preset}: image and boxes to keypoints", people, medians(rows)))
+    header = ["float32", "people", "vitpose-jax, ms", "transformers, ms", "transformers, torch.compile, ms"]
+    commands = f"`{stages['command']}` and `{models['command']}`"
+    machine = describe_machine(stages["machine"])
+    text = f"{commands} on {machine}; medians, in brackets relative to ours."
+    return f"{text}\n\n{markdown(header, lines, numbers=3)}"
+
+
+def small_open() -> str:
+    """Accuracy of the bundled model, as `vitpose-jax evaluate` wrote it."""
+    document = read("small_open/metrics.json")
+    return accuracy_table(document["metrics"], document["counts"])
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "parity": from_rows("parity", parity_table),
+    "evaluation-small-open": small_open,
+    "speed-cpu": speed_summary,
+    "speed-stages": from_rows("cpu_avx512", stages_table),
+    "speed-models": from_rows("cpu_avx512_models", stages_table),
+    "speed-people": from_rows("cpu_avx512_people", stages_table),
+    "speed-bfloat16": from_rows("cpu_avx512_bfloat16", stages_table),
+    "experts": from_rows("cpu_avx512_experts", experts_table),
+    "start": from_rows("cpu_avx512_start", start_table),
+    "detection": from_rows("cpu_avx512_detection", detection_table),
+    "train-step": from_rows("cpu_avx512_train_step", train_step_table),
+    "variants": from_rows("variants", variants_table),
+    "ahead-h100": from_rows("ahead_h100", ahead_table),
+    "ahead-v5e": from_rows("ahead_v5e", ahead_table),
+}
+
+
+def pages(root: pathlib.Path = ROOT) -> list[pathlib.Path]:
+    """Every Markdown page that may hold tables."""
+    candidates = [root / "README.md", *(root / "docs").rglob("*.md"), *(root / "benchmarks").rglob("*.md")]
+    return sorted(path for path in candidates if path.is_file())
+
+
+def fill(page: str, source: str = "page") -> tuple[str, set[str]]:
+    """A page with its tables written anew, and their names.
+
+    Raises:
+        ValueError: for a marker with an unknown name or without an end, naming the page.
+    """
+    names: set[str] = set()
+
+    def replace(match: re.Match[str]) -> str:
+        opening, name, old, end = match.groups()
+        if name not in TABLES:
+            raise ValueError(f"{source}: no table named {name!r}; expected one of {', '.join(TABLES)}")
+        if OPENING.search(old):
+            raise ValueError(f"{source}: table {name!r} has no <!-- end -->")
+        names.add(name)
+        return f"{opening}\n{TABLES[name]()}\n\n{end}"
+
+    text = MARKER.sub(replace, page)
+    opened, closed = len(OPENING.findall(page)), len(MARKER.findall(page))
+    if opened != closed:
+        raise ValueError(f"{source}: expected <!-- end --> after each table, got {opened} tables and {closed} ends")
+    return text, names
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--check", action="store_true", help="write nothing, exit with 1 if a table is out of date")
+    return options
+
+
+def main(arguments: list[str] | None = None, root: pathlib.Path = ROOT) -> int:
+    """Write all tables, or check them; the number of problems decides the exit status."""
+    options = parser().parse_args(arguments)
+    missing, outdated = set(TABLES), []
+    for path in pages(root):
+        page = path.read_text(encoding="utf-8")
+        try:
+            text, names = fill(page, str(path.relative_to(root)))
+        except ValueError as error:
+            print(error, file=sys.stderr)
+            return 1
+        missing -= names
+        if text != page:
+            outdated.append(path)
+            if not options.check:
+                path.write_text(text, encoding="utf-8")
+    for path in outdated:
+        print(f"{path.relative_to(root)}: {'out of date' if options.check else 'written'}")
+    if missing:
+        print(f"no page shows these tables: {', '.join(sorted(missing))}", file=sys.stderr)
+    return int(bool(missing) or (options.check and bool(outdated)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,145 @@
+"""Every example runs as it stands, in an empty folder, and gives what it says."""
+
+import json
+import pathlib
+import runpy
+import subprocess
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.tolerances import BLOCK, HEATMAPS, KEYPOINTS
+from vitpose_jax import Poses
+from vitpose_jax.bundled import DEMO_IMAGE
+
+ROOT = pathlib.Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
+# Bytes of a notebook with its outputs: no more than a picture in the repository.
+MAX_NOTEBOOK = 300_000
+
+pytestmark = pytest.mark.usefixtures("compiled_once", "unchecked")
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Run an example in an empty folder; what it defines."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(name: str, *arguments: str) -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        return runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+    return run
+
+
+def test_image(run, tmp_path, capsys):
+    run("image.py")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 18
+    assert lines[0].split()[0] == "nose"
+    with Image.open(tmp_path / "image_poses.png") as drawn, Image.open(DEMO_IMAGE) as image:
+        assert drawn.size == image.size
+
+
+def test_many_images(run, tmp_path, capsys):
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    with Image.open(DEMO_IMAGE) as image:
+        image.save(folder / "a.png")
+        image.resize((300, 200)).save(folder / "c.jpg")
+    (folder / "b.jpg").write_text("not an image")
+    (folder / "notes.txt").write_text("not an image")
+    run("many_images.py", str(folder))
+    printed = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in printed[:3]] == ["a.png", "b.jpg", "c.jpg"]
+    lines = [json.loads(line) for line in (tmp_path / "poses.jsonl").read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["a.png", "c.jpg"]
+    assert all(len(line["poses"]) == 1 for line in lines)
+
+
+def test_own_jit(run, tmp_path):
+    values = run("own_jit.py")
+    assert values["keypoints"].shape == (1, 17, 2)
+    height, width = values["model"].config.image_size
+    assert values["gradient"].shape == (height, width)
+    assert values["gradient"].max() > 0
+    with Image.open(tmp_path / "saliency.png") as drawing:
+        assert drawing.size == (2 * width, height)
+
+
+def test_new_head(run):
+    values = run("new_head.py")
+    assert values["losses"][-1] < 1e-3 * values["losses"][0]
+    assert values["error"] < 1
+
+
+def test_fine_tune(run, tmp_path):
+    values = run("fine_tune.py")
+    assert values["result"].finished
+    assert values["result"].step == 6
+    assert (tmp_path / "fine_tuned" / "last" / "model.safetensors").is_file()
+    assert isinstance(values["poses"], Poses)
+    steps = [json.loads(line)["step"] for line in (tmp_path / "fine_tuned" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [2, 4, 6]
+
+
+def test_evaluate(run, capsys):
+    values = run("evaluate.py")
+    assert values["result"].metrics["AP50"] == 1
+    assert values["result"].counts["boxes"] == 1
+    assert "right_wrist" in capsys.readouterr().out
+
+
+def test_features(run):
+    values = run("features.py")
+    output, config = values["output"], values["model"].config
+    assert output.tokens.shape == (2, config.num_patches, config.hidden_size)
+    assert len(output.hidden_states) == config.num_layers + 1
+    assert [features.shape for features in output.feature_maps] == [(2, *config.grid_size, config.hidden_size)] * 2
+    # The attention of one patch to all patches.
+    np.testing.assert_allclose(values["weights"].sum(), 1, rtol=0, atol=BLOCK)
+
+
+def test_many_devices(run, tmp_path):
+    # XLA makes the devices when JAX starts: in a process of its own.
+    command = [sys.executable, str(EXAMPLES / "many_devices.py")]
+    done = subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    first, second = done.stdout.splitlines()
+    assert first == "4 devices: cpu"
+    assert second.startswith("6 people; largest difference")
+    assert float(second.split(": ")[1].split()[0]) <= KEYPOINTS
+
+
+def test_linen(run):
+    values = run("linen.py")
+    np.testing.assert_allclose(values["scores"], values["expected"], rtol=0, atol=HEATMAPS)
+
+
+def test_profile_trace(run, tmp_path):
+    run("profile_trace.py")
+    assert list(tmp_path.glob("trace/**/perfetto_trace.json.gz"))
+
+
+def test_the_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = EXAMPLES / "quickstart.ipynb"
+    assert path.stat().st_size < MAX_NOTEBOOK
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert all(cell["outputs"] or "import" in "".join(cell["source"]) for cell in cells), "save it with its outputs"
+    values: dict[str, Any] = {}
+    for number, cell in enumerate(cells):
+        exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), values)
+    assert len(values["first"]) == len(values["second"]) == 1
+    assert len(values["empty"]) == 0
+    np.testing.assert_allclose(values["keypoints"][0], values["first"].keypoints[0], rtol=0, atol=KEYPOINTS)
+
+
+def test_the_page_names_every_example_and_every_example_has_a_test():
+    page = (EXAMPLES / "README.md").read_text()
+    names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb", ".toml", ".json")}
+    assert {link for link in names if f"]({link})" in page} == names
+    tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
