@@ -64,7 +64,7 @@ class Format:
 
     Attributes:
         name: as in `Description.format` and error messages.
-        network: name of the network, for error messages.
+        network: kind of network, for error messages: "ViTPose" or "detector".
         mark: name of a tensor that tells the format from the others.
         model_types: values of "model_type" in config.json that stand for this format; () for a format without a
             config.json.

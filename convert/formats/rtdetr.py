@@ -313,7 +313,7 @@ def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | 
 
 RTDETR = Format(
     name="rtdetr",
-    network="RT-DETR",
+    network="detector",
     mark="model.enc_output.0.weight",
     model_types=tuple(VERSIONS),
     read_config=_read_config,
