@@ -112,7 +112,7 @@ def _open_pickle(path: Path) -> dict[str, LazyTensor]:
         content = next((content[key] for key in _WRAPPERS if key in content), content)
     if not isinstance(content, Mapping) or not content:
         raise ValueError(
-            f"{path}: expected tensors by name, alone or under 'state_dict' or 'model', got {_type_and_keys(content)}"
+            f"{path}: expected tensors by name, or under 'state_dict' or 'model', got {_type_and_keys(content)}"
         )
     for name, value in content.items():
         if not isinstance(name, str) or not isinstance(value, torch.Tensor):

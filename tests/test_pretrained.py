@@ -194,7 +194,7 @@ def test_a_truncated_pickle_raises(tmp_path, zipped, fraction):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], r"expected tensors by name, alone or under 'state_dict' or 'model', got list"),
+        ([1, 2], r"expected tensors by name, or under 'state_dict' or 'model', got list"),
         ({}, r"expected tensors by name, .*got dict"),
         ({"epoch": 3}, r"expected tensors by name, got int for 'epoch'"),
         ({"state_dict": {"layer": {"weight": torch.ones(1)}}}, r"got dict with 'weight' for 'layer'"),

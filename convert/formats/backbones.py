@@ -1,4 +1,4 @@
-"""The formats of backbones without heads, to start a training from: MAE, DINOv2, and an original ViTPose's alone.
+"""The formats of backbones without heads, to start a training from: MAE, DINOv2, and the original ViTPose's.
 
 Their rules are those of a whole model's backbone, under other names. Their configuration is the one of the model to
 train, changed to the source's own image size and patch size, and without experts.
@@ -133,7 +133,7 @@ DINOV2 = Format(
     ),
     ignored=(
         (r"embeddings\.cls_token", CLASS_TOKEN),
-        (r"embeddings\.mask_token", "stands for hidden patches, which only DINOv2's training has"),
+        (r"embeddings\.mask_token", "replaces hidden patches, which only DINOv2's training has"),
     ),
     shapes=_dinov2_shapes,
     finish=fold_layer_scale,

@@ -1,7 +1,7 @@
 """The record that describes a checkpoint format.
 
-A format is how a project writes the tensors of a network: their names, the layout of their arrays, and where the
-configuration stands. A format is described from the outside in:
+A format is how a project writes the tensors of a network: their names, the layouts of their arrays, and the place of
+the configuration. Its record says:
 
     recognised by    mark (a tensor), model_types (in config.json)
     configuration    read_config, make_documents (the way back)
@@ -72,8 +72,8 @@ class Format:
             model are `image_size`, those of a backbone `config`, the configuration to start from. Raises ValueError
             for a configuration that the library does not know or cannot do.
         make_documents: (config, param_dtype=dtype) -> JSON objects by file name, config.json among them. Raises
-            ValueError for a model that the format cannot describe. None where the format is only read.
-        rules: where each tensor goes. A function of the configuration where the names depend on it. In a plain
+            ValueError for a model that the format cannot describe. None if the format is only read.
+        rules: where each tensor goes. A function of the configuration, if the names depend on it. In a plain
             tuple, the number in a target "heads.0" is the index of the head in the configuration's skeletons.
         ignored: tensors that the model does not need, with the reason; or a function of the configuration.
         shapes: config -> the shape of every target, by flat name.

@@ -1,6 +1,6 @@
-"""Keys of the config.json that `transformers` writes: what pose networks and detectors have in common.
+"""Keys of config.json that `transformers` writes for pose networks and for detectors.
 
-Every key is used, must have a certain value, or is ignored for a reason that stands below. Any other key is an error:
+Every key is used, must have a certain value, or is ignored for a reason given below. Any other key is an error:
 it may change what the network computes.
 """
 
@@ -12,7 +12,7 @@ from vitpose_jax.storage.tensors import read_json
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# What transformers calls an activation: what it is called here.
+# Name of an activation in transformers: name here.
 HUB_ACTIVATIONS = {"gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh", "relu": "relu"}
 
 # Keys that would give another network, with the values that do not.
@@ -30,7 +30,7 @@ def words(text: str) -> frozenset[str]:
 
 _GENERATION = "belongs to text generation"
 _BOOKKEEPING = "a record that transformers keeps"
-_OUTPUTS = "what transformers returns; here an argument of the call"
+_OUTPUTS = "chooses what transformers returns"
 _TRAINING = "used only in training"
 _DTYPE = "chosen when the model is loaded"
 IGNORED_KEYS: dict[str, str] = {

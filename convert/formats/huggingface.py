@@ -1,7 +1,7 @@
 """The format of `transformers`: a folder as on the Hub, model_type "vitpose".
 
-Its config.json says everything about the network; `hub_keys.py` has what pose networks and detectors share. Two keys
-are our own, `skeleton` and `experts`: transformers keeps them without reading them.
+Its config.json says everything about the network; `hub_keys.py` has the keys that detectors have, too. Two keys are our
+own, `skeleton` and `experts`: transformers keeps them without reading them.
 """
 
 import math
@@ -86,9 +86,8 @@ def parse_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | No
         problems = [*key_problems(values, USED_KEYS, IGNORED_TOP_KEYS, "")]
         problems += key_problems(backbone, USED_BACKBONE_KEYS, IGNORED_BACKBONE_KEYS, "backbone_config.")
         problems += _preprocessor_problems(preprocessor or {})
-        activation = str(backbone.get("hidden_act", "gelu"))
-        if activation not in HUB_ACTIVATIONS:
-            problems.append(f"hidden_act: expected one of {', '.join(HUB_ACTIVATIONS)}, got {activation!r}")
+        if str(backbone.get("hidden_act", "gelu")) not in HUB_ACTIVATIONS:
+            problems.append(f"hidden_act: expected one of {', '.join(HUB_ACTIVATIONS)}, got {backbone['hidden_act']!r}")
         if problems:
             raise ValueError("; ".join(problems))
         return _config(values, backbone, preprocessor or {})
