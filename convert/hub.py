@@ -5,7 +5,7 @@ from pathlib import Path
 
 from vitpose_jax.bundled import bundled_model
 
-from .torch_files import find_weights, weight_paths
+from .torch_files import SUFFIXES, find_weights, weight_paths
 
 CONFIG_PATTERNS = ("config.json", "preprocessor_config.json")
 SAFETENSORS_PATTERNS = ("model.safetensors", "model.safetensors.index.json", "model-*-of-*.safetensors")
@@ -44,7 +44,7 @@ def resolve_source(
         if revision is not None:
             raise ValueError(f"{source}: a revision ({revision!r}) needs a Hub id, and this model is bundled")
         return bundled
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in (".pth", ".pt", ".bin", ".safetensors"):
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in SUFFIXES:
         raise ValueError(f"{source}: no such file or folder, and not a Hub id ('user/name')")
     options = {"revision": revision, "cache_dir": cache_dir, "token": token}
     # A commit never changes: if the cache holds all of it, the network is not needed.
