@@ -96,7 +96,7 @@ def run_reference(name: str, folder: pathlib.Path) -> None:
     import torch
     import transformers
 
-    from vitpose_jax.convert.hub_config import COCO_LABELS
+    from vitpose_jax.convert.formats.huggingface import COCO_LABELS
     from vitpose_jax.skeletons import COCO
 
     transformers.utils.logging.disable_progress_bar()

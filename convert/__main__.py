@@ -1,4 +1,4 @@
-"""`python -m vitpose_jax.convert SOURCE DEST`: the same as `vitpose-jax convert`."""
+"""`python -m vitpose_jax.convert SOURCE DEST` does the same as `vitpose-jax convert`."""
 
 import sys
 

@@ -1,121 +1,143 @@
-"""What a source is: its layout ("native", "huggingface" or "original"), its configuration and its tensors."""
+"""Opening a checkpoint: which format it has, its configuration, and its tensors under the names of the model.
 
+    path -> format, by config.json or the names of the tensors
+         -> configuration, from config.json or the shapes of the tensors
+         -> tensors, compared with what the configuration needs: here, and nowhere else
+         -> `Source`, from which a model is built
+
+No weights are read before a model is built.
+"""
+
+import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax.checkpoint import MODEL_TYPE, dequantized, native_config
 from vitpose_jax.skeletons import Skeleton, get_skeleton
 from vitpose_jax.storage import parameters
-from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
-from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.storage.tensors import LazyTensor, read_json
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
-from . import hub_config
-from .assembly import check, from_torch, target_shapes
-from .original_config import infer_config
+from .engine import arrange
+from .formats import VITPOSE_FORMATS
+from .formats.format import Format, Tensors, config_path
 from .torch_files import find_weights, open_tensors
 
-PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# A tensor that tells the layouts apart.
-_MARKS = {
-    "native": "backbone.patch_embed.pos_embed",
-    "huggingface": "backbone.embeddings.position_embeddings",
-    "original": "backbone.pos_embed",
-}
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """A checkpoint that was opened and checked. Made by `open_source` or `check_tensors`.
+
+    Attributes:
+        format: of the checkpoint.
+        config: of the model.
+        tensors: of the model, by flat name: all of them, with the right shapes, each read whenever it is used.
+        ignored: tensors of the checkpoint that the model does not need, with the reason.
+    """
+
+    format: Format
+    config: Any
+    tensors: dict[str, LazyTensor]
+    ignored: dict[str, str]
+
+    @property
+    def stored_dtype(self) -> np.dtype:
+        """The widest dtype of the weights, at most float32: a model stored in this dtype loses nothing.
+
+        The norms of the native format, which are float32 in every model, do not count.
+        """
+        dtypes = [tensor.dtype for name, tensor in self.tensors.items() if self.format.pytorch or ".norm" not in name]
+        widest = np.dtype(functools.reduce(jnp.promote_types, dtypes))
+        return widest if widest.itemsize <= 4 else np.dtype(np.float32)
 
 
 def open_source(
-    path: Path, *, config: VitPoseConfig | None = None, image_size: tuple[int, int] | None = None
-) -> tuple[str, VitPoseConfig, dict[str, LazyTensor]]:
+    path: Path,
+    *,
+    formats: tuple[Format, ...] = VITPOSE_FORMATS,
+    config: Any = None,
+    image_size: tuple[int, int] | None = None,
+) -> Source:
     """Open a folder or a file and check it, without reading the weights.
 
     Args:
-        path: a folder, native or of the Hub; or a .safetensors, .pth, .pt or .bin file, with a config.json
-            beside it unless its tensors have the original names.
-        config: instead of the one of the checkpoint, or the one guessed for an original file.
-        image_size: as of `infer_config`, for an original file.
-
-    Returns:
-        The layout, the configuration and the tensors by the names they have in the layout.
+        path: a folder with a config.json; or a .safetensors, .pth, .pt or .bin file, with a config.json beside it
+            unless it has the original format.
+        formats: those to expect.
+        config: instead of the configuration in the checkpoint, or the one inferred from an original file.
+        image_size: of an original file, as in `infer_config`.
 
     Raises:
-        ValueError: where a file is missing or damaged, is no ViTPose, or does not go with its configuration;
-            missing, unexpected and mis-shaped tensors are listed at once.
+        ValueError: if a file is missing or damaged, or has none of the formats; if the configuration cannot be read;
+            or listing at once all tensors that are missing, unexpected or have a wrong shape.
     """
-    # Of a folder the configuration is read first: it says what the folder is.
-    declared = _declared(path) if path.is_dir() else None
+    format = _declared_format(path, formats) if path.is_dir() else None
     weights = find_weights(path) if path.is_dir() else path
     tensors = open_tensors(weights)
-    layout = layout_of(tensors)
-    if layout is None:
+    marked = format_of(tensors, formats)
+    if marked is None:
+        marks = ", ".join(known.mark for known in formats)
         raise ValueError(
-            f"{weights}: not a ViTPose: expected one of {', '.join(_MARKS.values())} among its tensors, "
+            f"{weights}: not a {formats[0].network}: expected one of {marks} among its tensors, "
             f"got {', '.join(sorted(tensors)[:3])}, ..."
         )
-    if declared is None and config is None:
-        if layout == "original":
-            declared = layout, infer_config(tensors, source=str(weights), image_size=image_size)
-        else:
-            declared = _declared(path.parent)
-    if declared is not None:
-        layout, config = declared[0], config or declared[1]
-    if layout == "native":
-        tensors = dequantized(tensors, source=str(weights))
-        parameters.raise_problems(parameters.differences(target_shapes(config), tensors), source=str(weights))
-    else:
-        check(layout, config, tensors, source=str(weights))
-    return layout, config, tensors
+    format = format or marked
+    if config is None:
+        config = format.read_config(path, tensors, image_size=image_size)
+    return check_tensors(format, config, tensors, name=str(weights))
 
 
-def layout_of(tensors: Mapping[str, object]) -> str | None:
-    """The layout of a ViTPose's tensors, told by their names; None for those of another network."""
-    return next((layout for layout, mark in _MARKS.items() if mark in tensors), None)
-
-
-def build_model(
-    layout: str,
-    config: VitPoseConfig,
-    tensors: Mapping[str, LazyTensor],
-    *,
-    dtype: DTypeLike,
-    param_dtype: DTypeLike,
-    source: str,
-) -> VitPose:
-    """The model of an opened source.
+def check_tensors(format: Format, config: Any, tensors: Tensors, *, name: str) -> Source:
+    """A source from tensors in memory or in a file.
 
     Args:
-        layout, config, tensors: as `open_source` returns them.
-        dtype, param_dtype: in which the model computes, and in which it stores its parameters.
-        source: for errors.
+        format: of the tensors.
+        config: of the model.
+        tensors: by the names of the format.
+        name: where they come from, for the error message.
 
     Raises:
-        ValueError: where tensors are missing, unexpected or mis-shaped.
+        ValueError: listing at once all tensors that are missing, unexpected, or have a wrong shape or dtype.
     """
-    if layout == "native":
-        abstract = abstract_vitpose(config, dtype=dtype, param_dtype=param_dtype)
-        return parameters.fill(abstract, tensors, source=source)
-    return from_torch(layout, config, tensors, dtype=dtype, param_dtype=param_dtype, source=source)
+    arranged, ignored = arrange(format, config, tensors, source=name)
+    return Source(format=format, config=config, tensors=arranged, ignored=ignored)
+
+
+def format_of(tensors: Tensors, formats: Iterable[Format]) -> Format | None:
+    """The format of tensors, recognised by their names; None if it is none of the formats."""
+    return next((format for format in formats if format.mark in tensors), None)
+
+
+def build_model(source: Source, *, dtype: DTypeLike, param_dtype: DTypeLike) -> VitPose:
+    """The model of a source.
+
+    Args:
+        source: of a ViTPose.
+        dtype: in which the model computes.
+        param_dtype: in which it stores its parameters; norms are always float32.
+    """
+    abstract = abstract_vitpose(source.config, dtype=dtype, param_dtype=param_dtype)
+    return parameters.fill_checked(abstract, source.tensors)
 
 
 def adapt(
     model: VitPose, *, skeleton: str | Skeleton | None = None, image_size: tuple[int, int] | None = None
 ) -> VitPose:
-    """The same weights with another skeleton for their only head, and for crops of another size.
+    """The same weights with another skeleton for the only head, or for crops of another size.
 
     Args:
-        model: with one head where a skeleton is given.
-        skeleton: name or `Skeleton`, with as many keypoints as the head; None to leave it.
-        image_size: height and width of a crop in pixels; None to leave it.
+        model: with one head, if a skeleton is given.
+        skeleton: name or `Skeleton`, with as many keypoints as the head; None to keep the model's.
+        image_size: height and width of a crop in pixels; None to keep the model's.
 
     Raises:
-        ValueError: where the skeleton does not go with the heads, or the size not with the patches.
+        ValueError: if the skeleton does not fit the head, or the size is not a multiple of the patch size.
     """
     if skeleton is not None:
         model = _with_skeleton(model, get_skeleton(skeleton) if isinstance(skeleton, str) else skeleton)
@@ -124,30 +146,15 @@ def adapt(
     return model
 
 
-def stored_dtype(layout: str, tensors: Mapping[str, LazyTensor]) -> np.dtype:
-    """The dtype of a checkpoint's weights: the widest, up to float32, so that storing them in it loses nothing.
-
-    The norms of the native format, which are float32 in any model, do not count.
-    """
-    counted = [
-        tensor.dtype
-        for name, tensor in tensors.items()
-        if jnp.issubdtype(tensor.dtype, jnp.floating) and not (layout == "native" and ".norm" in name)
-    ]
-    widest = np.dtype(functools.reduce(jnp.promote_types, counted))
-    return widest if widest.itemsize <= 4 else np.dtype(np.float32)
-
-
-def _declared(folder: Path) -> tuple[str, VitPoseConfig]:
-    path = folder / CONFIG_FILE
-    if not path.is_file():
-        raise ValueError(f"{folder}: missing {CONFIG_FILE}; only a file with the original names does without")
-    values = read_json(path)
-    if values.get("model_type") == MODEL_TYPE:
-        return "native", native_config(values, path)
-    preprocessor = folder / PREPROCESSOR_FILE
-    read = read_json(preprocessor) if preprocessor.is_file() else None
-    return "huggingface", hub_config.from_hub(values, read, source=str(path))
+def _declared_format(folder: Path, formats: tuple[Format, ...]) -> Format:
+    # A folder says in config.json what it holds.
+    path = config_path(folder)
+    model_type = read_json(path).get("model_type")
+    for format in formats:
+        if model_type in format.model_types:
+            return format
+    expected = " or ".join(repr(known) for format in formats for known in format.model_types)
+    raise ValueError(f"{path}: not a {formats[0].network}: expected model_type {expected}, got {model_type!r}")
 
 
 def _with_skeleton(model: VitPose, skeleton: Skeleton) -> VitPose:
@@ -163,9 +170,9 @@ def _with_skeleton(model: VitPose, skeleton: Skeleton) -> VitPose:
         )
     experts = tuple(skeleton.name if name == old.name else name for name in config.experts)
     config = config.replace(skeletons=(skeleton,), experts=experts)
-    kwargs = {"dtype": model.backbone.dtype, "param_dtype": model.backbone.param_dtype}
+    dtypes = {"dtype": model.backbone.dtype, "param_dtype": model.backbone.param_dtype}
     tensors = {
         re.sub(rf"^heads\.{re.escape(old.name)}\.", f"heads.{skeleton.name}.", name): leaf
         for name, leaf in parameters.flatten(model).items()
     }
-    return parameters.fill(abstract_vitpose(config, **kwargs), tensors)
+    return parameters.fill_checked(abstract_vitpose(config, **dtypes), tensors)

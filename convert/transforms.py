@@ -1,8 +1,8 @@
-"""Between the layouts of PyTorch and of Flax: each transform by name, with its inverse.
+"""Between the array layouts of PyTorch and of Flax: each transform by name, with its inverse.
 
 PyTorch has channels first: linear (out, in), convolution (out, in, height, width), transposed convolution
-(in, out, height, width). Here channels are last: (in, out) and (height, width, in, out). All of them only
-re-arrange numbers, so that a round trip returns the same bits.
+(in, out, height, width). Here channels are last: (in, out) and (height, width, in, out). Transforms only move numbers,
+so a round trip returns the same bits.
 """
 
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "same": (lambda x: x, lambda x: x),
     "linear": (lambda x: x.transpose(1, 0), lambda x: x.transpose(1, 0)),
     "conv": (lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)),
-    # The transposed convolution here stores the kernel mirrored, as a plain convolution reads it.
+    # Here the transposed convolution stores the kernel mirrored, as a plain convolution needs it.
     "deconv": (
         lambda x: x[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
         lambda x: x.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],

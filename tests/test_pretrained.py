@@ -1,4 +1,4 @@
-"""Where models come from: paths, files that are not what they seem, and the Hub without a network."""
+"""Loading models from paths, damaged files, and the Hub without a network."""
 
 import os
 import pickle
@@ -30,7 +30,7 @@ def hub_folder(tmp_path_factory):
 
 @pytest.fixture
 def cache(tmp_path, hub_folder):
-    """A cache as huggingface_hub lays it out, with one model in it."""
+    """A cache as huggingface_hub creates it, with one model in it."""
     repository = tmp_path / "cache" / "models--someone--pose"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text(COMMIT)
@@ -40,7 +40,7 @@ def cache(tmp_path, hub_folder):
 
 @pytest.fixture
 def no_network(monkeypatch):
-    # Port 9 of this machine refuses at once.
+    # Port 9 of this machine refuses connections at once.
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
 
 
@@ -59,22 +59,22 @@ def test_paths_of_all_kinds_give_the_same_model(tmp_path, hub_folder):
         assert all((got[name] == expected[name]).all() for name in got)
 
 
-def test_from_the_cache(cache, no_network, monkeypatch):
+def test_models_load_from_the_cache_without_network(cache, no_network, monkeypatch):
     for options in ({"local_files_only": True}, {}, {"revision": COMMIT}, {"revision": "main"}):
         model = from_pretrained("someone/pose", cache_dir=cache, **options)
         assert model.config.skeletons[0].name == "coco"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert describe("someone/pose", cache_dir=cache).layout == "huggingface"
+    assert describe("someone/pose", cache_dir=cache).format == "huggingface"
 
 
-def test_a_pickle_in_the_cache(cache, no_network):
+def test_a_pickle_loads_from_the_cache(cache, no_network):
     snapshot = cache / "models--someone--pose" / "snapshots" / COMMIT
     (snapshot / "model.safetensors").unlink()
     torch.save(tiny_model(decoder="classic").state_dict(), snapshot / "pytorch_model.bin")
     assert from_pretrained("someone/pose", cache_dir=cache).config.decoder == "classic"
 
 
-def test_an_incomplete_cache(cache, no_network):
+def test_an_incomplete_cache_names_the_missing_file(cache, no_network):
     snapshot = cache / "models--someone--pose" / "snapshots" / COMMIT
     (snapshot / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"no weights; expected one of model.safetensors, "):
@@ -86,9 +86,11 @@ def test_an_incomplete_cache(cache, no_network):
 
 def test_without_network_and_cache_it_fails_at_once(tmp_path, no_network):
     start = time.monotonic()
-    with pytest.raises(ValueError, match=r"^'some/one' is no path .* not in the cache, and the Hub cannot be reached$"):
+    with pytest.raises(ValueError, match=r"^'some/one' is not a path .* in the cache, and the Hub cannot be reached$"):
         from_pretrained("some/one", cache_dir=tmp_path)
-    with pytest.raises(ValueError, match=r"'some/one' at revision 'v2' .* not in the cache, and the network was not"):
+    with pytest.raises(
+        ValueError, match=r"'some/one' at revision 'v2' .* in the cache, and the network is switched off"
+    ):
         from_pretrained("some/one", revision="v2", cache_dir=tmp_path, local_files_only=True)
     with pytest.raises(ValueError, match=rf"'some/one' at revision '{COMMIT}' cannot be fetched from the Hub"):
         from_pretrained("some/one", revision=COMMIT, cache_dir=tmp_path)
@@ -96,17 +98,17 @@ def test_without_network_and_cache_it_fails_at_once(tmp_path, no_network):
 
 
 @pytest.mark.parametrize("source", ["nowhere", "a/b/c", "folder/model.pth", "/no/such/folder", "some/one/"])
-def test_no_such_path(source):
-    with pytest.raises(ValueError, match=r"no such file or folder, and not the id of a model on the Hub"):
+def test_a_path_that_does_not_exist_raises(source):
+    with pytest.raises(ValueError, match=r"no such file or folder, and not a Hub id"):
         from_pretrained(source)
 
 
-def test_a_revision_goes_with_the_hub(hub_folder):
-    with pytest.raises(ValueError, match=r"a revision \('main'\) goes with an id of the Hub"):
+def test_a_revision_of_a_path_raises(hub_folder):
+    with pytest.raises(ValueError, match=r"a revision \('main'\) needs a Hub id"):
         from_pretrained(hub_folder, revision="main")
 
 
-def test_dtype_and_image_size(hub_folder):
+def test_dtype_and_image_size_are_applied(hub_folder):
     model = from_pretrained(hub_folder, dtype=jnp.bfloat16, param_dtype=jnp.float32, image_size=(96, 64))
     assert model.config.image_size == (96, 64)
     assert parameters.flatten(model)["backbone.patch_embed.pos_embed"].shape == (25, 24)
@@ -114,17 +116,17 @@ def test_dtype_and_image_size(hub_folder):
     assert model(jnp.zeros((1, 96, 64, 3))).dtype == jnp.bfloat16
 
 
-def test_description(hub_folder):
-    found = describe(hub_folder)
-    assert (found.layout, found.dtype) == ("huggingface", "float32")
+def test_describe_counts_parameters_bytes_and_ignored_tensors(hub_folder):
+    description = describe(hub_folder)
+    assert (description.format, description.dtype) == ("huggingface", "float32")
     # The parameters of torch are those of Flax: BatchNorm's statistics are buffers in both.
-    assert found.parameters == sum(tensor.numel() for tensor in tiny_model(decoder="classic").parameters())
-    assert found.size == (hub_folder / "model.safetensors").stat().st_size
-    assert found.config == from_pretrained(hub_folder).config
-    assert list(found.ignored.values()) == [2]
+    assert description.parameters == sum(tensor.numel() for tensor in tiny_model(decoder="classic").parameters())
+    assert description.size == (hub_folder / "model.safetensors").stat().st_size
+    assert description.config == from_pretrained(hub_folder).config
+    assert list(description.ignored.values()) == [2]
 
 
-def test_a_description_reads_no_weights(tmp_path, hub_folder, monkeypatch):
+def test_describe_reads_no_weights(tmp_path, hub_folder, monkeypatch):
     def read(self, dtype=None, copy=None):
         raise AssertionError("a tensor was read")
 
@@ -133,7 +135,7 @@ def test_a_description_reads_no_weights(tmp_path, hub_folder, monkeypatch):
     assert describe(hub_folder).parameters == describe(tmp_path).parameters
 
 
-def test_a_description_checks_the_tensors(tmp_path, hub_folder):
+def test_describe_checks_configuration_and_shapes(tmp_path, hub_folder):
     shutil.copytree(hub_folder, tmp_path, dirs_exist_ok=True)
     (tmp_path / "config.json").write_text((hub_folder / "config.json").read_text().replace('"stage2"', '"stage1"'))
     with pytest.raises(ValueError, match=r"do not name the same blocks"):
@@ -145,7 +147,7 @@ def test_a_description_checks_the_tensors(tmp_path, hub_folder):
 
 
 class Code:
-    """Unpickled by plain `pickle`, it makes a folder."""
+    """Plain `pickle` creates a folder when it reads this."""
 
     def __init__(self, path):
         self.path = path
@@ -164,14 +166,14 @@ def test_a_pickle_that_would_run_code_is_refused(tmp_path, zipped):
         from_pretrained(path)
     assert "\n" not in str(caught.value)
     path.write_bytes(pickle.dumps(Code(trap)))
-    with pytest.raises(ValueError, match=r"vitpose.pth: not a PyTorch checkpoint of tensors alone, or damaged"):
+    with pytest.raises(ValueError, match=r"vitpose.pth: not a PyTorch checkpoint with only tensors, or damaged"):
         from_pretrained(path)
     assert not os.path.exists(trap)
 
 
 @pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.bin", "a.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"garbage" * 100, bytes(range(256)) * 9, b"PK\x03\x04" + bytes(500)])
-def test_garbage(tmp_path, name, content):
+def test_files_of_random_bytes_raise_one_line(tmp_path, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"{name}: not a ") as caught:
         from_pretrained(tmp_path / name)
@@ -179,12 +181,12 @@ def test_garbage(tmp_path, name, content):
 
 
 @pytest.mark.parametrize("zipped", [True, False])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
-def test_a_file_cut_short(tmp_path, zipped, share):
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.999])
+def test_a_truncated_pickle_raises(tmp_path, zipped, fraction):
     path = tmp_path / "vitpose.pth"
     torch.save(original_state_dict(tiny_model()), path, _use_new_zipfile_serialization=zipped)
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
+    path.write_bytes(content[: int(len(content) * fraction)])
     with pytest.raises(ValueError, match=r"vitpose.pth: not a PyTorch checkpoint"):
         from_pretrained(path)
 
@@ -192,30 +194,30 @@ def test_a_file_cut_short(tmp_path, zipped, share):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([1, 2], r"expected tensors by name, alone or under 'state_dict' or 'model', got list"),
+        ([1, 2], r"expected tensors by name, or under 'state_dict' or 'model', got list"),
         ({}, r"expected tensors by name, .*got dict"),
         ({"epoch": 3}, r"expected tensors by name, got int for 'epoch'"),
         ({"state_dict": {"layer": {"weight": torch.ones(1)}}}, r"got dict with 'weight' for 'layer'"),
         ({"fc.weight": torch.ones(1)}, r"not a ViTPose: expected one of .* among its tensors, got fc.weight"),
         ({"backbone.pos_embed": torch.ones(1, 2, 3)}, r"missing backbone.patch_embed.proj.weight"),
-        ({"a": torch.ones(1).to(torch.float8_e4m3fn)}, r"a has the dtype float8_e4m3fn|not a ViTPose"),
+        ({"a": torch.ones(1).to(torch.float8_e4m3fn)}, r"a has the unknown dtype float8_e4m3fn|not a ViTPose"),
     ],
 )
-def test_a_pickle_of_something_else(tmp_path, content, message):
+def test_a_pickle_of_other_content_raises(tmp_path, content, message):
     torch.save(content, tmp_path / "a.pth")
     with pytest.raises(ValueError, match=r"a.pth: .*" + message):
         from_pretrained(tmp_path / "a.pth")
 
 
-def test_a_file_of_another_kind(tmp_path):
+def test_an_unknown_file_ending_raises(tmp_path):
     (tmp_path / "model.onnx").touch()
-    with pytest.raises(ValueError, match=r"model.onnx: expected a file that ends in .safetensors, .pth, .pt, .bin"):
+    with pytest.raises(ValueError, match=r"onnx: expected a file name that ends in .safetensors, .pth, .pt, .bin"):
         from_pretrained(tmp_path / "model.onnx")
 
 
-def test_a_file_that_lost_its_configuration(tmp_path, hub_folder):
+def test_a_missing_config_json_raises(tmp_path, hub_folder):
     shutil.copy(hub_folder / "model.safetensors", tmp_path)
-    with pytest.raises(ValueError, match=r"missing config.json; only a file with the original names does without"):
+    with pytest.raises(ValueError, match=r"missing config.json; only a file of the original format works without one"):
         from_pretrained(tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"missing config.json"):
         from_pretrained(tmp_path)
@@ -235,7 +237,7 @@ def test_a_file_that_lost_its_configuration(tmp_path, hub_folder):
         ),
     ],
 )
-def test_a_bad_list_of_shards(tmp_path, hub_folder, index, message):
+def test_a_damaged_shard_index_raises(tmp_path, hub_folder, index, message):
     shutil.copy(hub_folder / "config.json", tmp_path)
     shutil.copy(hub_folder / "model.safetensors", tmp_path / "part.safetensors")
     (tmp_path / "model.safetensors.index.json").write_text(index)
@@ -243,7 +245,7 @@ def test_a_bad_list_of_shards(tmp_path, hub_folder, index, message):
         from_pretrained(tmp_path)
 
 
-def test_without_torch(tmp_path, monkeypatch):
+def test_a_pickle_without_torch_names_the_extra_to_install(tmp_path, monkeypatch):
     torch.save({"a": torch.ones(1)}, tmp_path / "a.pth")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(ValueError, match=r'a.pth: reading this file needs torch: pip install "vitpose-jax\[torch\]"'):
@@ -255,7 +257,7 @@ def test_safetensors_are_read_without_torch(hub_folder):
     subprocess.run(command, env=programs.environment(), check=True)
 
 
-def test_original_names_in_safetensors(tmp_path):
+def test_original_names_are_read_from_safetensors(tmp_path):
     fields = {"hidden_size": 384, "num_attention_heads": 12, "num_hidden_layers": 1, "mlp_ratio": 1}
     state = original_state_dict(tiny_model(**fields, image_size=[256, 192]))
     arrays = {name: tensor.numpy() for name, tensor in state.items()}

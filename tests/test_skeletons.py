@@ -38,7 +38,7 @@ def components(skeleton: Skeleton) -> list[set[int]]:
     return groups
 
 
-def test_counts():
+def test_skeletons_have_the_published_numbers_of_keypoints():
     counts = {name: skeleton.num_keypoints for name, skeleton in SKELETONS.items()}
     assert counts == {
         "coco": 17,
@@ -81,7 +81,7 @@ def test_edges_and_sigmas_are_symmetric(skeleton):
 
 
 @ALL
-def test_body_is_connected(skeleton):
+def test_edges_connect_the_whole_body(skeleton):
     groups = sorted(components(skeleton), key=len, reverse=True)
     if skeleton is WHOLEBODY:
         body, *hands = groups
@@ -101,14 +101,14 @@ def test_wholebody_face_is_mirrored_about_its_middle():
 
 
 @ALL
-def test_dict_round_trip(skeleton):
+def test_to_dict_and_from_dict_are_inverse(skeleton):
     values = json.loads(json.dumps(skeleton.to_dict()))
     again = Skeleton.from_dict(values)
     assert again == skeleton
     assert hash(again) == hash(skeleton)
 
 
-def test_from_dict_names_wrong_fields():
+def test_from_dict_raises_for_wrong_fields():
     with pytest.raises(ValueError, match=r"expected the fields.*colour"):
         Skeleton.from_dict(COCO.to_dict() | {"colour": "red"})
     with pytest.raises(ValueError, match="expected the fields"):
@@ -117,7 +117,7 @@ def test_from_dict_names_wrong_fields():
 
 
 @ALL
-def test_upper_body(skeleton):
+def test_upper_body_agrees_with_names_and_mirror_images(skeleton):
     """Mirror images are on one half, and names agree where they tell."""
     upper = {skeleton.keypoints[index] for index in skeleton.upper_body}
     assert 0 < len(upper) < skeleton.num_keypoints
@@ -146,11 +146,11 @@ def test_upper_body(skeleton):
         ("coco 25", "coco25"),
     ],
 )
-def test_get_skeleton(alias, name):
+def test_get_skeleton_ignores_case_and_hyphens(alias, name):
     assert get_skeleton(alias) is SKELETONS[name]
 
 
-def test_get_skeleton_lists_what_there_is():
+def test_an_unknown_skeleton_lists_the_known_ones():
     with pytest.raises(ValueError, match=r"no skeleton named 'halpe'; expected one of coco, aic"):
         get_skeleton("halpe")
     assert canonical_name("AP-10_k ") == "ap10k"
@@ -170,12 +170,12 @@ def test_get_skeleton_lists_what_there_is():
         ({"upper_body": (3, 3)}, "upper_body: expected distinct indices"),
     ],
 )
-def test_validation(changes, message):
+def test_inconsistent_fields_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         dataclasses.replace(COCO, **changes)
 
 
-def test_flip_pairs_from_names():
+def test_flip_pairs_follow_from_left_and_right_in_names():
     assert flip_pairs_from_names(COCO.keypoints) == COCO.flip_pairs
     assert flip_pairs_from_names(APT36K.keypoints) == APT36K.flip_pairs
     names = ("R_Hip", "Nose", "L_Hip", "left ear", "leftover", "l-knee", "r-knee", "right_toe")

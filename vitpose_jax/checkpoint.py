@@ -1,28 +1,18 @@
-"""The native format: a folder with config.json and model.safetensors.
+"""Save and load a model in the native format: a folder with config.json and model.safetensors.
 
-config.json holds the fields of `VitPoseConfig` with `"model_type": "vitpose_jax"` and a format number;
-model.safetensors holds every parameter and running statistic under its flat name (`parameters.flatten`).
-Reading it needs neither torch nor orbax, and does not initialise a model first. Kernels may be stored as int8
-(int8.py); nobody who reads a checkpoint need know.
+The format itself is described in `convert/formats/native.py`. Reading it needs neither torch nor orbax, and does not
+initialise a model first. `from_pretrained` also reads this format; `load` reads nothing else.
 """
 
-import functools
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax.storage import int8 as int8_kernels
-from vitpose_jax.storage import parameters
-from vitpose_jax.storage.tensors import CONFIG_FILE, WEIGHTS_FILE, LazyTensor, open_safetensors, read_json, write_folder
-from vitpose_jax.vitpose.config import VitPoseConfig
-from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
-
-MODEL_TYPE = "vitpose_jax"
-FORMAT = 1
+from vitpose_jax.convert import write
+from vitpose_jax.convert.formats import NATIVE
+from vitpose_jax.convert.sources import build_model, open_source
+from vitpose_jax.vitpose.modeling import VitPose
 
 
 def save(model: VitPose, folder: str | Path, *, overwrite: bool = False, int8: bool = False) -> None:
@@ -30,18 +20,14 @@ def save(model: VitPose, folder: str | Path, *, overwrite: bool = False, int8: b
 
     Args:
         model: its parameters are stored in the dtype they have.
-        folder: made where it does not exist.
-        overwrite: replace a checkpoint that is there already.
-        int8: store the kernels as int8 with float scales, see int8.py; they lose digits.
+        folder: created if it does not exist.
+        overwrite: replace a checkpoint that is already there.
+        int8: store the kernels as int8 with float32 scales (`storage/int8.py`), which rounds them.
 
     Raises:
-        ValueError: where `folder` holds a checkpoint and `overwrite` is not set, or is not a folder.
+        ValueError: if `folder` holds a checkpoint and `overwrite` is not set, or is not a folder.
     """
-    values = {"model_type": MODEL_TYPE, "format": FORMAT, **model.config.to_dict()}
-    tensors = parameters.flatten(model)
-    write_folder(
-        folder, int8_kernels.quantize(tensors) if int8 else tensors, {CONFIG_FILE: values}, overwrite=overwrite
-    )
+    write(model, folder, to=NATIVE.name, overwrite=overwrite, int8=int8)
 
 
 def load(folder: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None) -> VitPose:
@@ -50,59 +36,11 @@ def load(folder: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTy
     Args:
         folder: as `save` wrote it.
         dtype: in which the model computes.
-        param_dtype: in which it stores its parameters; None means `dtype`.
+        param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
 
     Raises:
-        ValueError: where a file is missing or damaged, is of another kind or a newer format, or where tensors
-            are missing, unexpected or mis-shaped: all of those are listed at once.
+        ValueError: if a file is missing or damaged, or is of another format or version; or listing at once all tensors
+            that are missing, unexpected or have a wrong shape.
     """
-    folder = Path(folder)
-    config = native_config(read_json(folder / CONFIG_FILE), folder / CONFIG_FILE)
-    abstract = abstract_vitpose(config, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)
-    path = folder / WEIGHTS_FILE
-    return parameters.fill(abstract, dequantized(open_safetensors(path), source=str(path)), source=str(path))
-
-
-def native_config(values: Mapping[str, Any], path: Path) -> VitPoseConfig:
-    """The configuration in a config.json of the native format.
-
-    Args:
-        values: what the file says.
-        path: the file, for the error.
-
-    Raises:
-        ValueError: where it is of another kind or format, or its fields are missing, unknown or contradictory.
-    """
-    if values.get("model_type") != MODEL_TYPE:
-        raise ValueError(f"{path}: expected model_type {MODEL_TYPE!r}, got {values.get('model_type')!r}")
-    if values.get("format") != FORMAT:
-        raise ValueError(f"{path}: expected format {FORMAT}, got {values.get('format')!r}")
-    fields = {name: value for name, value in values.items() if name not in ("model_type", "format")}
-    try:
-        return VitPoseConfig.from_dict(fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{path}: {error}") from error
-
-
-def dequantized(tensors: Mapping[str, LazyTensor], *, source: str) -> dict[str, LazyTensor]:
-    """The tensors of a native file with every int8 kernel and its scale made one float32 tensor.
-
-    Args:
-        tensors: as they are stored.
-        source: where they come from, for the error.
-
-    Raises:
-        ValueError: where scales are missing or mis-shaped: all of them at once.
-    """
-    parameters.raise_problems(int8_kernels.problems(tensors), source=source)
-    result = dict(tensors)
-    for name, tensor in tensors.items():
-        if tensor.dtype == np.int8:
-            scale = result.pop(name + int8_kernels.SCALE)
-            read = functools.partial(_dequantize, tensor, scale)
-            result[name] = LazyTensor(tensor.shape, np.dtype(np.float32), read, tensor.dtype)
-    return result
-
-
-def _dequantize(values: LazyTensor, scale: LazyTensor) -> np.ndarray:
-    return int8_kernels.dequantize(values.read(), scale.read().astype(np.float32))
+    source = open_source(Path(folder), formats=(NATIVE,))
+    return build_model(source, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)

@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vitpose_jax.convert.detectors import load_detector
-from vitpose_jax.convert.hub_files import resolve_source
+from vitpose_jax.convert.hub import resolve_source
 from vitpose_jax.detections import Detections, choose_classes
 from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket, unpack_image

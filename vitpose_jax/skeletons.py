@@ -1,10 +1,9 @@
-"""Skeletons: what the channels of a head mean.
+"""Skeletons: which keypoints the channels of a head stand for.
 
-One object holds everything that depends on the order of the keypoints: their names, which of them are
-mirror images (`flip_pairs`), which are joined when drawn (`edges`), how far annotators scatter (`sigmas`,
-for OKS) and which belong to the upper body (`upper_body`, for training). All indices are 0-based. The six
-skeletons of ViTPose++ stand below in the order of its experts; three more are met in evaluation and in
-converted checkpoints.
+One object holds everything that depends on the order of the keypoints: their names, which of them are mirror images
+(`flip_pairs`), which are joined by a line (`edges`), how much annotators disagree (`sigmas`, for OKS) and which belong
+to the upper body (`upper_body`, for training). All indices are 0-based. The six skeletons of ViTPose++ come first, in
+the order of its experts; two more occur in evaluation and in converted checkpoints.
 """
 
 from __future__ import annotations
@@ -17,20 +16,21 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Skeleton:
-    """The keypoints of one data set.
+    """The keypoints of one dataset.
 
     Attributes:
-        name: the data set, in lower case: "coco", "aic", ...
+        name: the dataset, in lower case: "coco", "aic", ...
         keypoints: names of the K keypoints, in the order of the head's channels.
-        flip_pairs: pairs of keypoints, left and right, that change places in a mirrored image.
+        flip_pairs: pairs of keypoints, left and right, that swap in a mirrored image.
         edges: pairs of keypoints joined by a line when drawn.
-        sigmas: the K per-keypoint deviations of OKS, or () where nobody measured them.
-        upper_body: keypoints of the upper body, for half-body augmentation; all others count as the lower
-            body. () where nobody said: no half bodies then.
+        sigmas: K per-keypoint standard deviations for OKS, as fractions of the person's size (the square root of its
+            area); () if unknown.
+        upper_body: keypoints of the upper body, for half-body augmentation; all others count as the lower body. ()
+            turns that augmentation off.
 
     Raises:
-        ValueError: where an index is out of range, a keypoint stands in two flip pairs or twice in the upper
-            body, or the number of sigmas is not K.
+        ValueError: if an index is out of range, a keypoint is in two flip pairs or twice in the upper body, or the
+            number of sigmas is not K.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Skeleton:
                     )
         paired = [index for pair in self.flip_pairs for index in pair]
         if len(paired) != len(set(paired)):
-            raise ValueError(f"skeleton {self.name!r}: a keypoint stands in more than one flip pair")
+            raise ValueError(f"skeleton {self.name!r}: a keypoint is in more than one flip pair")
         if self.sigmas and len(self.sigmas) != count:
             raise ValueError(f"skeleton {self.name!r}: expected {count} sigmas, got {len(self.sigmas)}")
         upper = self.upper_body
@@ -70,7 +70,7 @@ class Skeleton:
 
     @functools.cached_property
     def flip_indices(self) -> tuple[int, ...]:
-        """For each of the K channels of a mirrored image, the channel it holds in the upright one."""
+        """For each of the K channels of a mirrored image, the index of its channel in the image as it was."""
         indices = list(range(self.num_keypoints))
         for left, right in self.flip_pairs:
             indices[left], indices[right] = right, left
@@ -92,7 +92,7 @@ class Skeleton:
         """The inverse of `to_dict`.
 
         Raises:
-            ValueError: where a field is missing, unknown or inconsistent.
+            ValueError: if a field is missing, unknown or inconsistent.
         """
         expected = {field.name for field in dataclasses.fields(cls)}
         if not {"name", "keypoints"} <= set(values) <= expected:
@@ -112,9 +112,9 @@ _MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
 
 
 def flip_pairs_from_names(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """Pair up names that differ in their side alone ("L_Hip" and "R_Hip", "left_ear" and "right_ear").
+    """Pairs of indices of names that differ only in their side ("L_Hip" and "R_Hip", "left_ear" and "right_ear").
 
-    Names without a side, or whose partner is missing, stay unpaired. The left one comes first.
+    Names without a side, or without a partner, are in no pair. The left one comes first.
     """
     by_name = {name.lower(): index for index, name in enumerate(names)}
     pairs = []
@@ -192,7 +192,7 @@ AP10K = Skeleton(
     sigmas=_floats(
         "0.025 0.025 0.026 0.035 0.035 0.079 0.072 0.062 0.079 0.072 0.062 0.107 0.087 0.089 0.107 0.087 0.089"
     ),
-    # As in the original, which counts the right front paw as lower body.
+    # As in the original ViTPose repository, which counts the right front paw as lower body.
     upper_body=(*range(4), *range(5, 10)),
 )
 
@@ -223,7 +223,7 @@ _FACE_PAIRS = _pairs(
     "23-39 24-38 25-37 26-36 27-35 28-34 29-33 30-32 40-49 41-48 42-47 43-46 44-45 54-58 55-57 59-68 60-67 61-66 "
     "62-65 63-70 64-69 71-77 72-76 73-75 78-82 79-81 83-87 84-86 88-90"
 )
-# Every finger is a chain from the root of its hand, which is keypoint 91 on the left and 112 on the right.
+# Every finger is a chain that starts at the root of its hand: keypoint 91 on the left, 112 on the right.
 _HAND_EDGES = tuple(
     (root if joint == 0 else root + 4 * finger + joint, root + 4 * finger + joint + 1)
     for root in (91, 112)
@@ -237,7 +237,7 @@ WHOLEBODY = Skeleton(
     flip_pairs=(*COCO.flip_pairs, *_pairs("17-20 18-21 19-22"), *_FACE_PAIRS, *((i, i + 21) for i in range(91, 112))),
     edges=(*COCO.edges, *_pairs("15-17 15-18 15-19 16-20 16-21 16-22"), *_HAND_EDGES),
     sigmas=(*COCO.sigmas, *_FEET_SIGMAS, *_FACE_SIGMAS, *_HAND_SIGMAS, *_HAND_SIGMAS),
-    # As in the original, face and hands do not count as upper body.
+    # As in the original ViTPose repository, face and hands do not count as upper body.
     upper_body=COCO.upper_body,
 )
 
@@ -270,23 +270,23 @@ COCO25 = Skeleton(
 )
 
 DATASETS = (COCO, AIC, MPII, AP10K, APT36K, WHOLEBODY)
-"""The data sets of ViTPose++ in the order of its experts: the position is the `dataset_index`."""
+"""The datasets of ViTPose++ in the order of its experts: the position is the `dataset_index`."""
 
 SKELETONS = {skeleton.name: skeleton for skeleton in (*DATASETS, CROWDPOSE, COCO25)}
 _ALIASES = {"cocowholebody": "wholebody"}
 
 
 def canonical_name(name: str) -> str:
-    """The form in which names of data sets are compared: lower case, without "-", "_" and spaces."""
+    """The form in which names of datasets are compared: lower case, without "-", "_" and spaces."""
     key = re.sub(r"[-_ ]", "", name.lower())
     return _ALIASES.get(key, key)
 
 
 def get_skeleton(name: str) -> Skeleton:
-    """The skeleton of a data set by name; case, "-" and "_" do not matter ("AP-10K" is "ap10k").
+    """The skeleton of a dataset by name; case, "-" and "_" do not matter ("AP-10K" is "ap10k").
 
     Raises:
-        ValueError: for a name that is not known, listing those that are.
+        ValueError: for an unknown name, listing the known ones.
     """
     key = canonical_name(name)
     if key not in SKELETONS:

@@ -25,9 +25,10 @@ from tests.support.reference_torch import (
     tiny_model,
 )
 from tests.tolerances import HEATMAPS
-from vitpose_jax.convert import assembly, convert, transforms, write
-from vitpose_jax.convert.assembly import plan, source_shapes, target_shapes
-from vitpose_jax.convert.rules import RULES
+from vitpose_jax.convert import convert, engine, transforms, write
+from vitpose_jax.convert.engine import plan, source_shapes
+from vitpose_jax.convert.formats import BACKBONE_FORMATS, HUGGINGFACE, NATIVE, ORIGINAL
+from vitpose_jax.convert.formats.format import vitpose_shapes
 from vitpose_jax.pretrained import describe, from_pretrained
 from vitpose_jax.skeletons import COCO, DATASETS, Skeleton
 from vitpose_jax.storage import parameters
@@ -48,7 +49,7 @@ VARIANTS = {
 
 @pytest.fixture(params=VARIANTS, scope="module")
 def reference(request, tmp_path_factory):
-    """A reference model and the Hub folder it was saved to."""
+    """A reference model and the folder it was saved to."""
     model = tiny_model(**VARIANTS[request.param])
     folder = save(model, tmp_path_factory.mktemp("hub"))
     if model.config.backbone_config.num_channels == 1:
@@ -63,7 +64,7 @@ def test_heatmaps_equal_those_of_transformers(reference):
     model, folder = reference
     converted, crops = from_pretrained(folder), random_crops(model)
     for index in range(model.config.backbone_config.num_experts):
-        # The head is the first data set's; the others' experts are run through the backbone and the same head.
+        # The head is the first dataset's. The other experts run through the backbone and this head.
         tokens = converted.backbone(jnp.asarray(crops), index).tokens
         got = converted._decode(converted.config.skeletons[0].name, tokens)
         expected = heatmaps(model, crops, index)
@@ -72,7 +73,7 @@ def test_heatmaps_equal_those_of_transformers(reference):
     np.testing.assert_allclose(converted(jnp.asarray(crops)), heatmaps(model, crops, 0), rtol=0, atol=HEATMAPS)
 
 
-def test_the_way_back_is_bit_equal_and_transformers_loads_it(reference, tmp_path):
+def test_round_trip_is_bit_equal_and_transformers_loads_it(reference, tmp_path):
     model, folder = reference
     assert convert(folder, tmp_path / "native") == [tmp_path / "native"]
     assert convert(tmp_path / "native", tmp_path / "hub", to="huggingface") == [tmp_path / "hub"]
@@ -88,18 +89,18 @@ def test_the_way_back_is_bit_equal_and_transformers_loads_it(reference, tmp_path
     assert from_pretrained(tmp_path / "hub").config == from_pretrained(folder).config
 
 
-def test_a_torch_pickle_of_the_hub(tmp_path):
+def test_a_pickle_of_the_hub_is_read(tmp_path):
     model = tiny_model(decoder="classic")
     folder = save(model, tmp_path)
     weights = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
-    assert describe(folder).layout == "huggingface"
+    assert describe(folder).format == "huggingface"
     same_tensors(from_pretrained(folder), weights)
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "bin"])
-def test_shards(tmp_path, kind):
+def test_shards_give_the_same_model_as_one_file(tmp_path, kind):
     model = tiny_model(num_experts=3)
     whole = from_pretrained(save(model, tmp_path / "whole"))
     folder = save(model, tmp_path / "shards", max_shard_size="20KB")
@@ -125,7 +126,7 @@ def test_shards(tmp_path, kind):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_stays_as_it_is(tmp_path, dtype):
+def test_half_precision_is_kept_bit_for_bit(tmp_path, dtype):
     model = tiny_model(decoder="classic", num_experts=2).to(dtype)
     folder = save(model, tmp_path / "hub")
     convert(folder, tmp_path / "native")
@@ -141,15 +142,15 @@ def test_half_precision_stays_as_it_is(tmp_path, dtype):
     same_tensors(from_pretrained(folder, dtype=jnp.bfloat16), before)
 
 
-# Original files: at 384 wide their number of heads, 12, is known.
-ORIGINAL = {"hidden_size": 384, "num_attention_heads": 12, "num_hidden_layers": 1, "layer_norm_eps": 1e-6}
-ORIGINAL |= {"image_size": [256, 192], "mlp_ratio": 1, "part_features": 96}
+# Original files: at width 384 the number of heads is known, 12.
+ORIGINAL_FIELDS = {"hidden_size": 384, "num_attention_heads": 12, "num_hidden_layers": 1, "layer_norm_eps": 1e-6}
+ORIGINAL_FIELDS |= {"image_size": [256, 192], "mlp_ratio": 1, "part_features": 96}
 
 
 @pytest.mark.parametrize("decoder", ["simple", "classic"])
 @pytest.mark.parametrize("bare", [True, False])
-def test_a_plain_original_file(tmp_path, decoder, bare):
-    model = tiny_model(decoder=decoder, **ORIGINAL)
+def test_an_original_file_gives_the_heatmaps_of_torch(tmp_path, decoder, bare):
+    model = tiny_model(decoder=decoder, **ORIGINAL_FIELDS)
     state = original_state_dict(model)
     path = tmp_path / "vitpose-s-coco.pth"
     torch.save(state if bare else {"meta": {"epoch": 210}, "state_dict": state}, path)
@@ -163,12 +164,12 @@ def test_a_plain_original_file(tmp_path, decoder, bare):
 @pytest.fixture(scope="module")
 def plus():
     """A ViTPose++ with six experts and six heads: the model, its other heads, and its original tensors."""
-    model = tiny_model(num_experts=6, decoder="classic", **ORIGINAL)
+    model = tiny_model(num_experts=6, decoder="classic", **ORIGINAL_FIELDS)
     heads = tuple(head(model, known.num_keypoints, seed=index) for index, known in enumerate(DATASETS[1:], 1))
     return model, heads, original_state_dict(model, heads)
 
 
-def test_an_original_file_with_six_heads(tmp_path, plus):
+def test_an_original_file_with_six_heads_is_converted_and_split(tmp_path, plus):
     model, heads, state = plus
     path = tmp_path / "vitpose+_small.pth"
     torch.save({"state_dict": state}, path)
@@ -204,7 +205,7 @@ def test_an_original_file_with_six_heads(tmp_path, plus):
 
 
 @pytest.mark.parametrize("index", [0, 3])
-def test_a_split_file_with_left_overs(tmp_path, plus, index):
+def test_experts_left_over_in_a_split_file_are_ignored(tmp_path, plus, index):
     state = split_state_dict(plus[2], index)
     name = DATASETS[index].name
     torch.save(state, tmp_path / "whole.pth")
@@ -217,7 +218,7 @@ def test_a_split_file_with_left_overs(tmp_path, plus, index):
     for name, leaf in parameters.flatten(plain).items():
         np.testing.assert_array_equal(leaf, expected[name], err_msg=name)
     ignored = describe(path).ignored
-    assert ignored["left behind when one data set was split off: fc2 holds its expert already"] == 12 + 5 * 14
+    assert ignored["left behind when one dataset was split off: fc2 holds its expert already"] == 12 + 5 * 14
 
 
 @pytest.mark.parametrize(
@@ -226,12 +227,12 @@ def test_a_split_file_with_left_overs(tmp_path, plus, index):
     + [(14, "crowdpose.pth", "crowdpose"), (16, "a.pth", "mpii"), (133, "a.pth", "wholebody"), (25, "a.pth", "coco25")]
     + [(5, "a.pth", "custom")],
 )
-def test_what_the_keypoints_of_an_original_file_are(tmp_path, count, name, skeleton):
-    torch.save(original_state_dict(tiny_model(labels=["x"] * count, **ORIGINAL)), tmp_path / name)
+def test_the_skeleton_of_an_original_file_follows_from_its_size_and_name(tmp_path, count, name, skeleton):
+    torch.save(original_state_dict(tiny_model(labels=["x"] * count, **ORIGINAL_FIELDS)), tmp_path / name)
     assert describe(tmp_path / name).config.skeletons[0].name == skeleton
 
 
-def test_questions_an_original_file_leaves_open(tmp_path):
+def test_an_unusual_original_file_needs_a_config_or_an_image_size(tmp_path):
     path = tmp_path / "a.pth"
     model = tiny_model(hidden_size=24, layer_norm_eps=1e-6)
     torch.save(original_state_dict(model), path)
@@ -244,42 +245,47 @@ def test_questions_an_original_file_leaves_open(tmp_path):
     got = from_pretrained(path, config=config)(jnp.asarray(crops))
     np.testing.assert_allclose(got, heatmaps(model, crops), rtol=0, atol=HEATMAPS)
 
-    torch.save(original_state_dict(tiny_model(**{**ORIGINAL, "image_size": [160, 96]})), path)
+    torch.save(original_state_dict(tiny_model(**{**ORIGINAL_FIELDS, "image_size": [160, 96]})), path)
     with pytest.raises(ValueError, match=r"60 patches of 16 x 16 pixels .*image_size="):
         from_pretrained(path)
     assert from_pretrained(path, image_size=(160, 96)).config.image_size == (160, 96)
 
 
-def test_every_target_has_its_sources_and_no_source_two_targets():
+def test_rules_fill_every_number_exactly_once():
     plus = VitPoseConfig.preset("plus-small", num_layers=2)
     one_head = plus.replace(skeletons=DATASETS[:1])
-    for layout, config in (
-        ("original", plus),
-        ("original", plus.replace(decoder="simple")),
-        ("original", VitPoseConfig.preset("base-simple", num_layers=3)),
-        ("huggingface", one_head),
-        ("huggingface", VitPoseConfig.preset("base", num_layers=3, qkv_bias=False)),
+    for format, config in (
+        (ORIGINAL, plus),
+        (ORIGINAL, plus.replace(decoder="simple")),
+        (ORIGINAL, VitPoseConfig.preset("base-simple", num_layers=3)),
+        (HUGGINGFACE, one_head),
+        (HUGGINGFACE, VitPoseConfig.preset("base", num_layers=3, qkv_bias=False)),
+        (NATIVE, plus),
     ):
-        pieces = [(target, *piece) for target, parts in plan(layout, config).items() for piece in parts]
+        pieces = [(target, *piece) for target, parts in plan(format, config).items() for piece in parts]
         sources = [source for _, source, _, _ in pieces]
         assert len(sources) == len(set(sources))
-        # Each number of the model comes from exactly one place.
-        covered = {name: np.zeros(shape, np.int8) for name, shape in target_shapes(config).items()}
+        # Each number of the model comes from exactly one source.
+        covered = {name: np.zeros(shape, np.int8) for name, shape in vitpose_shapes(config).items()}
         for target, _, index, _ in pieces:
             covered[target][index] += 1
         assert all((counts == 1).all() for counts in covered.values())
-    assert all(len({source for source, _, _ in rules}) == len(rules) for rules in RULES.values())
+    for format in (HUGGINGFACE, ORIGINAL, *BACKBONE_FORMATS):
+        assert len({source for source, _, _ in format.rules}) == len(format.rules), format.name
     with pytest.raises(ValueError, match=r"huggingface checkpoint has no place for heads.aic"):
-        plan("huggingface", plus)
+        plan(HUGGINGFACE, plus)
 
 
-def test_the_number_of_tensors_of_the_published_checkpoints():
-    # Counted in the files on the Hub; the six of BatchNorm's counters are left out here.
+def test_published_checkpoints_have_the_expected_number_of_tensors():
+    def names(config: VitPoseConfig) -> dict:
+        return source_shapes(plan(HUGGINGFACE, config), vitpose_shapes(config))
+
+    # Counted in the files on the Hub, without BatchNorm's step counters.
     for name, count in (("base-simple", 199), ("base", 211 - 2)):
-        assert len(source_shapes("huggingface", VitPoseConfig.preset(name))) == count
+        assert len(names(VitPoseConfig.preset(name))) == count
     coco = {"skeletons": DATASETS[:1]}
     for name, count in (("plus-small", 355 - 2), ("plus-large", 691 - 2), ("plus-huge", 915 - 2)):
-        assert len(source_shapes("huggingface", VitPoseConfig.preset(name, **coco))) == count
+        assert len(names(VitPoseConfig.preset(name, **coco))) == count
 
 
 def test_all_problems_are_listed_at_once(tmp_path):
@@ -306,33 +312,34 @@ def test_all_problems_are_listed_at_once(tmp_path):
     ]
 
 
-def test_memory_while_converting(tmp_path, monkeypatch):
-    """Besides the model no more than one of its tensors is held, and of the source one tensor at a time."""
+def test_loading_holds_one_tensor_besides_the_model(tmp_path, monkeypatch):
+    """Besides the model, at most one of its tensors is in memory, and one tensor of the source."""
     model = tiny_model(hidden_size=96, num_hidden_layers=12)
     folder = save(model, tmp_path)
     total = sum(tensor.numel() * 4 for tensor in model.state_dict().values())
     largest = 12 * 96 * 384 * 4
-    held, most = set(), []
+    in_memory, counts = set(), []
 
     def to_flax(transform, tensor):
-        held.add(id(tensor))
-        weakref.finalize(tensor, held.discard, id(tensor))
-        most.append(len(held))
+        in_memory.add(id(tensor))
+        weakref.finalize(tensor, in_memory.discard, id(tensor))
+        counts.append(len(in_memory))
         return transforms.to_flax(transform, tensor)
 
-    monkeypatch.setattr(assembly, "to_flax", to_flax)
-    from_pretrained(folder)  # whatever is compiled or cached, is so now
-    assert len(most) == len(source_shapes("huggingface", describe(folder).config)) and max(most) == 1
+    monkeypatch.setattr(engine, "to_flax", to_flax)
+    from_pretrained(folder)  # fill the caches
+    pieces = plan(HUGGINGFACE, describe(folder).config)
+    assert len(counts) == sum(map(len, pieces.values())) and max(counts) == 1
     tracemalloc.start()
-    kept = from_pretrained(folder)
+    loaded = from_pretrained(folder)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert kept.config.num_layers == 12
+    assert loaded.config.num_layers == 12
     assert peak < total + 2 * largest < 1.8 * total
 
 
-def test_the_command(tmp_path, capsys, monkeypatch):
-    """Run as `python -m vitpose_jax.convert`; it is the same as `vitpose-jax convert`."""
+def test_the_module_runs_as_the_convert_command(tmp_path, capsys, monkeypatch):
+    """`python -m vitpose_jax.convert` does the same as `vitpose-jax convert`."""
 
     def run(*arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
@@ -365,7 +372,7 @@ def test_safetensors_are_converted_without_torch(tmp_path):
     subprocess.run(command, env=programs.environment(), check=True)
 
 
-def test_another_skeleton_goes_there_and_back(tmp_path):
+def test_a_custom_skeleton_survives_a_round_trip(tmp_path):
     odd = Skeleton(name="hands", keypoints=("left_hand", "right_hand", "face"), flip_pairs=((0, 1),), edges=((0, 2),))
     folder = save(tiny_model(labels=["a", "b", "c"], num_experts=2), tmp_path / "hub")
     model = from_pretrained(folder, skeleton=odd)

@@ -1,4 +1,4 @@
-"""Weights in int8: how far rounding moves them, how they are stored, and what is said of damaged files."""
+"""Weights in int8: how much rounding changes them, how they are stored, and errors for damaged files."""
 
 import json
 
@@ -35,22 +35,22 @@ EXPERTS = {"experts": tuple(known.name for known in DATASETS), "part_features": 
     ),
     stacked=st.booleans(),
 )
-def test_rounding_moves_a_weight_by_half_a_scale_at_most(weights, stacked):
+def test_rounding_changes_a_weight_by_at_most_half_a_scale(weights, stacked):
     name = "backbone.blocks.mlp.fc1.kernel" if stacked else "heads.coco.conv.kernel"
     stored = quantized.quantize({name: weights})
     values, scale = stored[name], stored[name + ".scale"]
     assert values.dtype == np.int8 and values.shape == weights.shape
     assert scale.shape == quantized.scale_shape(name, weights.shape)
     assert values.min() >= -127
-    moved = np.abs(quantized.dequantize(values, scale) - weights)
-    assert (moved <= scale * 0.5 * (1 + 1e-4)).all()
+    changes = np.abs(quantized.dequantize(values, scale) - weights)
+    assert (changes <= scale * 0.5 * (1 + 1e-4)).all()
     inputs = (weights.ndim - 2,) if stacked else tuple(range(weights.ndim - 1))
     largest = np.abs(weights).max(axis=inputs, keepdims=True)
-    kept = np.abs(quantized.dequantize(values, scale)).max(axis=inputs, keepdims=True)
-    np.testing.assert_allclose(kept, largest, rtol=1e-6, atol=1e-37)
+    read = np.abs(quantized.dequantize(values, scale)).max(axis=inputs, keepdims=True)
+    np.testing.assert_allclose(read, largest, rtol=1e-6, atol=1e-37)
 
 
-def test_each_layer_and_expert_has_scales_of_its_own():
+def test_each_layer_and_expert_has_its_own_scales():
     kernel = np.array([1.0, 100.0], np.float32)[:, None, None, None] * np.linspace(0.1, 1, 24).reshape(2, 3, 2, 2)
     stored = quantized.quantize({"backbone.blocks.mlp.experts_kernel": kernel})
     assert stored["backbone.blocks.mlp.experts_kernel.scale"].shape == (2, 3, 1, 2)
@@ -59,7 +59,7 @@ def test_each_layer_and_expert_has_scales_of_its_own():
 
 
 @pytest.mark.parametrize("fields", [{}, EXPERTS, {"decoder": "classic"}], ids=["simple", "experts", "classic"])
-def test_a_model_is_stored_and_read_back(tmp_path, fields):
+def test_an_int8_model_is_read_back_within_half_a_scale(tmp_path, fields):
     model = smallest_model(**fields)
     checkpoint.save(model, tmp_path / "int8", int8=True)
     stored = load_file(tmp_path / "int8" / "model.safetensors")
@@ -73,7 +73,7 @@ def test_a_model_is_stored_and_read_back(tmp_path, fields):
             assert (np.abs(read[name] - leaf) <= bound).all(), name
         else:
             np.testing.assert_array_equal(read[name], leaf, err_msg=name)
-    # Whoever reads it, reads the same; and what was rounded once is not moved by a second time.
+    # Both loaders read the same; and rounding a second time changes nothing more.
     again = from_pretrained(tmp_path / "int8")
     assert_same_model(again, checkpoint.load(tmp_path / "int8"))
     checkpoint.save(again, tmp_path / "again", int8=True)
@@ -83,7 +83,7 @@ def test_a_model_is_stored_and_read_back(tmp_path, fields):
     assert parameters.flatten(half)["backbone.patch_embed.proj.kernel"].dtype == jnp.bfloat16
 
 
-def test_heatmaps_move_little(tmp_path):
+def test_int8_changes_heatmaps_by_less_than_a_twentieth(tmp_path):
     model = VitPose(VitPoseConfig(**{**SMALLEST, "hidden_size": 32, "decoder": "classic"}), rngs=nnx.Rngs(0))
     checkpoint.save(model, tmp_path, int8=True)
     crops = jax.random.normal(jax.random.key(0), (2, 32, 16, 3))
@@ -91,23 +91,23 @@ def test_heatmaps_move_little(tmp_path):
     assert 0 < np.linalg.norm(read - heatmaps) < 0.05 * np.linalg.norm(heatmaps)
 
 
-def test_conversion(tmp_path, capsys):
+def test_convert_and_write_store_int8(tmp_path, capsys):
     model = smallest_model()
     checkpoint.save(model, tmp_path / "model")
     assert run(capsys, "convert", tmp_path / "model", tmp_path / "int8", "--int8")[0] == 0
-    found = describe(tmp_path / "int8")
-    assert (found.layout, found.dtype) == ("native", "int8")
+    description = describe(tmp_path / "int8")
+    assert (description.format, description.dtype) == ("native", "int8")
     assert "stored as int8" in run(capsys, "info", tmp_path / "int8")[1]
     (folder,) = convert(tmp_path / "int8", tmp_path / "hub", to="huggingface")
     assert_same_model(from_pretrained(folder), checkpoint.load(tmp_path / "int8"))
-    with pytest.raises(ValueError, match="int8: expected the native layout, got 'huggingface'"):
+    with pytest.raises(ValueError, match="int8: expected the native format, got 'huggingface'"):
         convert(tmp_path / "model", tmp_path / "none", to="huggingface", int8=True)
-    with pytest.raises(ValueError, match="int8: expected the native layout, got 'huggingface'"):
+    with pytest.raises(ValueError, match="int8: expected the native format, got 'huggingface'"):
         write(model, tmp_path / "none", to="huggingface", int8=True)
     assert not (tmp_path / "none").exists()
 
 
-def test_damaged_files(tmp_path):
+def test_missing_and_wrong_scales_raise(tmp_path):
     checkpoint.save(smallest_model(), tmp_path, int8=True)
     path = tmp_path / "model.safetensors"
     stored = load_file(path)

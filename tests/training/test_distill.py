@@ -15,7 +15,7 @@ from tests.support.reference_training import mae
 from tests.support.training_step import KEY, NONE, begin, copied, crops_and_targets, random_batch
 from tests.tolerances import BLOCK, HEATMAPS
 from vitpose_jax import VitPose, VitPoseConfig, checkpoint
-from vitpose_jax.convert.conversion import write
+from vitpose_jax.convert import write
 from vitpose_jax.skeletons import AIC, AP10K, COCO
 from vitpose_jax.storage import parameters
 from vitpose_jax.training import losses, optim

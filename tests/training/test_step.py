@@ -12,8 +12,8 @@ from tests.support.models import PLUS, TINY, random_model
 from tests.support.reference_training import original_rate_and_decay
 from tests.support.training_step import KEY, NONE, begin, copied, crops_and_targets, random_batch
 from vitpose_jax import VitPose, VitPoseConfig
-from vitpose_jax.convert.assembly import from_torch
-from vitpose_jax.convert.hub_config import from_hub
+from vitpose_jax.convert.formats.huggingface import HUGGINGFACE, parse_config
+from vitpose_jax.convert.sources import build_model, check_tensors
 from vitpose_jax.skeletons import AIC, AP10K, COCO
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor
@@ -27,14 +27,15 @@ from vitpose_jax.vitpose.modeling import abstract_vitpose
 def as_ours(reference, tensors, config) -> VitPose:
     arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
     lazy = {name: LazyTensor(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()}
-    return from_torch("huggingface", config, lazy, dtype=jnp.float32, param_dtype=jnp.float32, source="the reference")
+    source = check_tensors(HUGGINGFACE, config, lazy, name="the reference")
+    return build_model(source, dtype=jnp.float32, param_dtype=jnp.float32)
 
 
 @pytest.mark.parametrize("decoder", ["classic", pytest.param("simple", marks=pytest.mark.slow)])
 def test_steps_are_those_of_torch(decoder):
     """The network of transformers, the loss in torch, AdamW with a rate for each layer, clipped gradients."""
     reference = torch_reference.tiny_model(decoder=decoder).train()
-    config = from_hub(reference.config.to_dict(), None, source="the reference")
+    config = parse_config(reference.config.to_dict(), None, source="the reference")
     # Some gradients are 0 but for rounding (those of the keys' bias): eps keeps Adam from blowing that up.
     settings = OptimConfig(
         total_steps=9, warmup_steps=0, milestones=(2,), learning_rate=1e-3, drop_path=0.0, clip_norm=0.01, eps=1e-6

@@ -11,8 +11,8 @@ from tests.support import reference_torch as torch_reference
 from tests.support.models import PLUS, TINY, random_crops, random_model
 from tests.tolerances import BLOCK
 from vitpose_jax import VitPoseConfig
-from vitpose_jax.convert.assembly import from_torch
-from vitpose_jax.convert.hub_config import from_hub
+from vitpose_jax.convert.formats.huggingface import HUGGINGFACE, parse_config
+from vitpose_jax.convert.sources import build_model, check_tensors
 from vitpose_jax.skeletons import AIC, AP10K, COCO
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor
@@ -61,13 +61,13 @@ def test_a_training_step_is_that_of_torch():
     """Loss, all gradients and the statistics afterwards: of the classic decoder, with the batch's own statistics."""
     reference = torch_reference.tiny_model(decoder="classic", num_experts=3)
     crops = torch_reference.random_crops(reference)
-    config = from_hub(reference.config.to_dict(), None, source="the reference")
+    config = parse_config(reference.config.to_dict(), None, source="the reference")
     dtypes = {"dtype": jnp.float32, "param_dtype": jnp.float32}
 
     def ours(tensors: dict[str, torch.Tensor]) -> VitPose:
         arrays = {name: tensor.detach().numpy().copy() for name, tensor in tensors.items()}
         lazy = {name: LazyTensor(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()}
-        return from_torch("huggingface", config, lazy, **dtypes, source="the reference")
+        return build_model(check_tensors(HUGGINGFACE, config, lazy, name="the reference"), **dtypes)
 
     graphdef, trained, rest = split(training_view(ours(reference.state_dict())))
     targets = np.random.default_rng(1).uniform(size=(len(crops), 16, 12, 17)).astype(np.float32)

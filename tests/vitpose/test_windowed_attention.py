@@ -12,7 +12,7 @@ from flax import nnx
 from tests.support.models import PLUS, TINY, random_crops, random_model
 from tests.tolerances import BFLOAT16, BLOCK, HEATMAPS
 from vitpose_jax import VitPose, VitPoseConfig, checkpoint
-from vitpose_jax.convert.conversion import write
+from vitpose_jax.convert import write
 from vitpose_jax.skeletons import AP10K, COCO
 from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose import windowed_attention as windows

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 
-class Layout(enum.StrEnum):
-    """What `convert` writes."""
+class Format(enum.StrEnum):
+    """Formats that `convert` writes."""
 
     native = "native"
     huggingface = "huggingface"
@@ -17,16 +17,16 @@ class Layout(enum.StrEnum):
 def convert(
     source: Annotated[str, typer.Argument(help="A Hub id, a folder or a checkpoint file.")],
     dest: Annotated[pathlib.Path, typer.Argument(help="The folder to write.")],
-    to: Annotated[Layout, typer.Option(help="The layout to write.")] = Layout.native,
-    split: Annotated[bool, typer.Option("--split", help="One plain model for each data set of a ViTPose++.")] = False,
-    dataset: Annotated[str | None, typer.Option(help="A plain model for this data set alone.")] = None,
+    to: Annotated[Format, typer.Option(help="The format to write.")] = Format.native,
+    split: Annotated[bool, typer.Option("--split", help="One plain model for each dataset of a ViTPose++.")] = False,
+    dataset: Annotated[str | None, typer.Option(help="A plain model for this dataset only.")] = None,
     image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width of a crop, in pixels.")] = None,
-    skeleton: Annotated[str | None, typer.Option(help="What the head's channels are: coco, crowdpose, ...")] = None,
-    int8: Annotated[bool, typer.Option("--int8", help="Store the weights in a quarter of the bytes; native.")] = False,
+    skeleton: Annotated[str | None, typer.Option(help="The keypoints of the head: coco, crowdpose, ...")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="Store int8 weights: a quarter of the bytes.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Convert a checkpoint between PyTorch (the Hub's or the original layout) and the native format."""
+    """Convert a checkpoint between PyTorch (the Hub's or the original format) and the native format."""
     from vitpose_jax.convert import convert as run
 
     options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "skeleton": skeleton}
@@ -38,15 +38,16 @@ def info(
     source: Annotated[str, typer.Argument(help="A Hub id, a folder or a checkpoint file.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
 ) -> None:
-    """Say what a checkpoint holds, without loading its weights."""
+    """Print what a checkpoint holds, without loading its weights."""
     from vitpose_jax.pretrained import describe
 
-    found = describe(source, revision=revision)
-    config = found.config
+    description = describe(source, revision=revision)
+    config = description.config
     rows = {
-        "path": found.path,
-        "layout": found.layout,
-        "parameters": f"{found.parameters / 1e6:.2f} M, stored as {found.dtype}, {found.size / 1e6:.1f} MB",
+        "path": description.path,
+        "format": description.format,
+        "parameters": f"{description.parameters / 1e6:.2f} M, stored as {description.dtype}, "
+        f"{description.size / 1e6:.1f} MB",
         "crops": f"{config.image_size[0]} x {config.image_size[1]} (height x width)",
         "backbone": f"{config.num_layers} blocks, {config.hidden_size} wide, {config.num_heads} heads",
         "experts": ", ".join(config.experts) or "none",
@@ -55,17 +56,17 @@ def info(
     }
     for name, value in rows.items():
         print(f"{name:12} {value}")
-    for reason, count in found.ignored.items():
+    for reason, count in description.ignored.items():
         print(f"{'ignored':12} {count} tensors: {reason}")
 
 
 def init(
     preset: Annotated[str, typer.Argument(help="small, base, large, huge, base-simple, plus-base, ...")],
     dest: Annotated[pathlib.Path, typer.Argument(help="The folder to write.")],
-    seed: Annotated[int, typer.Option(help="Of the random weights.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a checkpoint that is there.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of the random weights.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
 ) -> None:
-    """Write a model with random weights, to try things out or to start training from."""
+    """Write a model with random weights, for a first try or to start training from."""
     from flax import nnx
 
     from vitpose_jax import checkpoint

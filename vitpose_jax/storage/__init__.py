@@ -1,1 +1,1 @@
-"""Bytes on disk: tensors, parameters, int8, files written whole."""
+"""Bytes on disk: safetensors and JSON, parameters by name, int8 weights, atomic writes."""

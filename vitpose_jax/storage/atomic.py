@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Atomic writes: a file is written whole or not at all."""
 
 import io
 import os
@@ -9,10 +9,13 @@ from PIL import Image
 
 
 def write_whole(path: pathlib.Path, content: bytes | Iterable[bytes], *, sync: bool = False) -> None:
-    """Write a file so that nobody ever sees half of it: under another name in the same folder, then renamed.
+    """Write a file under a temporary name in the same folder, then rename it: no reader sees an incomplete file.
 
-    Its content may come in pieces. With `sync` it is on the disk, whatever happens to the machine, before it takes the
-    place of another.
+    Args:
+        path: of the file; its folder is created if it does not exist.
+        content: all of it, or in pieces.
+        sync: flush the content to the disk before the rename, so that a power failure cannot lose both the old file
+            and the new one.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -28,7 +31,7 @@ def write_whole(path: pathlib.Path, content: bytes | Iterable[bytes], *, sync: b
 
 
 def write_png(path: pathlib.Path, image: Image.Image) -> None:
-    """Write an image as `write_whole` does."""
+    """Write an image as PNG, whole or not at all."""
     content = io.BytesIO()
     image.save(content, "PNG")
     write_whole(path, content.getvalue())

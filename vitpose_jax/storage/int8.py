@@ -1,8 +1,8 @@
 """Weights stored as int8: a quarter of the bytes, read back as float32.
 
-Every kernel is an int8 array with one float32 scale for each output channel, beside it under the name of the kernel
-with ".scale" behind; the kernel is their product. Blocks and experts are stacked, and each has scales of its own.
-Biases, norms and positions are few and stay as they are. Only the file is smaller: a model computes as ever.
+Every kernel becomes an int8 array and a float32 scale for each output channel; the kernel is their product. The scale's
+name is the kernel's with ".scale" appended. Each stacked block and expert has its own scales. Biases, norms and
+positions are small and stay as they are. Only the file is smaller: the model computes in floating point as before.
 """
 
 from collections.abc import Iterable, Mapping
@@ -16,14 +16,14 @@ LARGEST = 127
 
 
 def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The tensors of a model as they are stored in int8.
+    """The tensors of a model as an int8 checkpoint stores them.
 
     Args:
         tensors: by flat name (`parameters.flatten`), floating-point.
 
     Returns:
-        Kernels as int8, each with its scale; all others unchanged. Rounding moves a weight by at most half a scale,
-        that is 1/254 of the largest weight of its output channel.
+        Kernels as int8, each with its scale; all others unchanged. Rounding changes a weight by at most half a scale,
+        which is 1/254 of the largest weight of its output channel.
     """
     result = {}
     for name, tensor in tensors.items():
@@ -32,7 +32,7 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
             result[name] = tensor
             continue
         weights = tensor.astype(np.float32)
-        largest = np.abs(weights).max(axis=_inputs(name, weights.ndim), keepdims=True)
+        largest = np.abs(weights).max(axis=_input_axes(name, weights.ndim), keepdims=True)
         scale = np.maximum(largest / LARGEST, np.finfo(np.float32).tiny)
         result[name] = np.rint(weights / scale).astype(np.int8)
         result[name + SCALE] = scale
@@ -40,18 +40,18 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def dequantize(values: Int8[np.ndarray, "..."], scale: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """The weights that are stored."""
+    """The weights that int8 values and their scale stand for."""
     return values * scale
 
 
 def scale_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a kernel's scale, which is multiplied with it as it stands."""
-    inputs = _inputs(name, len(shape))
-    return tuple(1 if axis in inputs else side for axis, side in enumerate(shape))
+    """The shape of a kernel's scale, which broadcasts against the kernel."""
+    input_axes = _input_axes(name, len(shape))
+    return tuple(1 if axis in input_axes else size for axis, size in enumerate(shape))
 
 
 def problems(tensors: Mapping[str, Any]) -> Iterable[str]:
-    """One line for every int8 tensor without its scale, and for every scale of another shape than expected."""
+    """One line for every int8 tensor without a scale, and for every scale of another shape than expected."""
     for name, tensor in sorted(tensors.items()):
         if tensor.dtype != np.int8:
             continue
@@ -62,6 +62,6 @@ def problems(tensors: Mapping[str, Any]) -> Iterable[str]:
             yield f"{name}{SCALE}: expected shape {expected}, got {tuple(tensors[name + SCALE].shape)}"
 
 
-def _inputs(name: str, axes: int) -> tuple[int, ...]:
-    # The last axis is that of the output channels. Leading axes of the blocks count layers and experts.
+def _input_axes(name: str, axes: int) -> tuple[int, ...]:
+    # The last axis has the output channels. In stacked blocks the leading axes are layers and experts.
     return (axes - 2,) if ".blocks." in name else tuple(range(axes - 1))

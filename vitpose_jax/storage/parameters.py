@@ -1,7 +1,7 @@
 """Parameters by flat name: "backbone.blocks.attention.qkv.kernel" -> array.
 
-Checkpoints, conversion and everything else that speaks of parameters use these names. BatchNorm's running
-mean and variance count as parameters here: a model cannot be rebuilt without them.
+Checkpoints, conversion and training use these names. BatchNorm's running mean and variance count as parameters here: a
+model cannot be rebuilt without them.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -22,18 +22,18 @@ def flatten(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
 
 
 def abstract(create: Callable[[], Model]) -> Model:
-    """The module that `create` makes, with shapes in the place of arrays: nothing is computed."""
+    """The module that `create` returns, with shapes and dtypes instead of arrays: nothing is computed."""
     return nnx.eval_shape(create)
 
 
 def fill(module: Model, tensors: Mapping[str, Any], *, source: str = "the tensors") -> Model:
-    """Put tensors into an abstract module; all of them, and into every place.
+    """Put tensors into an abstract module. Every place is filled, and every tensor is used.
 
     Args:
-        module: from `abstract`; its dtypes are what the tensors are cast to.
-        tensors: by flat name; arrays, or anything with a `shape` that becomes one when asked (`__array__`), which
-            happens to one at a time.
-        source: where they come from, for the error.
+        module: from `abstract`. Tensors are cast to its dtypes.
+        tensors: by flat name; arrays, or objects with a `shape` that `__array__` turns into an array. They are read one
+            at a time.
+        source: where the tensors come from, for the error message.
 
     Returns:
         The module, with arrays.
@@ -41,11 +41,16 @@ def fill(module: Model, tensors: Mapping[str, Any], *, source: str = "the tensor
     Raises:
         ValueError: listing at once every tensor that is missing, unexpected or of another shape.
     """
+    expected = {name: tuple(leaf.shape) for name, leaf in flatten(module).items()}
+    raise_problems(differences(expected, tensors), source=source)
+    return fill_checked(module, tensors)
+
+
+def fill_checked(module: Model, tensors: Mapping[str, Any]) -> Model:
+    """As `fill`, for tensors whose names and shapes were compared with the module's before."""
     graphdef, state = nnx.split(module)
-    flat = {".".join(map(str, path)): variable for path, variable in nnx.to_flat_state(state)}
-    raise_problems(differences({name: tuple(leaf.shape) for name, leaf in flat.items()}, tensors), source=source)
-    for name, variable in flat.items():
-        variable.set_value(jnp.asarray(tensors[name], variable.dtype))
+    for path, variable in nnx.to_flat_state(state):
+        variable.set_value(jnp.asarray(tensors[".".join(map(str, path))], variable.dtype))
     return nnx.merge(graphdef, state)
 
 

@@ -1,4 +1,4 @@
-"""Tensors and JSON on disk: safetensors files read lazily, model folders written whole."""
+"""Tensors and JSON on disk: safetensors files are read lazily, model folders are written whole or not at all."""
 
 import dataclasses
 import functools
@@ -33,12 +33,12 @@ _DTYPES = {
 
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
-    """A tensor in a file: shape and dtype are known, the numbers are read whenever they are asked for.
+    """A tensor in a file: shape and dtype are known, and `np.asarray` reads the numbers, each time it is called.
 
     Attributes:
-        shape, dtype: of what is read.
-        read: does it.
-        stored: the dtype in the file, where that is another one: int8.
+        shape, dtype: of the array that is read.
+        read: returns that array.
+        stored: the dtype in the file, if it differs (int8); else None.
     """
 
     shape: tuple[int, ...]
@@ -54,7 +54,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: where the file is missing, cannot be read, is not JSON or holds no object.
+        ValueError: if the file is missing, cannot be read, is not JSON or holds no object.
     """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -68,22 +68,22 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """The tensors of a safetensors file by name. Only its header is read here.
+    """The tensors of a safetensors file by name. Only the header is read here.
 
     Raises:
-        ValueError: where the file is missing, damaged, cut short or holds a dtype that is not known.
+        ValueError: if the file is missing, damaged, truncated or holds an unknown dtype.
     """
     try:
         file = safe_open(path, framework="numpy")
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or cut short ({error})") from error
+        raise ValueError(f"{path}: not a safetensors file, or truncated ({error})") from error
     tensors = {}
     for name in file.keys():  # noqa: SIM118 (it is not a mapping)
         header = file.get_slice(name)
         if header.get_dtype() not in _DTYPES:
-            raise ValueError(f"{path}: {name} has the dtype {header.get_dtype()}, which is not known here")
+            raise ValueError(f"{path}: {name} has the unknown dtype {header.get_dtype()}")
         dtype = np.dtype(_DTYPES[header.get_dtype()])
         tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, functools.partial(file.get_tensor, name))
     return tensors
@@ -99,33 +99,33 @@ def write_folder(
 ) -> None:
     """Write model.safetensors and JSON files into a folder, whole or not at all.
 
-    Everything is written under temporary names first. config.json appears last, and an old one goes first: a
-    folder that has one is complete.
+    Everything is written under temporary names first. An old config.json is deleted first, and the new one is renamed
+    last: a folder that has a config.json is complete.
 
     Args:
-        folder: made where it does not exist.
+        folder: created if it does not exist.
         tensors: arrays by name.
         documents: JSON objects by file name, config.json among them.
         metadata: for the header of the safetensors file.
-        overwrite: replace a checkpoint that is there already.
+        overwrite: replace a checkpoint that is already there.
 
     Raises:
-        ValueError: where `folder` holds a checkpoint and `overwrite` is not set, or is not a folder.
+        ValueError: if `folder` holds a checkpoint and `overwrite` is not set, or is not a folder.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder}: expected a folder, got a file")
-    old = [name for name in (WEIGHTS_FILE, *documents) if (folder / name).exists()]
-    if old and not overwrite:
-        raise ValueError(f"{folder}: already holds {', '.join(old)}; choose another folder, or ask to overwrite")
-    # save_file writes an array's memory as it lies: one that is not contiguous would be garbled.
+    existing = [name for name in (WEIGHTS_FILE, *documents) if (folder / name).exists()]
+    if existing and not overwrite:
+        raise ValueError(f"{folder}: already holds {', '.join(existing)}; choose another folder, or ask to overwrite")
+    # save_file writes the memory of an array as it is: an array that is not contiguous would be garbled.
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     names = [WEIGHTS_FILE, *sorted(documents, key=lambda name: name == CONFIG_FILE)]
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in names}
     try:
-        # save_file makes files that nobody else may read; give this one the permissions of any other.
+        # save_file creates files that only their owner may read; give this one the default permissions.
         temporary[WEIGHTS_FILE].touch()
         mode = temporary[WEIGHTS_FILE].stat().st_mode
         save_file(arrays, temporary[WEIGHTS_FILE], metadata=metadata)

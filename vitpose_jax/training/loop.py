@@ -29,14 +29,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vitpose_jax import checkpoint, convert, from_pretrained
-from vitpose_jax.convert.hub_config import to_hub
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.runner import evaluate
 from vitpose_jax.evaluation.scoring import check_scorable
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.atomic import write_whole
-from vitpose_jax.storage.tensors import read_json
+from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 from vitpose_jax.training.checkpoints import Checkpoints
 from vitpose_jax.training.config import TrainConfig, changed
 from vitpose_jax.training.data import Loader, make_loader
@@ -192,7 +191,7 @@ def fit(config: TrainConfig, *, resume: bool = False, progress: bool = False) ->
         return FitResult(
             step=step // accumulate,
             finished=step == total * accumulate,
-            model=folder if (folder / checkpoint.CONFIG_FILE).exists() else None,
+            model=folder if (folder / CONFIG_FILE).exists() else None,
             best=best,
             checkpoint=None if last is None else output / CHECKPOINTS / str(last),
         )
@@ -202,7 +201,7 @@ def _prepare(config: TrainConfig, output: pathlib.Path, *, resume: bool) -> None
     """See that the output folder is free, or holds the training to go on with; and that all of it can be written."""
     if config.huggingface:
         # Now, and not when the best model has been found.
-        to_hub(config.vitpose, param_dtype=jnp.float32)
+        convert.check_writable(config.vitpose, "huggingface")
     held = output / CONFIG
     if not held.exists():
         return

@@ -11,13 +11,11 @@ import transformers
 from safetensors.numpy import load_file, save_file
 
 from tests.support.reference_rtdetr import PUBLISHED, create, published, save, tiny_detector
-from vitpose_jax.convert import detector_config
-from vitpose_jax.convert.assembly import shapes_at_source
-from vitpose_jax.convert.detector_config import from_hub, to_hub
-from vitpose_jax.convert.detector_rules import ignored, with_file_names
-from vitpose_jax.convert.detectors import load_detector, plan, target_shapes, write_detector
+from vitpose_jax.convert.detectors import load_detector, write_detector
+from vitpose_jax.convert.engine import arrange, plan
+from vitpose_jax.convert.formats import RTDETR, rtdetr
+from vitpose_jax.convert.formats.rtdetr import detector_shapes, make_documents, parse_config
 from vitpose_jax.rtdetr.config import DetectorConfig
-from vitpose_jax.rtdetr.modeling import abstract_detector
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor
 
@@ -45,13 +43,13 @@ R18 = {
 
 def read(changes=None, backbone=None, preprocessor=None) -> DetectorConfig:
     values = {**R18, "backbone_config": {**R18["backbone_config"], **(backbone or {})}, **(changes or {})}
-    return from_hub(values, preprocessor, source="folder/config.json")
+    return parse_config(values, preprocessor, source="folder/config.json")
 
 
 # Configurations
 
 
-def test_a_published_configuration():
+def test_a_published_configuration_is_read():
     assert read() == DetectorConfig(
         hidden_sizes=(64, 128, 256, 512),
         depths=(2, 2, 2, 2),
@@ -63,26 +61,28 @@ def test_a_published_configuration():
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_what_is_left_out_has_the_defaults_of_transformers(version):
-    theirs = (transformers.RTDetrConfig, transformers.RTDetrV2Config)[version - 1](num_labels=80)
+def test_missing_keys_have_the_defaults_of_transformers(version):
+    reference = (transformers.RTDetrConfig, transformers.RTDetrV2Config)[version - 1](num_labels=80)
     resnet = {"model_type": "rt_detr_resnet", "out_indices": [2, 3, 4]}
-    bare = {"model_type": theirs.model_type, "backbone_config": resnet, "num_labels": 80}
-    assert from_hub(bare, None, source="x") == from_hub(json.loads(theirs.to_json_string()), None, source="x")
+    bare = {"model_type": reference.model_type, "backbone_config": resnet, "num_labels": 80}
+    assert parse_config(bare, None, source="x") == parse_config(
+        json.loads(reference.to_json_string()), None, source="x"
+    )
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_every_key_transformers_writes_is_known(version):
     config = (transformers.RTDetrConfig, transformers.RTDetrV2Config)[version - 1]()
-    used = detector_config.USED_V2 if version == 2 else detector_config.USED
-    assert set(config.to_dict()) <= used | set(detector_config.IGNORED) | set(detector_config.FIXED)
-    known = detector_config.USED_BACKBONE | set(detector_config.IGNORED_BACKBONE) | set(detector_config.FIXED)
+    used = rtdetr.V2_KEYS if version == 2 else rtdetr.DETECTOR_KEYS
+    assert set(config.to_dict()) <= used | set(rtdetr.IGNORED_DETECTOR_KEYS) | set(rtdetr.FIXED_DETECTOR_KEYS)
+    known = rtdetr.RESNET_KEYS | set(rtdetr.IGNORED_RESNET_KEYS) | set(rtdetr.FIXED_DETECTOR_KEYS)
     assert set(config.backbone_config.to_dict()) <= known
-    assert not set(detector_config.IGNORED) & (used | set(detector_config.FIXED))
-    assert all(detector_config.IGNORED.values())
+    assert not set(rtdetr.IGNORED_DETECTOR_KEYS) & (used | set(rtdetr.FIXED_DETECTOR_KEYS))
+    assert all(rtdetr.IGNORED_DETECTOR_KEYS.values())
     # Every field here comes from somewhere.
-    tables = (detector_config.FIELDS, detector_config.FIELDS_V2, detector_config.FIELDS_BACKBONE)
+    tables = (rtdetr.DETECTOR_FIELDS, rtdetr.V2_FIELDS, rtdetr.RESNET_FIELDS)
     images = {"image_size", "rescale_factor", "image_mean", "image_std"}
-    named = {ours for table in tables for _, ours, _ in table} | images | {"version", "labels", "out_indices"}
+    named = {field for table in tables for _, field, _ in table} | images | {"version", "labels", "out_indices"}
     assert named == {field.name for field in dataclasses.fields(DetectorConfig)}
 
 
@@ -117,24 +117,25 @@ def test_every_key_transformers_writes_is_known(version):
         ({"backbone_config": {"model_type": "resnet"}}, {}, {}, "expected a backbone_config of model_type"),
     ],
 )
-def test_what_is_not_understood_is_refused(changes, backbone, preprocessor, message):
+def test_unknown_and_unsupported_values_raise(changes, backbone, preprocessor, message):
     with pytest.raises(ValueError, match=message) as error:
         read(changes, backbone, preprocessor)
     assert str(error.value).startswith("folder/config.json")
 
 
-def test_all_that_is_wrong_is_said_at_once():
+def test_all_configuration_problems_are_listed_at_once():
     with pytest.raises(ValueError, match=r"one: unknown.+; backbone_config.two: unknown.+; .+resample"):
         read({"one": 1}, {"two": 2}, {"resample": 3})
 
 
-def test_the_preprocessor_says_how_images_are_prepared():
+def test_the_preprocessor_sets_size_and_normalization():
     mean, std = [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]
-    found = read(preprocessor={"size": {"height": 320, "width": 352}, "image_mean": mean, "image_std": std})
-    assert found.image_size == (320, 352) and found.image_mean == (0, 0, 0) and found.image_std == (1, 1, 1)
-    found = read(preprocessor={"do_normalize": True, "rescale_factor": 0.5, "image_mean": mean, "image_std": std})
-    assert found.image_mean == tuple(mean) and found.image_std == tuple(std) and found.rescale_factor == 0.5
-    assert from_hub(*to_hub(found, param_dtype=jnp.float32), source="x") == found
+    config = read(preprocessor={"size": {"height": 320, "width": 352}, "image_mean": mean, "image_std": std})
+    assert config.image_size == (320, 352) and config.image_mean == (0, 0, 0) and config.image_std == (1, 1, 1)
+    config = read(preprocessor={"do_normalize": True, "rescale_factor": 0.5, "image_mean": mean, "image_std": std})
+    assert config.image_mean == tuple(mean) and config.image_std == tuple(std) and config.rescale_factor == 0.5
+    documents = make_documents(config, param_dtype=jnp.float32)
+    assert parse_config(documents["config.json"], documents["preprocessor_config.json"], source="x") == config
 
 
 # Tensors
@@ -155,7 +156,7 @@ def reference(request, tmp_path_factory):
     return model, save(model, tmp_path_factory.mktemp("hub"))
 
 
-def test_the_way_back_is_bit_equal_and_transformers_loads_it(reference, tmp_path):
+def test_round_trip_is_bit_equal_and_transformers_loads_it(reference, tmp_path):
     model, folder = reference
     detector = load_detector(folder)
     assert write_detector(detector, tmp_path / "hub") == tmp_path / "hub"
@@ -172,19 +173,19 @@ def test_the_way_back_is_bit_equal_and_transformers_loads_it(reference, tmp_path
         write_detector(detector, tmp_path / "hub")
 
 
-def test_every_source_tensor_goes_to_one_place(reference):
+def test_rules_use_every_source_tensor_once(reference):
     _, folder = reference
     tensors, detector = load_file(folder / "model.safetensors"), load_detector(folder)
-    sources = [source for pieces in plan(detector).values() for source, _, _ in pieces]
+    sources = [source for pieces in plan(RTDETR, detector.config).values() for source, _, _ in pieces]
     assert len(sources) == len(set(sources))
     left = set(tensors) - set(sources)
     assert not set(sources) - set(tensors)
     assert all(name.endswith(("num_batches_tracked", "denoising_class_embed.weight")) for name in left)
-    sizes = [np.prod(shape, dtype=int) for shape in target_shapes(detector).values()]
+    sizes = [np.prod(shape, dtype=int) for shape in detector_shapes(detector.config).values()]
     assert sum(tensors[source].size for source in sources) == sum(sizes)
 
 
-def test_names_in_memory_and_twins_are_understood(reference, tmp_path):
+def test_names_in_memory_and_duplicate_heads_are_read(reference, tmp_path):
     """As `torch.save(model.state_dict())` writes them: other names, and heads in two places."""
     model, folder = reference
     (tmp_path / "config.json").write_text((folder / "config.json").read_text())
@@ -192,10 +193,10 @@ def test_names_in_memory_and_twins_are_understood(reference, tmp_path):
     state = model.state_dict()
     assert not set(state) <= set(load_file(folder / "model.safetensors"))
     torch.save(state, tmp_path / "pytorch_model.bin")
-    ours, theirs = (parameters.flatten(load_detector(path)) for path in (tmp_path, folder))
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    from_memory, from_files = (parameters.flatten(load_detector(path)) for path in (tmp_path, folder))
+    assert from_memory.keys() == from_files.keys()
+    for name in from_memory:
+        np.testing.assert_array_equal(from_memory[name], from_files[name], err_msg=name)
     # With both names, both must say the same.
     name = "model.decoder.class_embed.0.bias"
     torch.save(state | {"class_embed.0.bias": state[name] + 1}, tmp_path / "pytorch_model.bin")
@@ -210,11 +211,11 @@ def test_names_in_memory_and_twins_are_understood(reference, tmp_path):
     }
     torch.save(alone, tmp_path / "pytorch_model.bin")
     np.testing.assert_array_equal(
-        load_detector(tmp_path).decoder.layers.score.bias[...], theirs["decoder.layers.score.bias"]
+        load_detector(tmp_path).decoder.layers.score.bias[...], from_files["decoder.layers.score.bias"]
     )
 
 
-def test_all_that_is_wrong_with_tensors_is_listed(tmp_path):
+def test_all_tensor_problems_are_listed_at_once(tmp_path):
     folder = save(tiny_detector(), tmp_path)
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.enc_output.0.bias"]
@@ -233,8 +234,8 @@ def test_all_that_is_wrong_with_tensors_is_listed(tmp_path):
         assert line in str(error.value)
 
 
-def test_a_folder_that_is_none_or_of_something_else(tmp_path):
-    with pytest.raises(ValueError, match=r"config\.json: cannot be read"):
+def test_an_empty_folder_and_a_file_raise(tmp_path):
+    with pytest.raises(ValueError, match=r"missing config\.json"):
         load_detector(tmp_path)
     (tmp_path / "file.bin").touch()
     with pytest.raises(ValueError, match="expected a folder"):
@@ -243,16 +244,19 @@ def test_a_folder_that_is_none_or_of_something_else(tmp_path):
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("size", PUBLISHED)
-def test_shapes_of_everything_published(size, version):
+def test_shapes_of_all_published_detectors_match(size, version):
     """Names and shapes alone, for nothing: no number is made here or in torch."""
     config = published(size, version)
     with torch.device("meta"):
         state = create(config).state_dict()
-    tensors = {name: LazyTensor(tuple(x.shape), np.dtype(np.float32), x.numpy) for name, x in state.items()}
-    named, _ = with_file_names(tensors)
-    ours = from_hub(json.loads(config.to_json_string()), None, source=size)
-    detector = abstract_detector(ours)
-    expected = shapes_at_source(plan(detector), target_shapes(detector))
-    used = {name: tensor for name, tensor in named.items() if name not in ignored(named)}
-    assert list(parameters.differences(expected, used)) == []
-    assert len(ours.labels) == 80 and ours.version == version
+    # Heads are there under two names each, which are the same tensor.
+    twins = {name for name in state if name.startswith(("class_embed.", "bbox_embed."))}
+    tensors = {
+        name: LazyTensor(tuple(tensor.shape), np.dtype(np.float32), tensor.numpy)
+        for name, tensor in state.items()
+        if name not in twins
+    }
+    parsed = parse_config(json.loads(config.to_json_string()), None, source=size)
+    arranged, _ = arrange(RTDETR, parsed, tensors, source=size)
+    assert {name: tensor.shape for name, tensor in arranged.items()} == detector_shapes(parsed)
+    assert len(parsed.labels) == 80 and parsed.version == version

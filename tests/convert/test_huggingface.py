@@ -6,8 +6,9 @@ import pytest
 import transformers
 
 from tests.support.reference_torch import HUB_LABELS
-from vitpose_jax.convert import hub_config
-from vitpose_jax.convert.hub_config import from_hub, to_hub
+from vitpose_jax.convert.formats import hub_keys, huggingface
+from vitpose_jax.convert.formats.hub_keys import PREPROCESSOR_FILE
+from vitpose_jax.convert.formats.huggingface import make_documents, parse_config
 from vitpose_jax.skeletons import AP10K, COCO, DATASETS, MPII, Skeleton
 from vitpose_jax.vitpose.config import VitPoseConfig
 
@@ -35,55 +36,56 @@ def read(top=None, backbone=None, preprocessor=None):
     values = {**PLUS_BASE, **(top or {})}
     if values["backbone_config"] is PLUS_BASE["backbone_config"]:
         values["backbone_config"] = {**PLUS_BASE["backbone_config"], **(backbone or {})}
-    return from_hub(values, preprocessor, source="folder/config.json")
+    return parse_config(values, preprocessor, source="folder/config.json")
 
 
-def test_a_published_configuration():
+def test_a_published_configuration_is_read():
     expected = VitPoseConfig.preset("plus-base", layer_norm_eps=1e-12, skeletons=(COCO,))
     assert read() == expected
     assert read().datasets == tuple(known.name for known in DATASETS)
 
 
-def test_what_is_left_out_has_the_defaults_of_transformers():
+def test_missing_keys_have_the_defaults_of_transformers():
     values = {"model_type": "vitpose", "backbone_config": {"model_type": "vitpose_backbone"}}
-    ours = from_hub(values, None, source="x")
-    theirs = transformers.VitPoseBackboneConfig()
-    assert ours.image_size == tuple(theirs.image_size) and ours.patch_size == tuple(theirs.patch_size)
-    assert (ours.hidden_size, ours.num_layers, ours.num_heads) == (
-        theirs.hidden_size,
-        theirs.num_hidden_layers,
-        theirs.num_attention_heads,
+    config = parse_config(values, None, source="x")
+    reference = transformers.VitPoseBackboneConfig()
+    assert config.image_size == tuple(reference.image_size) and config.patch_size == tuple(reference.patch_size)
+    assert (config.hidden_size, config.num_layers, config.num_heads) == (
+        reference.hidden_size,
+        reference.num_hidden_layers,
+        reference.num_attention_heads,
     )
-    assert (ours.mlp_ratio, ours.hidden_act, ours.qkv_bias) == (theirs.mlp_ratio, theirs.hidden_act, theirs.qkv_bias)
-    assert (ours.layer_norm_eps, ours.initializer_range) == (theirs.layer_norm_eps, theirs.initializer_range)
-    assert ours.out_indices == tuple(theirs.out_indices)
+    for field in ("mlp_ratio", "hidden_act", "qkv_bias", "layer_norm_eps", "initializer_range"):
+        assert getattr(config, field) == getattr(reference, field), field
+    assert config.out_indices == tuple(reference.out_indices)
     top = transformers.VitPoseConfig()
-    assert (ours.decoder == "simple", ours.scale_factor) == (top.use_simple_decoder, top.scale_factor)
-    assert ours.skeletons[0].num_keypoints == top.num_labels == 2
-    with_experts = from_hub(
+    assert (config.decoder == "simple", config.scale_factor) == (top.use_simple_decoder, top.scale_factor)
+    assert config.skeletons[0].num_keypoints == top.num_labels == 2
+    with_experts = parse_config(
         {**values, "backbone_config": {**values["backbone_config"], "num_experts": 2}}, None, source="x"
     )
-    assert with_experts.part_features == theirs.part_features
+    assert with_experts.part_features == reference.part_features
 
 
 def test_every_key_transformers_writes_is_known():
     config = transformers.VitPoseConfig(backbone_config=transformers.VitPoseBackboneConfig())
     top, backbone = config.to_dict(), config.backbone_config.to_dict()
-    assert set(top) <= hub_config.USED | set(hub_config.IGNORED_TOP) | set(hub_config.FIXED)
-    assert set(backbone) <= hub_config.USED_BACKBONE | set(hub_config.IGNORED_BACKBONE) | set(hub_config.FIXED)
+    fixed = set(hub_keys.FIXED_KEYS)
+    assert set(top) <= huggingface.USED_KEYS | set(huggingface.IGNORED_TOP_KEYS) | fixed
+    assert set(backbone) <= huggingface.USED_BACKBONE_KEYS | set(hub_keys.IGNORED_BACKBONE_KEYS) | fixed
     # Each field of the two classes that is not of the base class is used, dropout excepted.
     base = inspect.signature(transformers.PreTrainedConfig).parameters
     for cls, used in (
-        (transformers.VitPoseConfig, hub_config.USED | {"initializer_range"}),
-        (transformers.VitPoseBackboneConfig, hub_config.USED_BACKBONE | {"_out_features", "_out_indices"}),
+        (transformers.VitPoseConfig, huggingface.USED_KEYS | {"initializer_range"}),
+        (transformers.VitPoseBackboneConfig, huggingface.USED_BACKBONE_KEYS | {"_out_features", "_out_indices"}),
     ):
         own = set(cls.__dataclass_fields__) - set(base) - set(transformers.PreTrainedConfig.__dataclass_fields__)
         assert {name for name in own if not name.endswith("dropout_prob")} <= used
     for ignored, used in (
-        (hub_config.IGNORED_TOP, hub_config.USED),
-        (hub_config.IGNORED_BACKBONE, hub_config.USED_BACKBONE),
+        (huggingface.IGNORED_TOP_KEYS, huggingface.USED_KEYS),
+        (hub_keys.IGNORED_BACKBONE_KEYS, huggingface.USED_BACKBONE_KEYS),
     ):
-        assert not set(ignored) & (used | set(hub_config.FIXED))
+        assert not set(ignored) & (used | fixed)
         assert all(ignored.values())
 
 
@@ -105,7 +107,7 @@ def test_every_key_transformers_writes_is_known():
         ({"pruned_heads": {}, "torchscript": False, "_attn_implementation_autoset": True}, "hidden_size", 768),
     ],
 )
-def test_keys_of_the_backbone(backbone, field, value):
+def test_backbone_keys_set_the_configuration(backbone, field, value):
     assert getattr(read(backbone=backbone), field) == value
 
 
@@ -136,7 +138,7 @@ def test_keys_of_the_backbone(backbone, field, value):
         ({"experts": ["coco"]}, None, r"experts: expected 6 names, got \['coco'\]"),
     ],
 )
-def test_what_is_refused(top, backbone, message):
+def test_unknown_and_unsupported_values_raise(top, backbone, message):
     if not message:
         assert read(top, backbone).skeletons == (COCO,)  # with COCO's labels, COCO's edges are taken
         return
@@ -154,12 +156,12 @@ def test_what_is_refused(top, backbone, message):
         ("normalize_factor", 100.0),
     ],
 )
-def test_a_preprocessor_that_does_something_else(key, value):
+def test_another_preprocessing_raises(key, value):
     with pytest.raises(ValueError, match=rf"preprocessor_config.json: {key}: expected .*, got {value}"):
         read(preprocessor={key: value})
 
 
-def test_mean_and_deviation_come_from_the_preprocessor():
+def test_mean_and_std_come_from_the_preprocessor():
     config = read(preprocessor={"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3], "rescale_factor": 1 / 255})
     assert config.image_mean == (0.5, 0.4, 0.3) and config.image_std == (0.1, 0.2, 0.3)
 
@@ -168,7 +170,7 @@ def labels(names):
     return {str(index): name for index, name in enumerate(names)}
 
 
-def test_skeletons():
+def test_labels_and_edges_choose_the_skeleton():
     assert read({"id2label": labels(MPII.keypoints)}).skeletons == (MPII,)
     assert read({"id2label": labels(COCO.keypoints), "edges": []}).skeletons == (COCO,)
     generic = labels(f"LABEL_{index}" for index in range(17))
@@ -196,18 +198,18 @@ def test_skeletons():
         VitPoseConfig.preset("base", experts=("coco", "dance"), part_features=7, num_layers=2, out_indices=(0, 1)),
     ],
 )
-def test_there_and_back(config):
-    values, preprocessor = to_hub(config, param_dtype="float32")
-    assert from_hub(values, preprocessor, source="x") == config
-    theirs = transformers.VitPoseConfig(**values)
-    assert tuple(theirs.backbone_config.out_indices) == config.out_indices
-    assert theirs.num_labels == config.skeletons[0].num_keypoints
-    again = from_hub(theirs.to_dict(), preprocessor, source="what transformers saves of it")
-    assert again == config
+def test_a_configuration_survives_a_round_trip(config):
+    documents = make_documents(config, param_dtype="float32")
+    values, preprocessor = documents["config.json"], documents[PREPROCESSOR_FILE]
+    assert parse_config(values, preprocessor, source="x") == config
+    reference = transformers.VitPoseConfig(**values)
+    assert tuple(reference.backbone_config.out_indices) == config.out_indices
+    assert reference.num_labels == config.skeletons[0].num_keypoints
+    assert parse_config(reference.to_dict(), preprocessor, source="what transformers saves") == config
 
 
-def test_models_a_hub_checkpoint_cannot_hold():
+def test_models_that_the_format_cannot_hold_raise():
     with pytest.raises(ValueError, match=r"one head, and this model has 6: coco, aic, .*\(split\).*\(dataset\)"):
-        to_hub(VitPoseConfig.preset("plus-base"), param_dtype="float32")
+        make_documents(VitPoseConfig.preset("plus-base"), param_dtype="float32")
     with pytest.raises(ValueError, match=r"mlp_ratio: .* whole number, got 2.5"):
-        to_hub(VitPoseConfig.preset("base", mlp_ratio=2.5), param_dtype="float32")
+        make_documents(VitPoseConfig.preset("base", mlp_ratio=2.5), param_dtype="float32")

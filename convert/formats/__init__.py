@@ -1,0 +1,17 @@
+"""Checkpoint formats, one module each. To add a format, write a module and add its record to a tuple here."""
+
+from .backbones import BARE, DINOV2, MAE
+from .huggingface import HUGGINGFACE
+from .native import NATIVE
+from .original import ORIGINAL
+from .rtdetr import RTDETR
+
+# Whole models, for `from_pretrained`; and those of them that are also written.
+VITPOSE_FORMATS = (NATIVE, HUGGINGFACE, ORIGINAL)
+WRITTEN_FORMATS = (NATIVE, HUGGINGFACE)
+
+# Backbones without heads, to start a training from. In this order: MAE's mark is the least specific.
+BACKBONE_FORMATS = (DINOV2, BARE, MAE)
+
+# Person detectors, for `load_detector`.
+DETECTOR_FORMATS = (RTDETR,)

@@ -1,0 +1,95 @@
+"""The native format: a folder with config.json and model.safetensors.
+
+config.json holds the fields of `VitPoseConfig` with `"model_type": "vitpose_jax"` and a format version;
+model.safetensors holds every parameter and running statistic under its flat name (`parameters.flatten`). Kernels may
+be stored as int8 (`storage/int8.py`); they are read as float32.
+"""
+
+import functools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jax.typing import DTypeLike
+
+from vitpose_jax.storage import int8, parameters
+from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
+from vitpose_jax.vitpose.config import VitPoseConfig
+
+from .format import Format, Rule, Tensors, config_path, vitpose_shapes
+
+NATIVE_MODEL_TYPE = "vitpose_jax"
+VERSION = 1
+
+
+def parse_config(values: Mapping[str, Any], *, source: str) -> VitPoseConfig:
+    """The configuration in a config.json of the native format.
+
+    Args:
+        values: the content of the file.
+        source: the file, for the error message.
+
+    Raises:
+        ValueError: if the file is of another format or version, or its fields are missing, unknown or contradictory.
+    """
+    if values.get("model_type") != NATIVE_MODEL_TYPE:
+        raise ValueError(f"{source}: expected model_type {NATIVE_MODEL_TYPE!r}, got {values.get('model_type')!r}")
+    if values.get("format") != VERSION:
+        raise ValueError(f"{source}: expected format {VERSION}, got {values.get('format')!r}")
+    fields = {name: value for name, value in values.items() if name not in ("model_type", "format")}
+    try:
+        return VitPoseConfig.from_dict(fields)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def make_documents(config: VitPoseConfig, *, param_dtype: DTypeLike | None = None) -> dict[str, dict[str, Any]]:
+    """The content of config.json; the dtype is not recorded, because the tensors have it."""
+    return {CONFIG_FILE: {"model_type": NATIVE_MODEL_TYPE, "format": VERSION, **config.to_dict()}}
+
+
+def dequantize_tensors(tensors: Tensors, *, source: str) -> dict[str, LazyTensor]:
+    """The tensors of a native file, with each int8 kernel and its scale combined to one float32 tensor.
+
+    Args:
+        tensors: as they are stored.
+        source: where they come from, for the error message.
+
+    Raises:
+        ValueError: listing at once all scales that are missing or have a wrong shape.
+    """
+    parameters.raise_problems(int8.problems(tensors), source=source)
+    result = dict(tensors)
+    for name, tensor in tensors.items():
+        if tensor.dtype == np.int8:
+            scale = result.pop(name + int8.SCALE)
+            read = functools.partial(_dequantize, tensor, scale)
+            result[name] = LazyTensor(tensor.shape, np.dtype(np.float32), read, tensor.dtype)
+    return result
+
+
+def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> VitPoseConfig:
+    path = config_path(path)
+    return parse_config(read_json(path), source=str(path))
+
+
+def _rules(config: VitPoseConfig) -> Iterable[Rule]:
+    # Names and arrays are those of the model.
+    return ((name, name, "same") for name in vitpose_shapes(config))
+
+
+def _dequantize(values: LazyTensor, scale: LazyTensor) -> np.ndarray:
+    return int8.dequantize(values.read(), scale.read().astype(np.float32))
+
+
+NATIVE = Format(
+    name="native",
+    mark="backbone.patch_embed.pos_embed",
+    model_types=(NATIVE_MODEL_TYPE,),
+    read_config=_read_config,
+    make_documents=make_documents,
+    rules=_rules,
+    prepare=dequantize_tensors,
+    pytorch=False,
+)
