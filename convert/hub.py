@@ -1,5 +1,6 @@
 """Finding a source: a path on this machine, a bundled model, or a repository that is fetched from the Hub."""
 
+import os
 import re
 from pathlib import Path
 
@@ -15,10 +16,10 @@ _COMMIT = r"[0-9a-f]{40}"
 
 
 def resolve_source(
-    source: str | Path,
+    source: str | os.PathLike[str],
     *,
     revision: str | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
 ) -> Path:

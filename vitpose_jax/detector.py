@@ -13,7 +13,7 @@ import functools
 import numbers
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, overload
+from typing import Any, Literal, NamedTuple, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -82,7 +82,7 @@ class _Job(NamedTuple):
     def collect(self) -> None:
         boxes, scores, class_ids = map(np.asarray, self.objects)
         for item, *row in zip(self.items, boxes, scores, class_ids, strict=False):
-            item.detections = self.detector.to_detections(*row, self.options)
+            item.detections = self.detector.to_detections(row[0], row[1], row[2], self.options)
 
 
 class Detector:
@@ -126,12 +126,12 @@ class Detector:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike,
+        source: str | os.PathLike[str],
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike | None = None,
         revision: str | None = None,
-        cache_dir: str | os.PathLike | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
         token: str | None = None,
         local_files_only: bool = False,
         **kwargs: Any,
@@ -195,10 +195,12 @@ class Detector:
             ValueError, TypeError, FileNotFoundError: as the class, and for an image that cannot be read.
         """
         if not isinstance(images, list | tuple):
-            return self([images], threshold=threshold, labels=labels, max_detections=max_detections)[0]
+            image = cast(ImageLike, images)
+            return self([image], threshold=threshold, labels=labels, max_detections=max_detections)[0]
         start = functools.partial(self._start_group, options=self.check_options(threshold, labels, max_detections))
         items = read_ahead(_read, images, PREFETCH)
-        return [item.detections for item in run(items, start, max_boxes=self.max_batch, max_images=PREFETCH)]
+        finished = run(items, start, max_boxes=self.max_batch, max_images=PREFETCH)
+        return [_detections(item) for item in finished]
 
     def stream(
         self,
@@ -227,7 +229,7 @@ class Detector:
             _read,
             images,
             functools.partial(self._start_group, options=options),
-            lambda item: item.detections,
+            _detections,
             prefetch=prefetch,
             errors=errors,
             max_boxes=self.max_batch,
@@ -245,7 +247,7 @@ class Detector:
         for job in self._start(images, items, self.check_options() if options is None else options):
             jobs.add(job)
         jobs.collect_all()
-        return [item.detections for item in items]
+        return [_detections(item) for item in items]
 
     def check_options(
         self,
@@ -300,7 +302,9 @@ class Detector:
                 self._program(resized + resized[-1:] * padding, sizes, options.classes), items[rows], self, options
             )
 
-    def _resize(self, pixels: UInt8[Array, "p 3"], shape: Int[np.ndarray, "3"]) -> UInt8[Array, "height width 3"]:
+    def _resize(
+        self, pixels: UInt8[Array | np.ndarray, "p 3"], shape: Int[np.ndarray, "3"]
+    ) -> UInt8[Array, "height width 3"]:
         sides = zip(shape[1:].tolist(), self.config.image_size, strict=True)
         return _resize_packed(pixels, shape, *(_matrix(old, new) for old, new in sides))
 
@@ -318,7 +322,7 @@ def _detect(
 
 @jax.jit
 def _resize_packed(
-    pixels: UInt8[Array, "p 3"],
+    pixels: UInt8[Array | np.ndarray, "p 3"],
     shape: Int[Array, "3"],
     down: Float[Array, "2 height rows"],
     across: Float[Array, "2 width columns"],
@@ -330,6 +334,11 @@ def _resize_packed(
 def _matrix(old: int, new: int) -> Float[Array, "2 new padded"]:
     # Kept on the device: all photographs of one camera have one size.
     return jax.device_put(resize_matrix(old, new))
+
+
+def _detections(item: Item | Exception) -> Detections:
+    """The result of a finished item."""
+    return cast(Detections, cast(_DetectorItem, item).detections)
 
 
 def _read(image: ImageLike) -> _DetectorItem:

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias, overload
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 import jax
 import numpy as np
@@ -69,13 +69,13 @@ class _PoseItem(Item):
 
     request: Request
     box_scores: Float[np.ndarray, " n"] | None = None
-    keypoints: Float[np.ndarray, "n K 2"] | None = None
-    scores: Float[np.ndarray, "n K"] | None = None
-    pending: int = 0
+    pending: int = dataclasses.field(init=False, default=0)
+    keypoints: Float[np.ndarray, "n K 2"] = dataclasses.field(init=False)
+    scores: Float[np.ndarray, "n K"] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         if self.request.boxes is not None:
-            self.set_boxes(self.request)
+            self.set_boxes(self.request.boxes)
 
     @property
     def num_boxes(self) -> int:
@@ -85,11 +85,18 @@ class _PoseItem(Item):
     def finished(self) -> bool:
         return self.request.boxes is not None and self.pending == 0
 
-    def set_boxes(self, request: Request, box_scores: Float[np.ndarray, " n"] | None = None) -> None:
+    @property
+    def boxes(self) -> Float[np.ndarray, "n 4"]:
+        """x y w h in pixels of the image; known by now."""
+        return cast(np.ndarray, self.request.boxes)
+
+    def set_boxes(self, boxes: Float[np.ndarray, "n 4"], box_scores: Float[np.ndarray, " n"] | None = None) -> None:
         """Make room for the results of these boxes."""
-        self.request, self.box_scores, self.pending = request, box_scores, len(request.boxes)
-        self.keypoints = np.zeros((self.pending, request.num_keypoints, 2), np.float32)
-        self.scores = np.zeros((self.pending, request.num_keypoints), np.float32)
+        if self.request.boxes is None:
+            self.request = self.request.with_boxes(boxes)
+        self.box_scores, self.pending = box_scores, len(boxes)
+        self.keypoints = np.zeros((self.pending, self.request.num_keypoints, 2), np.float32)
+        self.scores = np.zeros((self.pending, self.request.num_keypoints), np.float32)
         if self.pending == 0:
             self.image = np.zeros((0, 0, 3), np.uint8)  # the pixels are not needed any more
 
@@ -97,7 +104,7 @@ class _PoseItem(Item):
         """The result."""
         request = self.request
         return Poses.create(
-            self.keypoints, self.scores, request.boxes, request.skeletons, request.skeleton_index, self.box_scores
+            self.keypoints, self.scores, self.boxes, request.skeletons, request.skeleton_index, self.box_scores
         )
 
 
@@ -177,14 +184,14 @@ class PoseEstimator:
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike = DEFAULT_MODEL,
+        source: str | os.PathLike[str] = DEFAULT_MODEL,
         *,
         max_batch: int | None = None,
         border: Border = "scipy",
         padding: float = BOX_PADDING,
         stretch: bool = False,
         devices: Sequence[jax.Device] | None = None,
-        detector: Detector | str | os.PathLike | None = None,
+        detector: Detector | str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> "PoseEstimator":
         """An estimator with a pretrained model.
@@ -258,8 +265,8 @@ class PoseEstimator:
                 without a head, or an unknown decoding.
         """
         if not isinstance(images, list | tuple):
-            poses = self([images], [boxes], dataset=[dataset], flip_test=flip_test, decode=decode)
-            return poses[0]
+            image, choice = cast(ImageLike, images), cast(Datasets, dataset)
+            return self([image], [boxes], dataset=[choice], flip_test=flip_test, decode=decode)[0]
         get_decoding(decode)
         boxes = [None] * len(images) if boxes is None else boxes
         datasets = list(dataset) if is_sequence(dataset) else [dataset] * len(images)
@@ -268,13 +275,13 @@ class PoseEstimator:
                 raise ValueError(f"{name}: expected one entry for each of {len(images)} images, got {len(entries)}")
         # All requests are checked before the first image is read.
         requests = [
-            check_request(self.config, image_boxes, image_dataset, flip_test=flip_test, name=f"boxes[{index}]")
-            for index, (image_boxes, image_dataset) in enumerate(zip(boxes, datasets, strict=True))
+            check_request(self.config, row, cast(Datasets, choice), flip_test=flip_test, name=f"boxes[{index}]")
+            for index, (row, choice) in enumerate(zip(boxes, datasets, strict=True))
         ]
         items = read_ahead(lambda pair: self._read(*pair), zip(images, requests, strict=True))
         start = functools.partial(self._start, options=CallOptions(flip_test, decode))
         finished = run(items, start, max_boxes=self.max_batch, max_images=max(1, len(images)))
-        return [item.to_poses() for item in finished]
+        return [cast(_PoseItem, item).to_poses() for item in finished]
 
     def stream(
         self,
@@ -382,7 +389,7 @@ class PoseEstimator:
         indices = [item.request.dataset_index for item in items]
         for batch in batches(indices, max_batch=self.max_batch, min_batch=self._min_batch):
             rows = batch.padded
-            boxes = np.stack([items[image].request.boxes[box] for image, box in rows])
+            boxes = np.stack([items[image].boxes[box] for image, box in rows])
             keypoints, scores = self._program(
                 images._replace(shapes=jax.device_put(images.shapes[rows[:, 0]], self._split)),
                 jax.device_put(boxes, self._split),
@@ -394,9 +401,9 @@ class PoseEstimator:
     def _detect(self, images: PackedImages, items: list[_PoseItem]) -> None:
         """Find the boxes of the items that have none."""
         indices = [index for index, item in enumerate(items) if item.request.boxes is None]
-        if indices:
+        if indices and self.detector is not None:
             # The detector runs on one device: that one's copy of the pixels.
-            pixels = images.pixels.addressable_data(0)
+            pixels = cast(jax.Array, images.pixels).addressable_data(0)
             detections = self.detector.detect_packed(PackedImages(pixels, images.shapes[indices]))
             for index, found in zip(indices, detections, strict=True):
-                items[index].set_boxes(items[index].request.with_boxes(found.boxes), found.scores)
+                items[index].set_boxes(found.boxes, found.scores)

@@ -251,7 +251,7 @@ class Poses:
                 'to_supervision needs the package supervision: pip install "vitpose-jax[supervision]"'
             ) from None
         points = _points(np.asarray(self.keypoints), np.asarray(self.scores)).astype(np.float32)
-        visible = np.isfinite(np.asarray(self.keypoints)).all(axis=-1)
+        visible = np.asarray(np.isfinite(np.asarray(self.keypoints)).all(axis=-1))
         return KeyPoints(xy=points[..., :2], keypoint_confidence=points[..., 2], visible=visible)
 
 
@@ -297,8 +297,8 @@ def _openpose_person(
     points[:, 2] = points[:, 2].clip(max=1)
     points[points[:, 2] <= 0] = 0
     named = dict(zip(skeleton.keypoints, points, strict=True))
-    for name, part in (("neck", "shoulder"), ("mid_hip", "hip")):
-        left, right = named[f"left_{part}"], named[f"right_{part}"]
+    for name, joint in (("neck", "shoulder"), ("mid_hip", "hip")):
+        left, right = named[f"left_{joint}"], named[f"right_{joint}"]
         score = min(left[2], right[2])
         named[name] = np.array([*(left[:2] + right[:2]) / 2, score]) if score > 0 else np.zeros(3)
 

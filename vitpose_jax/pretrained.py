@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import math
+import os
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -20,7 +21,7 @@ from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 
 def from_pretrained(
-    source: str | Path = DEFAULT_MODEL,
+    source: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     revision: str | None = None,
     dtype: DTypeLike = jnp.float32,
@@ -28,7 +29,7 @@ def from_pretrained(
     image_size: tuple[int, int] | None = None,
     skeleton: str | Skeleton | None = None,
     config: VitPoseConfig | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
 ) -> VitPose:
@@ -88,12 +89,12 @@ class Description:
 
 
 def describe(
-    source: str | Path,
+    source: str | os.PathLike[str],
     *,
     revision: str | None = None,
     config: VitPoseConfig | None = None,
     image_size: tuple[int, int] | None = None,
-    cache_dir: str | Path | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
 ) -> Description:

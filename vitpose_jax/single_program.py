@@ -35,11 +35,11 @@ class People(NamedTuple):
         scores: of the keypoints.
     """
 
-    boxes: Float[Array, "n 4"]
-    box_scores: Float[Array, " n"]
-    occupied: Bool[Array, " n"]
-    keypoints: Float[Array, "n K 2"]
-    scores: Float[Array, "n K"]
+    boxes: Float[Array | np.ndarray, "n 4"]
+    box_scores: Float[Array | np.ndarray, " n"]
+    occupied: Bool[Array | np.ndarray, " n"]
+    keypoints: Float[Array | np.ndarray, "n K 2"]
+    scores: Float[Array | np.ndarray, "n K"]
 
 
 def find_people(

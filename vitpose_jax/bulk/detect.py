@@ -20,7 +20,7 @@ DETECTIONS_FILE = "detections.json"
 
 def detect_files(
     detector: Detector | Callable[[], Detector],
-    images: Iterable[str | os.PathLike],
+    images: Iterable[str | os.PathLike[str]],
     output: str | os.PathLike,
     *,
     draw: bool = False,
@@ -47,7 +47,7 @@ def detect_files(
         ValueError: for an image name that leads nowhere, a drawing that would replace an image, or results that are
             there already.
     """
-    paths, folder = find_images(map(os.fspath, images)), pathlib.Path(output)
+    paths, folder = find_images(os.fspath(name) for name in images), pathlib.Path(output)
     results, drawings = folder / DETECTIONS_FILE, {path: folder / f"{path.stem}_detections.png" for path in paths}
     if results.exists() and not overwrite:
         raise ValueError(f"{results}: is there already; choose another folder, or ask to overwrite")

@@ -15,12 +15,12 @@ from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.regions import check_boxes
 from vitpose_jax.poses import Poses
 from vitpose_jax.serving.flow import ItemError
-from vitpose_jax.serving.requests import Dataset
+from vitpose_jax.serving.requests import Dataset, plain
 
 
 def predict_files(
     estimator: PoseEstimator | Callable[[], PoseEstimator],
-    images: Iterable[str | os.PathLike],
+    images: Iterable[str | os.PathLike[str]],
     output: str | os.PathLike,
     *,
     boxes: BoxFile | str | os.PathLike | ArrayLike | None = None,
@@ -59,7 +59,7 @@ def predict_files(
         ValueError: for an image name that leads nowhere, a result that would replace an image, a file of boxes that
             cannot be read, or options that every image would fail on.
     """
-    paths = find_images(map(os.fspath, images))
+    paths = find_images(os.fspath(name) for name in images)
     if isinstance(boxes, str | os.PathLike):
         boxes = BoxFile(pathlib.Path(boxes))
     if isinstance(boxes, BoxFile):
@@ -78,7 +78,7 @@ def predict_files(
     if not isinstance(estimator, PoseEstimator):
         estimator = estimator()
     # What would fail for every image fails once, before the first.
-    results.check(estimator.config.skeleton(dataset))
+    results.check(estimator.config.skeleton(plain(dataset)))
     stream = estimator.stream(
         ((path, image_boxes[path].boxes) for path in todo),
         dataset=dataset,

@@ -81,12 +81,12 @@ def predict(
         say("no --boxes and no --detector: the whole image is taken as one box")
 
     def load() -> PoseEstimator:
-        options = {"dtype": jnp.dtype(dtype.value)}
+        compute = jnp.dtype(dtype.value)
         finder = None
         if detector:
             minimum = THRESHOLD if min_score is None else min_score
-            finder = Detector.from_pretrained(detector, **options, threshold=minimum, labels=label or LABELS)
-        return PoseEstimator.from_pretrained(model, **options, revision=revision, detector=finder)
+            finder = Detector.from_pretrained(detector, dtype=compute, threshold=minimum, labels=label or LABELS)
+        return PoseEstimator.from_pretrained(model, dtype=compute, revision=revision, detector=finder)
 
     summary = predict_files(
         load,

@@ -65,7 +65,7 @@ def pack_images(images: list[UInt8[np.ndarray, "_height _width 3"]], length: int
 
 
 def unpack_image(
-    pixels: UInt8[Array, "p 3"], shape: Int[Array, "3"], size: tuple[int, int]
+    pixels: UInt8[Array | np.ndarray, "p 3"], shape: Int[Array | np.ndarray, "3"], size: tuple[int, int]
 ) -> UInt8[Array, "rows columns 3"]:
     """One image of a flat pixel buffer, with black below it and to its right; jit-able.
 
@@ -77,4 +77,4 @@ def unpack_image(
     begin, height, width = shape
     y, x = jnp.arange(size[0], dtype=jnp.int32)[:, None], jnp.arange(size[1], dtype=jnp.int32)
     inside = (y < height) & (x < width)
-    return jnp.where(inside[..., None], pixels[jnp.where(inside, begin + y * width + x, 0)], 0)
+    return jnp.where(inside[..., None], jnp.asarray(pixels)[jnp.where(inside, begin + y * width + x, 0)], 0)

@@ -20,7 +20,7 @@ or below. Arithmetic is float32 whatever the dtype of the heatmaps.
 
 from typing import Literal, NamedTuple, TypeAlias
 
-import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Num
@@ -123,7 +123,7 @@ def refine(
     return points - _newton_step(jnp.log(jnp.clip(patch, *LOG_RANGE)))
 
 
-def _blur_matrix(size: int, sigma: float, border: str) -> Float[np.ndarray, "size size"]:
+def _blur_matrix(size: int, sigma: float, border: Literal["reflect", "symmetric"]) -> Float[np.ndarray, "size size"]:
     """The matrix that blurs a line of `size` pixels with a Gaussian, cut off at BLUR_RADIUS pixels."""
     taps = np.exp(-0.5 * (np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1) / sigma) ** 2)
     sources = np.pad(np.arange(size), BLUR_RADIUS, mode=border)
@@ -178,7 +178,8 @@ def decode_regions(
     heatmaps = jnp.asarray(heatmaps, jnp.float32)
     peaks, scores = find_peaks(heatmaps)
     points = jnp.where(scores[..., None] > 0, refine(heatmaps, peaks, decode), peaks)
-    return crop_to_image(points, regions, heatmaps.shape[1:3], udp=get_decoding(decode).udp), scores
+    height, width = heatmaps.shape[1:3]
+    return crop_to_image(points, regions, (height, width), udp=get_decoding(decode).udp), scores
 
 
 def decode_heatmaps(
@@ -208,5 +209,6 @@ def decode_heatmaps(
     """
     if not isinstance(boxes, jax.core.Tracer):
         boxes = check_boxes(boxes)
-    regions = boxes_to_regions(boxes, size or heatmaps.shape[1:3], padding=padding)
+    height, width = size or heatmaps.shape[1:3]
+    regions = boxes_to_regions(boxes, (height, width), padding=padding)
     return decode_regions(heatmaps, regions, decode=decode)

@@ -8,7 +8,7 @@
 What lies outside the image is `border`, "scipy" or "opencv"; see warp.py.
 """
 
-import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num, UInt8

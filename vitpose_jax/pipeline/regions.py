@@ -147,14 +147,16 @@ def image_to_crop(
     return (offset + regions.scale.reshape(per_crop) / 2) / step.reshape(per_crop)
 
 
-def _steps(scale: Float[Array, "n 2"], size: tuple[int, int], udp: bool | Bool[Array, " n"]) -> Float[Array, "n 2"]:
+def _steps(
+    scale: Float[Array | np.ndarray, "n 2"], size: tuple[int, int], udp: bool | Bool[Array, " n"]
+) -> Float[Array, "n 2"]:
     """Pixels of the image from one pixel of a crop to the next, in x and in y."""
     height, width = size
-    return scale / (jnp.asarray([width, height], jnp.float32) - jnp.asarray(udp, jnp.float32)[..., None])
+    return jnp.asarray(scale) / (jnp.asarray([width, height], jnp.float32) - jnp.asarray(udp, jnp.float32)[..., None])
 
 
 def _rotate(
-    offset: Float[Array, "n *points 2"], rotation: Float[Array, " n"] | None, direction: int
+    offset: Float[Array, "n *points 2"], rotation: Float[Array | np.ndarray, " n"] | None, direction: int
 ) -> Float[Array, "n *points 2"]:
     if rotation is None:
         return offset

@@ -19,6 +19,7 @@ from typing import Literal, TypeAlias
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, UInt8, UInt32
 
 from vitpose_jax.pipeline.packing import PackedImages
@@ -128,9 +129,9 @@ def _selected(
     return _blend(tap, x[:, None, :], y[:, :, None], height[..., None], width[..., None], border)
 
 
-def _lines(pixels: UInt8[Array, "p 3"]) -> UInt32[Array, "lines lanes"]:
+def _lines(pixels: UInt8[Array | np.ndarray, "p 3"]) -> UInt32[Array, "lines lanes"]:
     """Each pixel as one word, in whole lines of LANES words, which is what a TPU loads; zeros after the last pixel."""
-    words = pixels.astype(jnp.uint32)
+    words = jnp.asarray(pixels, jnp.uint32)
     words = words[:, 0] | words[:, 1] << 8 | words[:, 2] << 16
     return jnp.pad(words, (0, -len(words) % LANES + TILE + LANES)).reshape(-1, LANES)
 
@@ -152,7 +153,9 @@ def _load_runs(lines: UInt32[Array, "lines lanes"], begin: Int[Array, "n rows"])
     return (channels & 255).astype(jnp.uint8)
 
 
-def _split(at: Float[Array, "..."], size: Int[Array, "..."]) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
+def _split(
+    at: Float[Array, "..."], size: Int[Array | np.ndarray, "..."]
+) -> tuple[Int[Array, "..."], Float[Array, "..."]]:
     """The pixel at or before each coordinate, and the distance from that pixel."""
     # A coordinate far outside stays outside, and its whole part fits an int32.
     at = jnp.clip(at, -2.0, size + 1.0)
@@ -164,8 +167,8 @@ def _blend(
     tap: Callable[[int, int], Float[Array, "n height width 3"]],
     x: Float[Array, "n #height width"],
     y: Float[Array, "n height #width"],
-    height: Int[Array, "n 1 1"],
-    width: Int[Array, "n 1 1"],
+    height: Int[Array | np.ndarray, "n 1 1"],
+    width: Int[Array | np.ndarray, "n 1 1"],
     border: Border,
 ) -> Float[Array, "n height width 3"]:
     """Mix the four pixels around each point: `tap(lower, right)` gives those above or below, left or right of it."""

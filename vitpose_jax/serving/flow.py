@@ -12,8 +12,8 @@ items, finished, in their order
 import collections
 import concurrent.futures
 import os
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from vitpose_jax.serving.batching import AnyItem, Item, groups
 
@@ -105,7 +105,7 @@ def run(
 
 def read_ahead(
     function: Callable[[Entry], Result], entries: Iterable[Entry], prefetch: int = PREFETCH
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of a function that threads run, in the order of the entries, at most `prefetch` ahead.
 
     Closing the iterator ends the threads.
@@ -165,11 +165,11 @@ def stream(
     items = read_ahead(checked, enumerate(entries), prefetch)
     try:
         for item in run(items, start, max_boxes=max_boxes, max_images=prefetch):
-            if isinstance(item, ItemError):
-                if errors == "raise":
-                    raise item
-                yield item
+            if not isinstance(item, ItemError):
+                yield finish(cast(AnyItem, item))
+            elif errors == "raise":
+                raise item
             else:
-                yield finish(item)
+                yield item
     finally:
         items.close()

@@ -36,7 +36,7 @@ class Program:
         def run(leaves, *arrays, **options):
             return function(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), *arrays, **options)
 
-        self._run = jax.jit(run, static_argnames=tuple(options))
+        self._run: Any = jax.jit(run, static_argnames=tuple(options))
 
     def __call__(self, *arrays: Any, **options: Any) -> Any:
         """Start the program; its results are arrays that JAX may still be computing."""

@@ -1,7 +1,7 @@
 """What a caller wants for one image: boxes and datasets, checked before anything is read."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeGuard
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -76,18 +76,19 @@ def check_request(
     return Request(boxes, dataset_index, skeletons, skeleton_index.astype(np.int32))
 
 
-def is_sequence(dataset: object) -> bool:
+def is_sequence(dataset: object) -> TypeGuard[Sequence]:
     """Whether this is one dataset for each box, and not one for all."""
     return isinstance(dataset, list | tuple) or (isinstance(dataset, np.ndarray) and dataset.ndim > 0)
 
 
 def _dataset_indices(config: VitPoseConfig, dataset: Datasets, count: int) -> Int[np.ndarray, " n"]:
     if not is_sequence(dataset):
-        return np.full(count, config.dataset_index(_plain(dataset)), np.int32)
+        return np.full(count, config.dataset_index(plain(dataset)), np.int32)
     if len(dataset) != count:
         raise ValueError(f"dataset: expected one for each of {count} boxes, got {len(dataset)}")
-    return np.asarray([config.dataset_index(_plain(value)) for value in dataset], np.int32)
+    return np.asarray([config.dataset_index(plain(value)) for value in dataset], np.int32)
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A NumPy scalar as a Python value; anything else as it is."""
     return value.item() if isinstance(value, np.generic | np.ndarray) else value
