@@ -137,7 +137,7 @@ def evaluate(
     journal = None if folder is None else _open_journal(folder, settings, dataset, resume=resume)
     outcomes = estimate_poses(estimator, dataset, journal, flip_test=flip_test, decode=decode, progress=progress)
     evaluation = _score(dataset, outcomes, settings)
-    if journal is not None:
+    if folder is not None and journal is not None:
         _finish(evaluation, outcomes, journal, folder)
     return evaluation
 
