@@ -66,7 +66,7 @@ def test_sample_files_of_every_dataset_are_read(data, name):
         assert set(np.unique(sample.people.visible)) <= {0, 1, 2}
         assert (sample.people.visible > 0).any(axis=1).all()
         assert (sample.people.areas > 0).all()
-        # Most of what is labelled lies in the box, or in that around the person.
+        # Most labelled keypoints are inside the box.
         low, high = sample.boxes[:, None, :2], (sample.boxes[:, :2] + sample.boxes[:, 2:])[:, None]
         inside = ((sample.people.keypoints >= low - 5) & (sample.people.keypoints <= high + 5)).all(axis=-1)
         assert inside[sample.people.visible > 0].mean() > 0.8
@@ -86,7 +86,7 @@ def test_coco_people_equal_the_annotations_of_the_file(data):
             np.testing.assert_array_equal(sample.people.keypoints[row], expected[:, :2])
             np.testing.assert_array_equal(sample.people.visible[row], expected[:, 2])
             assert sample.people.areas[row] == entry["area"]
-            # One pixel less, as the original has it.
+            # One pixel less, as in the original.
             np.testing.assert_allclose(sample.boxes[row, :2], entry["bbox"][:2])
             assert (sample.boxes[row, 2:] <= np.subtract(entry["bbox"][2:], 1) + 1e-9).all()
 

@@ -22,11 +22,11 @@ def pairs(*first: np.ndarray) -> list[np.ndarray]:
 
 def test_pck_published_numbers():
     predicted, target = pairs(PREDICTED, TARGET)
-    shares, mean, count = pck(predicted, target, VISIBLE, np.full((2, 2), 10))
-    assert shares.tolist() == [1, 0.5, -1, 1, 1]
+    fractions, mean, count = pck(predicted, target, VISIBLE, np.full((2, 2), 10))
+    assert fractions.tolist() == [1, 0.5, -1, 1, 1]
     assert (mean, count) == (0.875, 4)
-    shares, mean, count = pck(predicted, target, VISIBLE, np.zeros((2, 2)))
-    assert shares.tolist() == [-1] * 5
+    fractions, mean, count = pck(predicted, target, VISIBLE, np.zeros((2, 2)))
+    assert fractions.tolist() == [-1] * 5
     assert (mean, count) == (0, 0)
 
 
@@ -63,10 +63,10 @@ def test_accuracies_equal_a_plain_loop(seed):
         for j in range(k)
     ]
     expected = [np.mean(np.array(column) < 0.5) if column else -1 for column in errors]
-    shares, mean, count = pck(predicted, target, visible, sizes)
-    assert shares.tolist() == pytest.approx(expected)
+    fractions, mean, count = pck(predicted, target, visible, sizes)
+    assert fractions.tolist() == pytest.approx(expected)
     assert count == sum(bool(column) for column in errors)
-    assert mean == pytest.approx(np.mean([share for share in expected if share >= 0]) if count else 0)
+    assert mean == pytest.approx(np.mean([fraction for fraction in expected if fraction >= 0]) if count else 0)
     assert nme(predicted, target, visible, sizes) == pytest.approx(np.mean(np.concatenate(errors)) if count else 0)
     curve = [pck(predicted, target, visible, np.full((n, 2), 30.0), threshold=step / 20)[1] for step in range(20)]
     assert auc(predicted, target, visible, 30.0) == pytest.approx(sum(curve) / 20)
@@ -91,14 +91,14 @@ def original_pckh(predicted, target, visible, corners, threshold):
     sizes = np.linalg.norm(corners.transpose(1, 2, 0)[1] - corners.transpose(1, 2, 0)[0], axis=0) * 0.6
     scaled = errors / (sizes * np.ones((16, 1))) * seen
     count = seen.sum(axis=1)
-    shares = np.ma.array(100 * ((scaled <= threshold) * seen).sum(axis=1) / count, mask=False)
-    shares.mask[6:8] = True
+    fractions = np.ma.array(100 * ((scaled <= threshold) * seen).sum(axis=1) / count, mask=False)
+    fractions.mask[6:8] = True
     weights = np.ma.array(count, mask=False)
     weights.mask[6:8] = True
     rows = {"head": 9, "shoulder": (13, 12), "elbow": (14, 11), "wrist": (15, 10), "hip": (3, 2), "knee": (4, 1)}
-    groups = {name: float(np.mean(shares[list(np.atleast_1d(index))])) for name, index in rows.items()}
-    groups["ankle"] = float(0.5 * (shares[5] + shares[0]))
-    return groups, float(np.sum(shares * (weights / weights.sum())))
+    groups = {name: float(np.mean(fractions[list(np.atleast_1d(index))])) for name, index in rows.items()}
+    groups["ankle"] = float(0.5 * (fractions[5] + fractions[0]))
+    return groups, float(np.sum(fractions * (weights / weights.sum())))
 
 
 @hypothesis.given(st.integers(0, 10**6))
@@ -136,7 +136,7 @@ def test_pckh_counts_labelled_keypoints_alone():
     # The threshold itself is still correct.
     nudged = target + [15.0, 0.0]
     assert pckh(np.round(nudged), np.round(target), visible, sizes)["PCKh@0.5"] == 100.0
-    # What nobody labelled has no share.
+    # A keypoint without labels gives NaN.
     visible[:, MPII.keypoints.index("head_top")] = False
     result = pckh(target, target, visible, sizes)
     assert np.isnan(result["head"])

@@ -24,7 +24,7 @@ from vitpose_jax.evaluation.oks import instance_scores, oks_nms
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import AIC, AP10K, COCO, CROWDPOSE, WHOLEBODY
 
-# File of the sample data, skeleton, and whether its areas are those of the annotations.
+# File of the sample data, skeleton, and whether the annotated areas count.
 SAMPLES = {
     "coco": ("mmpose_samples/coco/test_coco.json", COCO, True),
     "coco_val": ("coco_val/person_keypoints.json", COCO, True),
@@ -37,7 +37,7 @@ WHOLEBODY_FIELDS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "rig
 
 
 def oracle(truth: dict, results: list[dict], sigmas, use_area=True, image_ids=None, areas=None) -> dict[str, float]:
-    """The numbers of pycocotools. `areas` replaces those of the results."""
+    """The numbers of pycocotools. `areas` replaces the areas of the results."""
     truth = copy.deepcopy(truth)
     for annotation in truth["annotations"]:
         annotation.setdefault("iscrowd", 0)

@@ -1,4 +1,4 @@
-"""The evaluation of whole data sets: its numbers, its files, and what becomes of it when something breaks."""
+"""The evaluation of whole datasets: its numbers, its files, interrupted runs, broken images, and the command."""
 
 import csv
 import json

@@ -47,7 +47,8 @@ def coco_people(annotations: CocoAnnotations, protocol: Protocol) -> dict[int | 
         ValueError: naming the file and the entry, if a needed value is missing, or an annotation's image is unknown.
     """
     for image in annotations.images.values():
-        require(image, "file_name", "width", "height")
+        for key in ("file_name", "width", "height"):
+            require(image, key)
     people: dict[int | str, list[Person]] = {image_id: [] for image_id in annotations.images}
     for annotation in annotations.objects:
         require(annotation, "id")
@@ -63,19 +64,20 @@ def _coco_person(annotation: CocoObject, image: CocoImage, protocol: Protocol) -
     """The person of one annotation; None if the original leaves it out."""
     if annotation.iscrowd or annotation.keypoints is None or annotation.num_keypoints == 0:
         return None
-    require(annotation, "bbox", "category_id", *(["area"] if protocol.use_area else []))
-    box = clip_box(annotation.bbox, image.width, image.height)
+    bbox = require(annotation, "bbox")
+    area = require(annotation, "area") if protocol.use_area else bbox[2] * bbox[3] * BOX_TO_AREA
+    box = clip_box(bbox, require(image, "width"), require(image, "height"))
     # The original looks at the keypoints of the body alone, also for whole bodies.
     body = annotation.keypoints[:BODY] if protocol.metric == "wholebody" else annotation.keypoints
-    if box is None or (protocol.use_area and annotation.area <= 0) or body.max() <= 0:
+    if box is None or area <= 0 or body.max() <= 0:
         return None
     return Person(
-        annotation_id=annotation.id,
-        category_id=annotation.category_id,
+        annotation_id=require(annotation, "id"),
+        category_id=require(annotation, "category_id"),
         box=box,
         keypoints=annotation.keypoints[:, :2],
         visible=np.minimum(np.ceil(annotation.keypoints[:, 2]), 2),  # some whole-body points have a score there
-        area=annotation.area if protocol.use_area else annotation.bbox[2] * annotation.bbox[3] * BOX_TO_AREA,
+        area=area,
     )
 
 

@@ -87,7 +87,7 @@ class BoxFile:
         category = entries[0].category_id if entries else None
         return ImageBoxes(
             image_id,
-            [entry.bbox.tolist() for entry in entries],
+            [require(entry, "bbox").tolist() for entry in entries],
             [_score(entry) for entry in entries],
             1 if category is None else category,
         )
@@ -117,9 +117,7 @@ def _read(path: pathlib.Path) -> tuple[dict[str, int | str] | None, list[CocoObj
         raise ValueError(f"{path}: expected {formats}, got {shorten(content)}")
     if {"images", "annotations"} & content.keys():
         annotations = read_annotations(content, name=str(path))
-        for image in annotations.images.values():
-            require(image, "file_name")
-        names = {image.file_name: image.id for image in annotations.images.values()}
+        names = {require(image, "file_name"): image.id for image in annotations.images.values()}
         return names, [entry for entry in annotations.objects if not entry.iscrowd]
     objects = []
     for name, boxes in content.items():

@@ -5,8 +5,9 @@
                   "categories": [{"id", "name"}]}
     results      [{"image_id", "category_id", "bbox" or "keypoints", "score"}]
 
-Every field that is present is checked here, once. Which fields must be present depends on the use of the file: the
-caller says so with `require`. Boxes are x y w h and keypoints (x, y, visibility or score), in pixels of the image.
+Every field that is present is checked here, once. Which fields must be present depends on the use of the file: callers
+take the values they need with `require`. Boxes are x y w h and keypoints (x, y, visibility or score), in pixels of the
+image.
 """
 
 import os
@@ -151,17 +152,18 @@ def read_results(
     ]
 
 
-def require(record: CocoImage | CocoObject, *keys: str) -> None:
-    """Check that a record has values for the keys.
+def require(record: CocoImage | CocoObject, key: str) -> Any:
+    """The value of a key that this use of the file needs.
 
     Raises:
-        ValueError: naming the file, the entry and the missing key.
+        ValueError: naming the file, the entry and the key, if the file has no value.
     """
-    for key in keys:
-        if getattr(record, key) is None:
-            fields = record._replace(where=None)._asdict().items()
-            present = [name for name, value in fields if value is not None and value is not False]
-            raise ValueError(f"{record.where}: expected the key {key!r}, got {', '.join(present)}")
+    value = getattr(record, key)
+    if value is None:
+        fields = [(name, other) for name, other in record._asdict().items() if name != "where"]
+        present = [name for name, other in fields if other is not None and other is not False]
+        raise ValueError(f"{record.where}: expected the key {key!r}, got {', '.join(present)}")
+    return value
 
 
 def _read_image(entry: Any, name: str, index: int) -> CocoImage:

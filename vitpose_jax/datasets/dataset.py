@@ -175,7 +175,7 @@ def read_dataset(
             path, count, fields=WHOLEBODY_KEYPOINTS if protocol.metric == "wholebody" else KEYPOINTS
         )
         entries = [
-            (image_id, coco.images[image_id].file_name, people)
+            (image_id, require(coco.images[image_id], "file_name"), people)
             for image_id, people in coco_people(coco, protocol).items()
         ]
     samples = [_sample(image_id, folder / file, _stack(people, count)) for image_id, file, people in entries]
@@ -235,15 +235,14 @@ def _with_detections(
     detections: dict[int | str, list[CocoObject]] = {sample.image_id: [] for sample in samples}
     skipped = 0
     for detection in read_results(read_json(path), str(path)):
-        require(detection, "category_id")
-        if category is not None and detection.category_id != category:
+        if category not in (None, require(detection, "category_id")):
             continue
         if detection.image_id not in detections:
             raise ValueError(f"{detection.where}: no image with the id {detection.image_id!r} in {annotations}")
-        require(detection, "bbox", "score")
-        if detection.score < min_score:
+        bbox = require(detection, "bbox")
+        if require(detection, "score") < min_score:
             continue
-        if min(detection.bbox[2:]) <= 0:
+        if min(bbox[2:]) <= 0:
             skipped += 1
             continue
         detections[detection.image_id].append(detection)

@@ -93,7 +93,7 @@ def keypoint_average_precision(
             finite, an entry does not have K keypoints, or a result's image or category is unknown.
     """
     annotations = _read(annotations, len(sigmas))
-    targets = _targets(annotations, use_area=use_area, image_ids=image_ids)
+    targets = _targets(annotations, len(sigmas), use_area=use_area, image_ids=image_ids)
     return _evaluate(targets, _detections(results, annotations, targets, len(sigmas)), sigmas)
 
 
@@ -114,7 +114,7 @@ def crowdpose_average_precision(
         hard images.
     """
     annotations = _read(annotations, len(sigmas))
-    targets = _targets(annotations, use_area=False, crowd_index=True, image_ids=image_ids)
+    targets = _targets(annotations, len(sigmas), use_area=False, crowd_index=True, image_ids=image_ids)
     detections = _detections(results, annotations, targets, len(sigmas))
     overall = _evaluate(targets, detections, sigmas)
     statistics = {name: overall[name] for name in ("AP", "AP50", "AP75", "AR", "AR50", "AR75")}
@@ -122,7 +122,7 @@ def crowdpose_average_precision(
         numbers = {
             image_id: number
             for image_id, number in targets.numbers.items()
-            if low <= annotations.images[image_id].crowd_index < high
+            if low <= require(annotations.images[image_id], "crowd_index") < high
         }
         in_range = set(numbers.values())
         part = Targets(
@@ -158,7 +158,7 @@ def wholebody_average_precision(
     if len(sigmas) != count:
         raise ValueError(f"sigmas: expected one for each of {count} keypoints, got {len(sigmas)}")
     annotations = _read(annotations, count, WHOLEBODY_KEYPOINTS)
-    targets = _targets(annotations, use_area=True, annotators_counts=False, image_ids=image_ids)
+    targets = _targets(annotations, count, use_area=True, annotators_counts=False, image_ids=image_ids)
     detections = _detections(results, annotations, targets, count, WHOLEBODY_KEYPOINTS)
     for detection in detections:
         detection["area"] = _area(detection["keypoints"].reshape(-1, 3)[WHOLEBODY_PARTS["body"]])
@@ -201,8 +201,9 @@ def check_measurable(
         raise ValueError(f"image_ids: expected images of the annotations, got {min(unknown, key=str)!r}")
     for annotation in annotations.objects:
         require(annotation, "category_id")
-        if annotation.image_id in chosen:
-            require(annotation, "bbox", *(["area"] if use_area else []))
+        for key in ("bbox", "area") if use_area else ("bbox",):
+            if annotation.image_id in chosen:
+                require(annotation, key)
     for image in annotations.images.values() if crowd_index else ():
         if image.id in chosen and image.crowd_index is None:
             raise ValueError(f"{image.where}: expected a crowdIndex, as in CrowdPose, got none")
@@ -211,7 +212,7 @@ def check_measurable(
 def known_categories(annotations: CocoAnnotations, image_ids: Collection[int | str] | None = None) -> list[int]:
     """The categories that results may have: of the annotations of the chosen images, and of "categories"."""
     chosen = annotations.images.keys() if image_ids is None else set(image_ids)
-    used = {annotation.category_id for annotation in annotations.objects if annotation.image_id in chosen}
+    used = {require(annotation, "category_id") for annotation in annotations.objects if annotation.image_id in chosen}
     return sorted(annotations.category_ids | used)
 
 
@@ -228,6 +229,7 @@ def _read(annotations: Annotations, num_keypoints: int, fields: Sequence[str] = 
 
 def _targets(
     annotations: CocoAnnotations,
+    num_keypoints: int,
     *,
     use_area: bool,
     crowd_index: bool = False,
@@ -245,11 +247,13 @@ def _targets(
     for annotation in annotations.objects:
         if annotation.image_id not in numbers:
             continue
-        labelled = annotation.keypoints is not None
-        keypoints = annotation.keypoints.ravel() if labelled else np.zeros(3 * annotations.num_keypoints)
-        # The annotators' own count goes before ours: CrowdPose's leaves out some visible keypoints.
-        count = annotation.num_keypoints if labelled and annotators_counts else None
-        bbox = annotation.bbox.tolist()
+        if annotation.keypoints is None:
+            keypoints, count = np.zeros(3 * num_keypoints), 0
+        else:
+            keypoints = annotation.keypoints.ravel()
+            # The annotators' own count goes before ours: CrowdPose's leaves out some visible keypoints.
+            count = annotation.num_keypoints if annotators_counts else None
+        bbox = require(annotation, "bbox").tolist()
         targets.append(
             {
                 "id": len(targets) + 1,
@@ -280,23 +284,22 @@ def _detections(
     """The results in the chosen images, as faster-coco-eval takes them."""
     detections: list[dict[str, Any]] = []
     for result in read_results(results, "results", num_keypoints, fields=fields):
-        require(result, "category_id", "keypoints", "score")
+        category_id = require(result, "category_id")
+        keypoints, score = require(result, "keypoints"), require(result, "score")
         if result.image_id not in annotations.images:
             raise ValueError(f"{result.where}: expected an image of the annotations, got {result.image_id!r}")
-        if result.category_id not in targets.category_ids:
-            raise ValueError(
-                f"{result.where}: expected a category of {targets.category_ids}, got {result.category_id!r}"
-            )
+        if category_id not in targets.category_ids:
+            raise ValueError(f"{result.where}: expected a category of {targets.category_ids}, got {category_id!r}")
         if result.image_id not in targets.numbers:
             continue
         detections.append(
             {
                 "id": len(detections) + 1,
                 "image_id": targets.numbers[result.image_id],
-                "category_id": result.category_id,
-                "keypoints": result.keypoints.ravel(),
-                "area": _area(result.keypoints),
-                "score": result.score,
+                "category_id": category_id,
+                "keypoints": keypoints.ravel(),
+                "area": _area(keypoints),
+                "score": score,
             }
         )
     return detections
@@ -334,4 +337,4 @@ def _evaluate(targets: Targets, detections: Sequence[Mapping[str, Any]], sigmas:
         kpt_oks_sigmas=list(sigmas),
     )
     evaluator.run()
-    return dict(zip(STATISTICS, evaluator.stats.tolist(), strict=True))
+    return dict(zip(STATISTICS, np.asarray(evaluator.stats).tolist(), strict=True))

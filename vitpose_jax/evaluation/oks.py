@@ -42,7 +42,7 @@ def object_keypoint_similarity(
     offset = np.asarray(predicted, np.float64) - target
     counted = visible
     if boxes is not None:
-        labelled = visible.any(axis=-1, keepdims=True)
+        labelled = np.any(visible, axis=-1, keepdims=True)
         low = boxes[..., None, :2] - boxes[..., None, 2:]
         high = boxes[..., None, :2] + 2 * boxes[..., None, 2:]
         outside = np.maximum(low - predicted, 0) + np.maximum(predicted - high, 0)
@@ -149,7 +149,7 @@ def _overlap(
     keypoints: Float[np.ndarray, "n K 2"],
     areas: Num[np.ndarray, " n"],
     best: Float[np.ndarray, "K 2"],
-    area: np.number,
+    area: Num[np.ndarray, ""] | np.number,
     sigmas: Sequence[float],
 ) -> Float[np.ndarray, " n"]:
     """The OKS of poses with the best pose, over all keypoints and with the mean of their areas."""

@@ -93,8 +93,7 @@ def evaluate(
         output: folder for results.json (COCO results), metrics.json and per_keypoint.csv, all written at the end,
             and poses.jsonl, written during the run.
         resume: take the poses of an earlier run from the output folder and compute the missing ones. Images that
-            failed are tried again. The options of scoring may differ from the earlier run; those of the poses must
-            be the same.
+            failed are tried again. Options of scoring may differ from the earlier run, options of the poses may not.
         overwrite: replace the results in the output folder.
         model_name: written to metrics.json.
         progress: show a bar on standard error.
@@ -137,7 +136,7 @@ def evaluate(
     journal = None if folder is None else _open_journal(folder, settings, dataset, resume=resume)
     outcomes = estimate_poses(estimator, dataset, journal, flip_test=flip_test, decode=decode, progress=progress)
     evaluation = _score(dataset, outcomes, settings)
-    if journal is not None:
+    if folder is not None and journal is not None:
         _finish(evaluation, outcomes, journal, folder)
     return evaluation
 

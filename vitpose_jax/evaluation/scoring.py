@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from jaxtyping import Float
 
+from vitpose_jax.datasets.coco import CocoAnnotations
 from vitpose_jax.datasets.dataset import Dataset, Sample
 from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.evaluation.accuracy import pckh
@@ -66,13 +67,14 @@ def check_scorable(dataset: Dataset) -> None:
         raise ImportError('average precision needs faster-coco-eval: pip install "vitpose-jax[eval]"')
     if not protocol.skeleton.sigmas:
         raise ValueError(f"{protocol.name}: average precision needs sigmas in its skeleton")
+    annotations = _coco(dataset)
     check_measurable(
-        dataset.coco,
+        annotations,
         use_area=protocol.use_area,
         crowd_index=protocol.metric == "crowdpose",
         image_ids=dataset.image_ids,
     )
-    known = known_categories(dataset.coco, dataset.image_ids)
+    known = known_categories(annotations, dataset.image_ids)
     for sample in dataset.samples:
         for category in set(sample.category_ids.tolist()) - set(known):
             raise ValueError(
@@ -157,17 +159,23 @@ def measure(
     sigmas, image_ids = protocol.skeleton.sigmas, dataset.image_ids
     if protocol.metric == "pckh":
         return _measure_pckh(dataset, poses)
+    annotations = _coco(dataset)
     if protocol.metric == "crowdpose":
-        return crowdpose_average_precision(dataset.coco, results, sigmas, image_ids=image_ids)
+        return crowdpose_average_precision(annotations, results, sigmas, image_ids=image_ids)
     if protocol.metric == "coco":
-        return keypoint_average_precision(
-            dataset.coco, results, sigmas, use_area=protocol.use_area, image_ids=image_ids
-        )
-    parts = wholebody_average_precision(dataset.coco, results, sigmas, image_ids=image_ids)
+        return keypoint_average_precision(annotations, results, sigmas, use_area=protocol.use_area, image_ids=image_ids)
+    parts = wholebody_average_precision(annotations, results, sigmas, image_ids=image_ids)
     overall = parts.pop("wholebody")
     return overall | {
         f"{part} {name}": value for part, statistics in parts.items() for name, value in statistics.items()
     }
+
+
+def _coco(dataset: Dataset) -> CocoAnnotations:
+    """The annotations that COCO's metric needs."""
+    if dataset.coco is None:
+        raise ValueError(f"{dataset.annotations}: expected COCO's annotations in the dataset, got none")
+    return dataset.coco
 
 
 def _measure_pckh(dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3"]]) -> dict[str, float]:

@@ -36,7 +36,7 @@ class PoseSettings:
         decode: how heatmaps become points.
         dtype: in which the network computes.
         max_batch: the most boxes in one batch.
-        flip_test: poses are averaged with those of the mirrored image.
+        flip_test: poses are averaged over the image and the mirrored image.
         border, padding, stretch: of the crops, see `PoseEstimator`.
         limit: only the first images; None for all.
         model_sha256: of configuration and weights; None if poses are not written to a folder.
