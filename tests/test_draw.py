@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tolerances import DRAWING_SECONDS
 from vitpose_jax import draw as module
 from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw_poses
 from vitpose_jax.poses import Poses
@@ -202,9 +203,9 @@ def test_hundreds_of_people_take_well_under_a_second():
     rng = np.random.default_rng(0)
     keypoints = STANDING + rng.uniform(0, [1800, 960], (300, 1, 2))
     poses = Poses.create(keypoints, np.ones((300, 17)), np.full((300, 4), 100.0), COCO)
-    start = time.perf_counter()
+    start = time.process_time()
     out = draw_poses(canvas(1080, 1920), poses)
-    assert time.perf_counter() - start < 1.5  # 0.07 s on an idle core
+    assert time.process_time() - start < DRAWING_SECONDS
     assert drawn(out).mean() > 0.02
 
 

@@ -1,6 +1,8 @@
 """The house: which module may import which, what is installed, and what importing it brings in."""
 
 import ast
+import functools
+import graphlib
 import os
 import pathlib
 import subprocess
@@ -11,6 +13,7 @@ import venv
 import pytest
 from flax import nnx
 
+import vitpose_jax
 from tests.support import programs
 from tests.support.images import random_image
 from tests.support.models import TINY
@@ -48,33 +51,116 @@ def sources() -> list[pathlib.Path]:
     return sorted([*(ROOT / "vitpose_jax").rglob("*.py"), *(ROOT / "convert").rglob("*.py")])
 
 
-def module_of(path: pathlib.Path) -> str:
-    folder, *rest = path.relative_to(ROOT).parts
-    return "convert" if folder == "convert" else pathlib.PurePath(rest[0]).stem
+def module_name(path: pathlib.Path) -> str:
+    """The name under which a file is imported: convert/ installs as vitpose_jax.convert."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    parts = ("vitpose_jax", *parts) if parts[0] == "convert" else parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: pathlib.Path) -> list[tuple[str, int]]:
-    """Everything a file imports, also inside functions, with the line."""
+MODULES = {module_name(path): path for path in sources()}
+
+
+def imports(path: pathlib.Path, module: str = "") -> list[tuple[str, int]]:
+    """Everything a file imports, also inside functions, with the line.
+
+    Args:
+        path: the file.
+        module: its name, to resolve relative imports.
+    """
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
     names = []
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             names += [(alias.name, node.lineno) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            names += [(f"{node.module}.{alias.name}", node.lineno) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [] if node.level == 0 else package[: len(package) - node.level + 1]
+            base = ".".join([*base, node.module] if node.module else base)
+            names += [(f"{base}.{alias.name}", node.lineno) for alias in node.names]
     return names
 
 
-@pytest.mark.parametrize("path", sources(), ids=lambda path: "/".join(path.parts[-2:]))
-def test_imports_run_one_way(path):
-    module = module_of(path)
-    # The package itself hands out names lazily, and `python -m` is a way in, as the command line is.
-    if module == "__init__" or path.name == "__main__.py":
-        return
-    assert module in ORDER, f"{path} has no place in the order"
-    for name, line in imports(path):
-        parts = name.split(".")
-        if parts[0] == "vitpose_jax" and parts[1] in ORDER:
-            assert ORDER.index(parts[1]) <= ORDER.index(module), f"{path}:{line} imports {name}"
+def resolve(name: str) -> str | None:
+    """The module of this project that an import reads; None for other projects.
+
+    `from vitpose_jax import PoseEstimator` reads the module that the lazy root names as the home of PoseEstimator.
+    """
+    parts = name.split(".")
+    if parts[0] != "vitpose_jax":
+        return None
+    if len(parts) > 1 and parts[1] in vitpose_jax._HOMES:
+        return f"vitpose_jax.{vitpose_jax._HOMES[parts[1]]}"
+    if len(parts) == 1 or parts[1:] == ["__version__"]:
+        return "vitpose_jax"
+    for end in range(len(parts), 1, -1):
+        if ".".join(parts[:end]) in MODULES:
+            return ".".join(parts[:end])
+    raise AssertionError(f"{name}: expected a file of this project, or a public name")
+
+
+def room(module: str) -> str:
+    """The folder or the root module: the part of a name that ORDER lists."""
+    return module.split(".")[1] if "." in module else "vitpose_jax"
+
+
+@functools.cache
+def reads(module: str) -> dict[str, int]:
+    """The modules of this project that a module imports, each with a line that does so."""
+    targets = {}
+    for name, line in imports(MODULES[module], module):
+        target = resolve(name)
+        if target is not None and target != module:
+            targets.setdefault(target, line)
+    return targets
+
+
+# The lazy root names all its modules, and `python -m` is a way in, as the command line is.
+WAYS_IN = {name for name in MODULES if name == "vitpose_jax" or name.endswith(".__main__")}
+
+
+def test_the_order_names_every_file_and_every_folder():
+    assert {room(name) for name in MODULES} - {"vitpose_jax"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", sorted(set(MODULES) - WAYS_IN), ids=lambda name: name.removeprefix("vitpose_jax."))
+def test_imports_run_one_way(module):
+    place = ORDER.index(room(module))
+    for target, line in reads(module).items():
+        # The root itself imports nothing.
+        if target != "vitpose_jax":
+            assert ORDER.index(room(target)) <= place, f"{MODULES[module]}:{line} imports {target}"
+
+
+def test_no_circles_inside_a_folder():
+    """Files of one folder that import one another, at the top of a file or inside a function, are one file."""
+    graph = {
+        module: [target for target in reads(module) if target not in WAYS_IN and room(target) == room(module)]
+        for module in MODULES
+        if module not in WAYS_IN
+    }
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"a circle of imports: {' <- '.join(error.args[1])}")
+
+
+def test_the_public_names_agree():
+    """`__all__`, the homes of the lazy root and its block for type checkers."""
+    tree = ast.parse(MODULES["vitpose_jax"].read_text())
+    (block,) = (node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    typed = {}
+    for node in block.body:
+        assert isinstance(node, ast.ImportFrom), ast.unparse(node)
+        for alias in node.names:
+            assert alias.asname in (alias.name, None), f"{alias.name} is exported as {alias.asname}"
+            typed[alias.name] = node.module.removeprefix("vitpose_jax.")
+    assert typed == vitpose_jax._HOMES
+    assert sorted(vitpose_jax._HOMES) == sorted(vitpose_jax.__all__) == list(dict.fromkeys(vitpose_jax.__all__))
+    for name in vitpose_jax.__all__:
+        value = getattr(vitpose_jax, name)
+        assert value.__module__ == f"vitpose_jax.{vitpose_jax._HOMES[name]}", f"{name} lives in {value.__module__}"
+    for name in vitpose_jax._MODULES:
+        assert f"vitpose_jax.{name}" in MODULES
 
 
 def test_nothing_but_one_file_imports_torch():
@@ -112,8 +198,6 @@ def test_package_list_names_every_folder_with_code():
 
 
 def test_versions_agree():
-    import vitpose_jax
-
     assert vitpose_jax.__version__ == tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f"[{vitpose_jax.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 

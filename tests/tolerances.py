@@ -20,3 +20,20 @@ BFLOAT16_MOST = 0.5
 DETECTOR = 1e-4
 # Boxes in pixels of the image, given the same logits.
 BOXES = 1e-2
+# Scores of random weights, where two programs cut the same crops: a sample that lies half-way between two pixel values
+# may be rounded to either, which moves a heatmap by some 4e-4 (measured: 4.2e-4 at most).
+ROUNDED_PIXELS = 2e-3
+# The same for the highest pixels of these heatmaps, which have no clear peaks: this fraction must be the same one.
+ROUNDED_PEAKS = 0.98
+# The same after refinement, which such a heatmap without clear peaks makes sensitive: pixels of the image, and the
+# fraction of the keypoints that must be as near (measured: 0.09 at most for UDP, 0.004 for the others).
+REFINED = 0.1
+REFINED_MOST = 0.9
+
+# Seconds of processor time, which other programs on the machine do not lengthen as they do those of a clock.
+# `vitpose-jax --help`: 0.1 on a core of a server; importing JAX alone takes 0.8.
+HELP_SECONDS = 0.5
+# Drawing 300 people: 0.1. A loop over the image's pixels in Python would take minutes.
+DRAWING_SECONDS = 1.5
+# OKS-NMS of 1000 people: 0.1. All pairs in Python would take a minute.
+NMS_SECONDS = 2.0

@@ -8,13 +8,13 @@ if TYPE_CHECKING:
     from vitpose_jax.detector import Detector as Detector
     from vitpose_jax.draw import draw_boxes as draw_boxes
     from vitpose_jax.draw import draw_poses as draw_poses
-    from vitpose_jax.estimator import ItemError as ItemError
     from vitpose_jax.estimator import PoseEstimator as PoseEstimator
     from vitpose_jax.images import load_image as load_image
     from vitpose_jax.pipeline.postprocess import decode_heatmaps as decode_heatmaps
     from vitpose_jax.pipeline.preprocess import crop_boxes as crop_boxes
     from vitpose_jax.poses import Poses as Poses
     from vitpose_jax.pretrained import from_pretrained as from_pretrained
+    from vitpose_jax.serving.flow import ItemError as ItemError
     from vitpose_jax.single_program import SingleProgramEstimator as SingleProgramEstimator
     from vitpose_jax.skeletons import Skeleton as Skeleton
     from vitpose_jax.vitpose.config import VitPoseConfig as VitPoseConfig
@@ -26,7 +26,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Detections": "detections",
     "Detector": "detector",
-    "ItemError": "estimator",
+    "ItemError": "serving.flow",
     "PoseEstimator": "estimator",
     "Poses": "poses",
     "SingleProgramEstimator": "single_program",

@@ -1,10 +1,10 @@
 """The command line, run as a user runs it."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from tests.support import programs
 from tests.support.cli import run
 from tests.support.images import random_image
 from tests.support.models import TINY, random_model
+from tests.tolerances import HELP_SECONDS
 from vitpose_jax import VitPoseConfig, checkpoint
 
 BOX = "20,10,60,90"
@@ -267,16 +268,22 @@ def test_init_info_and_convert(capsys, tmp_path):
     assert (status, "no preset named 'tiny'" in said) == (1, True)
 
 
+def processor_seconds() -> float:
+    """Of the programs that this process has waited for; what else the machine does is not in it."""
+    times = os.times()
+    return times.children_user + times.children_system
+
+
 def test_help_is_quick_and_needs_no_jax():
-    """Half a second at most; the fastest of three, for other programs run at the same time."""
-    times = []
+    """Half a second of one core at most, as JAX alone takes longer to import; the quickest of three."""
+    seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = processor_seconds()
         done = subprocess.run([sys.executable, "-m", "vitpose_jax.cli", "--help"], capture_output=True, text=True)
-        times.append(time.perf_counter() - start)
+        seconds.append(processor_seconds() - start)
         assert done.returncode == 0
         assert "predict" in done.stdout
-    assert min(times) < 0.5
+    assert min(seconds) < HELP_SECONDS
     command = programs.command("help_without_jax")
     subprocess.run(command, env=programs.environment(), check=True, capture_output=True)
 

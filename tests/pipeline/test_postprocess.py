@@ -96,13 +96,23 @@ def test_published_decodings():
     heatmap[0, 31, 31] = 2
     center, scale = jnp.full((1, 2), 127.0), jnp.full((1, 2), 64.0)
     keypoints, scores = postprocess.decode_regions(heatmap, Regions(center, scale), decode="quarter")
-    np.testing.assert_allclose(keypoints[0, 0], [126, 126], atol=1e-5)
+    np.testing.assert_allclose(keypoints[0, 0], [126, 126], rtol=0, atol=KEYPOINTS)
     assert scores[0, 0] == 2
+    # A region of 32 x 200 pixels, in which a pixel of the heatmap is a hundred of the image. mmpose rounds its 76.2.
+    wide = jnp.full((1, 2), 32.0 * 200)
+    keypoints, _ = postprocess.decode_regions(heatmap, Regions(center, wide), decode="udp")
+    np.testing.assert_allclose(keypoints[0, 0] * 63 / 6400, np.full(2, 76.2063) * 63 / 6400, rtol=0, atol=KEYPOINTS)
+
+
+def test_udp_decoding_of_a_peak_with_higher_neighbours_on_one_side():
+    """It moves left and up, by as much as the original moves it."""
     heatmap = np.ones((1, 64, 64, 1), np.float32)
     heatmap[0, 31, 31], heatmap[0, 31, 30], heatmap[0, 30, 31] = 2, 1.5, 1.5
-    regions = Regions(center, jnp.full((1, 2), 32.0 * 200))
-    keypoints, _ = postprocess.decode_regions(heatmap, regions, decode="udp")
-    assert np.isfinite(keypoints).all()
+    center, scale = jnp.full((1, 2), 127.0), jnp.full((1, 2), 64.0)
+    keypoints, _ = postprocess.decode_regions(heatmap, Regions(center, scale), decode="udp")
+    refined = opencv_dark(heatmap[0, :, :, 0], 31, 31)
+    assert (refined < 31).all()
+    np.testing.assert_allclose(keypoints[0, 0], refined * 64 / 63 + 127 - 32, rtol=0, atol=KEYPOINTS)
 
 
 @pytest.mark.parametrize("decode", ["udp", "transformers"])
