@@ -76,14 +76,14 @@ def test_feature_maps_of_the_backbone(pair):
         assert_close(got, last(wanted))
 
 
-def test_the_encoder(pair):
+def test_encoder_feature_maps(pair):
     _, _, ours, theirs = pair
     for got, wanted in zip(ours.encoded, theirs.encoder_last_hidden_state, strict=True):
         assert_close(got, last(wanted))
 
 
 @pytest.mark.parametrize("pair", ALONE, indirect=True)
-def test_the_encoder_alone(pair):
+def test_encoder_with_the_same_input(pair):
     reference, detector, ours, _ = pair
     projected = [
         project(first(feature_map))
@@ -95,7 +95,7 @@ def test_the_encoder_alone(pair):
         assert_close(got, last(wanted), 2 * BLOCK)
 
 
-def test_the_proposals(pair):
+def test_proposals(pair):
     _, detector, ours, theirs = pair
     # Of places that score alike either may come first: the same set, and the same boxes and logits for each.
     scores = ours.proposals.logits.max(axis=-1)
@@ -118,7 +118,7 @@ def test_every_layer_of_the_decoder(pair):
 
 
 @pytest.mark.parametrize("pair", ALONE, indirect=True)
-def test_the_decoder_alone(pair):
+def test_decoder_with_the_same_input(pair):
     reference, detector, ours, _ = pair
     rng = np.random.default_rng(1)
     queries, boxes, memory = (
@@ -151,7 +151,7 @@ def test_logits_and_boxes(pair):
 
 
 @pytest.mark.parametrize("pair", ALONE[:1], indirect=True)
-def test_images_of_another_size_are_refused(pair):
+def test_images_of_another_size_raise(pair):
     _, detector, _, _ = pair
     with pytest.raises(ValueError, match=r"expected \(n, 64, 96, 3\), got \(1, 96, 64, 3\)"):
         detector(jnp.zeros((1, *SIZE[::-1], 3)))
@@ -160,7 +160,7 @@ def test_images_of_another_size_are_refused(pair):
 @pytest.mark.parametrize(
     "sizes", [((8, 12), (4, 6), (2, 3)), ((80, 80), (40, 40), (20, 20)), ((160, 160),) * 5], ids=str
 )
-def test_anchors(sizes):
+def test_anchors_equal_transformers(sizes):
     reference = tiny_detector().model
     expected, valid = reference.generate_anchors(sizes)
     ours, ours_valid = make_anchors(sizes)
@@ -170,7 +170,7 @@ def test_anchors(sizes):
     assert ours_valid.all() == (sizes[0] == (8, 12))
 
 
-def test_positions():
+def test_sine_positions_equal_transformers():
     reference = tiny_detector(encoder_hidden_dim=20, positional_encoding_temperature=77).model.encoder.aifi[0]
     expected = reference.position_embedding(width=7, height=5, device=torch.device("cpu"), dtype=torch.float32)
     np.testing.assert_allclose(sine_positions(5, 7, 20, 77.0), expected[0], rtol=0, atol=BLOCK)
@@ -183,7 +183,7 @@ def test_inverse_sigmoid_at_the_ends():
     np.testing.assert_allclose(inverse_sigmoid(x), theirs(torch.from_numpy(np.array(x))), rtol=1e-5)
 
 
-def test_of_equal_proposals_the_first_are_taken(tmp_path):
+def test_equal_proposals_keep_their_order(tmp_path):
     reference = tiny_detector()
     with torch.no_grad():
         reference.model.enc_score_head.weight.zero_()
@@ -193,7 +193,7 @@ def test_of_equal_proposals_the_first_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
-def test_half_precision_is_near_single_precision(tmp_path, dtype):
+def test_half_precision_is_close_to_float32(tmp_path, dtype):
     # Before the choice of proposals, which is discrete, and in the decoder with the same inputs.
     folder = save(tiny_detector(2), tmp_path)
     images = jnp.asarray(random_images())

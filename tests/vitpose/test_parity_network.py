@@ -92,7 +92,7 @@ def test_attention_and_its_weights(pair, num_heads, qkv_bias):
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "relu"])
-def test_one_block(pair, activation):
+def test_one_block_equals_transformers(pair, activation):
     reference, model = pair(hidden_act=activation)
     tokens = random_array(3, 12, 24)
     for index, layer in enumerate(reference.backbone.encoder.layer):
@@ -157,7 +157,7 @@ def test_layer_norm_with_a_large_mean(pair):
     features=st.integers(1, 9),
 )
 @settings(max_examples=15)
-def test_deconvolution(n, height, width, features_in, features):
+def test_deconvolution_equals_torch(n, height, width, features_in, features):
     x, weight = random_array(n, height, width, features_in), random_array(features_in, features, 4, 4, seed=1)
     weight *= (4 * features_in) ** -0.5
     dtypes = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -177,7 +177,7 @@ def test_the_deconvolutions_of_a_checkpoint(pair):
 
 
 @pytest.mark.parametrize("scale_factor", [1, 2, 3, 4])
-def test_bilinear_enlargement(scale_factor):
+def test_bilinear_upsampling_equals_torch(scale_factor):
     config = VitPoseConfig(
         image_size=(80, 48), hidden_size=6, num_heads=1, num_layers=1, decoder="simple", scale_factor=scale_factor
     )
@@ -236,7 +236,7 @@ def test_an_expert_folded_into_a_plain_model(pair):
 
 
 @pytest.mark.parametrize("image_size", [(96, 80), (48, 32), (64, 112), (256, 192)], ids=str)
-def test_another_image_size(pair, image_size):
+def test_another_image_size_equals_torch(pair, image_size):
     reference, model = pair(decoder="simple")
     resized = model.resize(image_size)
     positions = reference.backbone.embeddings.position_embeddings
@@ -257,7 +257,7 @@ def test_another_image_size(pair, image_size):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("decoder", ["classic", "simple"])
-def test_half_precision_is_near_single_precision(pair, tmp_path, dtype, decoder):
+def test_half_precision_is_close_to_float32(pair, tmp_path, dtype, decoder):
     options = {"decoder": decoder, **MOE}
     reference, model = pair(**options)
     folder = save(reference, tmp_path)

@@ -74,7 +74,7 @@ def random_tokens(config: VitPoseConfig, seed: int = 0) -> jax.Array:
 
 @pytest.mark.parametrize("size", [(2, 3), (4, 4), (1, 7)], ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_attention_is_that_of_the_definition(size, way):
+def test_attention_equals_its_definition(size, way):
     """Of even and uneven cuts; of a block that is shifted and of one that is not."""
     config = VitPoseConfig(**LARGE, **fields(size, **WAYS[way]))
     attention = attention_of(random_model(config), 0)
@@ -132,7 +132,7 @@ def test_a_window_is_full_attention_on_its_own_patches():
 
 
 @pytest.mark.parametrize(("way", "rows", "columns"), [("plain", 2, 3), ("shift", 3, 4), ("pool", 5, 7)])
-def test_who_hears_of_whom(way, rows, columns):
+def test_how_far_a_patch_reaches_in_two_blocks(way, rows, columns):
     """One patch is changed, (1, 1); two blocks later some others know of it."""
     config = VitPoseConfig(**LARGE, **fields((2, 3), **WAYS[way]))
     backbone = random_model(config).backbone
@@ -143,8 +143,8 @@ def test_who_hears_of_whom(way, rows, columns):
     assert differs.sum() == rows * columns
 
 
-def test_gradients_are_finite():
-    """With experts and a data set for each crop, stochastic depth, and blocks computed again."""
+def test_gradients_are_finite_and_equal_with_remat():
+    """With experts and a dataset for each crop, stochastic depth, and blocks computed again."""
     fields_ = fields((4, 4), shift=True, pool=True)
     config = VitPoseConfig(**LARGE, **{**PLUS, "skeletons": (COCO, AP10K)}, **fields_)
     model, crops = random_model(config), random_crops(config)
@@ -164,7 +164,7 @@ def test_gradients_are_finite():
         np.testing.assert_allclose(other.get_value(), values, rtol=1e-3, atol=1e-6, err_msg=str(path))
 
 
-def test_one_data_set_for_each_crop():
+def test_one_dataset_for_each_crop_with_windows():
     experts = {**PLUS, "skeletons": (COCO, AP10K)}
     model = random_model(VitPoseConfig(**LARGE, **experts, **fields((2, 3), shift=True, pool=True)))
     crops = random_crops(model.config, 2)
@@ -176,7 +176,7 @@ def test_one_data_set_for_each_crop():
     np.testing.assert_allclose(plain(crops), model(crops, "ap10k"), atol=BLOCK)
 
 
-def test_half_precision():
+def test_bfloat16_is_close_to_float32_with_windows():
     config = VitPoseConfig(**LARGE, **fields((2, 3), shift=True, pool=True))
     exact = random_model(config)
     half = random_model(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
@@ -186,7 +186,7 @@ def test_half_precision():
     np.testing.assert_allclose(half(crops), expected, rtol=0, atol=BFLOAT16 * np.abs(expected).max())
 
 
-def test_only_the_decoders_blocks_run():
+def test_blocks_after_the_decoders_input_are_skipped():
     config = VitPoseConfig(**{**LARGE, "num_layers": 3}, out_indices=(2,), **fields((2, 3), shift=True))
     model = random_model(config)
     crops = random_crops(config)
@@ -194,7 +194,7 @@ def test_only_the_decoders_blocks_run():
     np.testing.assert_allclose(model.backbone(crops).tokens, states.tokens, atol=BLOCK)
 
 
-def test_a_checkpoint_gets_larger_crops_and_windows():
+def test_resize_and_windows_together():
     model = random_model(VitPoseConfig(**TINY, decoder="simple"))
     large = model.resize((80, 112)).with_windows((2, 3), shift=True, pool=True)
     assert large(random_crops(large.config)).shape == (3, 20, 28, 17)
@@ -203,7 +203,7 @@ def test_a_checkpoint_gets_larger_crops_and_windows():
     assert large.resize((16, 32)).with_windows((8, 8), pool=True)(jnp.zeros((1, 16, 32, 3))).shape == (1, 4, 8, 17)
 
 
-def test_attention_weights_are_refused():
+def test_attention_weights_of_windows_raise():
     model = random_model(VitPoseConfig(**LARGE, **fields((2, 3))))
     with pytest.raises(ValueError, match="output_attentions: expected attention among all patches, got windows"):
         model.backbone(random_crops(model.config), output_attentions=True)
@@ -217,7 +217,7 @@ def test_attention_weights_are_refused():
         ({"window_pool": True}, "window_pool: expected a window_size with it, got none"),
     ],
 )
-def test_what_windows_must_not_be(changes, message):
+def test_invalid_windows_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         VitPoseConfig(**changes)
 
@@ -234,7 +234,7 @@ def test_the_native_format_holds_windows_and_the_hub_does_not(tmp_path):
     assert not (tmp_path / "hub").exists()
 
 
-def test_files_without_the_later_fields_are_read(tmp_path):
+def test_configurations_without_the_new_fields_are_read(tmp_path):
     """And files of models that do not use them are as they were."""
     plain = VitPoseConfig(**LARGE)
     values = plain.to_dict()
@@ -251,7 +251,7 @@ def test_files_without_the_later_fields_are_read(tmp_path):
         VitPoseConfig.from_dict(values)
 
 
-def test_parameters_are_those_without_windows():
+def test_windows_add_no_parameters():
     plain, cut = (parameters.flatten(random_model(VitPoseConfig(**LARGE, **more))) for more in ({}, fields((2, 3))))
     assert {name: leaf.shape for name, leaf in plain.items()} == {name: leaf.shape for name, leaf in cut.items()}
     model = random_model(VitPoseConfig(**LARGE, **fields((2, 3), shift=True)))
