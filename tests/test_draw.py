@@ -114,8 +114,10 @@ def test_low_scores_leave_out_keypoints_and_their_edges():
 
 
 def test_line_width_grows_with_the_person():
-    share = [drawn(draw_poses(canvas(1200, 1200), standing(scale=s))).sum() / (100 * s) for s in (0.5, 2, 6)]
-    assert share[0] < share[1] < share[2]  # pixels for each pixel of height: the width of the lines
+    pixels_per_height = [
+        drawn(draw_poses(canvas(1200, 1200), standing(scale=s))).sum() / (100 * s) for s in (0.5, 2, 6)
+    ]
+    assert pixels_per_height[0] < pixels_per_height[1] < pixels_per_height[2]  # grows with the width of the lines
     wide = drawn(draw_poses(canvas(), standing(), line_width=8)).sum()
     assert wide > 2 * drawn(draw_poses(canvas(), standing(), line_width=2)).sum()
     with pytest.raises(ValueError, match="line_width: expected a positive number"):

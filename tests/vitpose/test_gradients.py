@@ -71,14 +71,14 @@ def test_a_training_step_equals_torch():
         lazy = {name: LazyTensor(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()}
         return build_model(check_tensors(HUGGINGFACE, config, lazy, name="the reference"), **dtypes)
 
-    graphdef, trained, rest = split(training_view(ours(reference.state_dict())))
+    graphdef, trained, statistics = split(training_view(ours(reference.state_dict())))
     targets = np.random.default_rng(1).uniform(size=(len(crops), 16, 12, 17)).astype(np.float32)
 
-    def loss(trained, rest):
-        model = nnx.merge(graphdef, trained, rest, copy=True)
+    def loss(trained, statistics):
+        model = nnx.merge(graphdef, trained, statistics, copy=True)
         return jnp.mean((model(jnp.asarray(crops)) - targets) ** 2), parameters.flatten(model)
 
-    (value, after), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained, rest)
+    (value, after), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained, statistics)
 
     pixels = torch.from_numpy(crops.transpose(0, 3, 1, 2).copy())
     heatmaps = reference.train()(pixels, dataset_index=torch.zeros(len(crops), dtype=torch.long)).heatmaps
@@ -96,19 +96,19 @@ def test_a_training_step_equals_torch():
     reference_values = parameters.flatten(ours(reference.state_dict()))
     for name, leaf in after.items():
         np.testing.assert_allclose(leaf, reference_values[name], atol=BLOCK, err_msg=name)
-    assert np.abs(after["heads.coco.norm1.var"] - by_name(rest)["heads.coco.norm1.var"]).max() > 1e-2
+    assert np.abs(after["heads.coco.norm1.var"] - by_name(statistics)["heads.coco.norm1.var"]).max() > 1e-2
 
 
 def test_gradients_reach_the_right_heads_and_experts():
     model = training_view(random_model(VitPoseConfig(**TINY, **THREE_HEADS)))
     crops = random_crops(model.config)
-    graphdef, trained, rest = split(model)
+    graphdef, trained, statistics = split(model)
     index = np.array([0, 3, 3])
 
     @jax.jit
     def gradients(trained, index):
         def loss(trained):
-            model = nnx.merge(graphdef, trained, rest, copy=True)
+            model = nnx.merge(graphdef, trained, statistics, copy=True)
             return jnp.mean(jnp.nan_to_num(model(crops, index)) ** 2), model.heads["aic"].norm1.mean[...]
 
         return jax.grad(loss, has_aux=True)(trained)
@@ -178,11 +178,11 @@ def test_remat_changes_no_result_and_rate_zero_draws_no_random_bits():
     config = VitPoseConfig(**TINY, decoder="simple")
     model = random_model(config).backbone
     crops = random_crops(config)
-    graphdef, trained, rest = split(model)
+    graphdef, trained, statistics = split(model)
 
     def run(**options):
         def loss(trained):
-            model = nnx.merge(graphdef, trained, rest, copy=True)
+            model = nnx.merge(graphdef, trained, statistics, copy=True)
             return jnp.mean(model(crops, **options).tokens[..., :5] ** 2)
 
         return jax.jit(jax.value_and_grad(loss))(trained)

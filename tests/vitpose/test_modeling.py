@@ -121,10 +121,10 @@ def test_every_parameter_has_a_gradient():
     config = VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO, AP10K)})
     model = random_model(config)
     crops = random_crops(config)
-    graphdef, trained, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, trained, statistics = nnx.split(model, nnx.Param, ...)
 
     def loss(trained):
-        return jnp.mean(nnx.merge(graphdef, trained, rest)(crops, np.array([0, 3, 3])) ** 2)
+        return jnp.mean(nnx.merge(graphdef, trained, statistics)(crops, np.array([0, 3, 3])) ** 2)
 
     gradients = nnx.to_flat_state(jax.grad(loss)(trained))
     assert len(gradients) == len(nnx.to_flat_state(trained))
