@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tolerances import DRAWING_SECONDS
 from vitpose_jax import draw as module
 from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw_poses
 from vitpose_jax.poses import Poses
@@ -35,11 +34,11 @@ def standing(scale: float = 2, offset=(20.0, 20.0), scores=None) -> Poses:
 
 
 def drawn(image: Image.Image) -> np.ndarray:
-    """Which pixels differ from the ground."""
+    """Which pixels differ from the background."""
     return (np.asarray(image) != GROUND).any(axis=-1)
 
 
-def test_the_given_image_is_left_alone():
+def test_the_input_image_is_not_changed():
     image = canvas()
     out = draw_poses(image, standing())
     assert (image == GROUND).all()
@@ -115,8 +114,10 @@ def test_low_scores_leave_out_keypoints_and_their_edges():
 
 
 def test_line_width_grows_with_the_person():
-    share = [drawn(draw_poses(canvas(1200, 1200), standing(scale=s))).sum() / (100 * s) for s in (0.5, 2, 6)]
-    assert share[0] < share[1] < share[2]  # pixels for each pixel of height: the width of the lines
+    pixels_per_height = [
+        drawn(draw_poses(canvas(1200, 1200), standing(scale=s))).sum() / (100 * s) for s in (0.5, 2, 6)
+    ]
+    assert pixels_per_height[0] < pixels_per_height[1] < pixels_per_height[2]  # grows with the width of the lines
     wide = drawn(draw_poses(canvas(), standing(), line_width=8)).sum()
     assert wide > 2 * drawn(draw_poses(canvas(), standing(), line_width=2)).sum()
     with pytest.raises(ValueError, match="line_width: expected a positive number"):
@@ -138,8 +139,34 @@ def test_boxes():
     assert shown[y, x : x + width].all()
     assert shown[y : y + height, x + width].all()
     assert not shown[y + 10 : y + height - 10, x + 10 : x + width - 10].any()
-    for box in ([-50, -50, 1000, 1000], [-1e9, -1e9, 3e9, 3e9], [5000, 5000, 3, 3], [10, 10, -4, 0], [np.nan] * 4):
-        draw_poses(canvas(), Poses.create(poses.keypoints, poses.scores, [box], COCO), boxes=True)
+
+
+def box_pixels(box) -> np.ndarray:
+    """Which pixels change when only the box is drawn."""
+    poses = Poses.create([STANDING], np.zeros((1, 17)), [box], COCO)
+    return drawn(draw_poses(canvas(), poses, boxes=True))
+
+
+@pytest.mark.parametrize(
+    "box",
+    [[-50, -50, 1000, 1000], [-1e9, -1e9, 3e9, 3e9], [5000, 5000, 3, 3], [265, 20, 30, 30], [np.nan] * 4],
+    ids=str,
+)
+def test_boxes_outside_the_image_draw_nothing(box):
+    assert not box_pixels(box).any()
+
+
+def test_a_box_that_leaves_the_image_draws_its_edges_inside():
+    shown = box_pixels([-20, 100, 100, 50])
+    assert shown[100:150, 80].all() and shown[100, :80].all() and shown[150, :80].all()
+    assert shown[95:156, :86].sum() == shown.sum()
+    assert not shown[105:146, :76].any()
+
+
+def test_a_box_of_negative_size_draws_its_corner():
+    shown = box_pixels([10, 10, -4, 0])
+    assert shown[10, 10]
+    assert shown[9:13, 9:13].sum() == shown.sum()
 
 
 def test_faces_are_dots_and_hands_fine():
@@ -174,7 +201,7 @@ def test_every_skeleton_has_two_sides(skeleton):
             assert {style.colours[left], style.colours[right]} == {LEFT, RIGHT}
 
 
-def test_nobody():
+def test_no_people_draw_nothing():
     assert not drawn(draw_poses(canvas(), standing()[:0])).any()
 
 
@@ -199,17 +226,28 @@ def test_a_line_that_leaves_the_image_keeps_its_direction():
     assert shown[np.arange(10, 80), np.arange(10, 80)].all()
 
 
-def test_hundreds_of_people_take_well_under_a_second():
+def cpu_seconds(function) -> float:
+    """The least processor time of five calls, which other processes on the machine do not count in."""
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        function()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def test_each_person_costs_far_less_than_the_whole_image():
+    """300 people cost 3.8 times as much as enlarging and reducing the image. Doing that for each costs 300 times."""
     rng = np.random.default_rng(0)
     keypoints = STANDING + rng.uniform(0, [1800, 960], (300, 1, 2))
     poses = Poses.create(keypoints, np.ones((300, 17)), np.full((300, 4), 100.0), COCO)
-    start = time.process_time()
-    out = draw_poses(canvas(1080, 1920), poses)
-    assert time.process_time() - start < DRAWING_SECONDS
-    assert drawn(out).mean() > 0.02
+    image = Image.fromarray(canvas(1080, 1920))
+    enlarging = cpu_seconds(lambda: image.resize((3840, 2160), Image.Resampling.NEAREST).reduce(2))
+    assert cpu_seconds(lambda: draw_poses(image, poses)) < 30 * enlarging
+    assert drawn(draw_poses(image, poses)).mean() > 0.02
 
 
-def test_labelled_photographs(data):
+def test_annotated_people_are_drawn_on_photographs(data):
     labels = json.loads((data / "coco_val" / "person_keypoints.json").read_text())
     files = {image["id"]: image["file_name"] for image in labels["images"]}
     for image_id in sorted(files)[:5]:

@@ -1,7 +1,7 @@
-"""Poses and boxes drawn on an image, with Pillow alone.
+"""Draws poses and boxes on an image, with Pillow only.
 
-Every person is drawn on an enlarged copy of the part of the image it covers, which is then averaged back: edges come
-out smooth, and a pixel on which nothing was drawn comes out as it was.
+Each person is drawn on an enlarged copy of its part of the image. Then the copy is averaged back to the original size:
+edges become smooth, and pixels without any drawing stay exactly as they were.
 """
 
 import functools
@@ -19,15 +19,15 @@ from vitpose_jax.skeletons import Skeleton
 
 Colour: TypeAlias = tuple[int, int, int]
 
-# Told apart by the colour-blind too, on light and on dark grounds.
+# Colour-blind people can tell these colours apart too, on light and on dark backgrounds.
 LEFT, RIGHT, CENTRE = (255, 146, 43), (51, 154, 255), (140, 233, 110)
 OUTLINE, RIM = (20, 20, 28), (255, 255, 255)
 
-# The width of a line, as a share of the person's size and in pixels.
-LINE_SHARE, LINE_MIN, LINE_MAX = 0.011, 1.0, 10.0
-# Faces and hands are drawn finer: they are that much smaller than the body they belong to.
-FINE_SHARE = 0.3
-# A person is enlarged until its lines are so wide, within bounds and up to so many pixels.
+# Line width as a fraction of the person's size, and its limits in pixels.
+LINE_FRACTION, LINE_MIN, LINE_MAX = 0.011, 1.0, 10.0
+# Faces and hands are much smaller than the body, so their lines and dots have this fraction of the width.
+FINE_FRACTION = 0.3
+# Each person is enlarged until its lines are SMOOTH_WIDTH pixels wide (limits: ENLARGEMENTS, MAX_PIXELS).
 SMOOTH_WIDTH, ENLARGEMENTS, MAX_PIXELS = 9, (2, 4), 16_000_000
 
 _LEFT, _RIGHT = (re.compile(rf"(^|[_\s-])({side})(?=$|[_\s-])", re.IGNORECASE) for side in ("left|l", "right|r"))
@@ -42,33 +42,33 @@ def draw_poses(
     boxes: bool = False,
     line_width: float | int | None = None,
 ) -> Image.Image:
-    """A copy of an image with poses drawn on it: left sides orange, right sides blue, the rest green.
+    """Draw poses on a copy of an image: left sides orange, right sides blue, everything else green.
 
     Args:
-        image: as for `load_image`; the one the poses were found in.
-        poses: in pixels of that image. Skeletons may differ from row to row; keypoints may lie outside.
-        threshold: keypoints with a lower score are left out, and so are the lines to them.
-        boxes: also draw the boxes.
-        line_width: in pixels; None scales it with each person.
+        image: the image of the poses, anything that `load_image` reads.
+        poses: in pixels of that image. Each row can have its own skeleton, and keypoints can lie outside the image.
+        threshold: keypoints with a lower score are not drawn, nor are lines to them.
+        boxes: whether to draw the boxes too.
+        line_width: in pixels; None means a width that fits the size of each person.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: for a line width that is not positive, and as `load_image`, which raises other errors as well.
+        ValueError: for a line width that is not positive.
+        ValueError, TypeError, FileNotFoundError: from `load_image`.
     """
     if line_width is not None and not line_width > 0:
         raise ValueError(f"line_width: expected a positive number of pixels, got {line_width}")
     canvas = Image.fromarray(load_image(image))
     for skeleton, keypoints, scores, box in poses.rows():
-        # Further out than the image is large, nothing of a line would be seen.
-        reach = max(canvas.size)
-        near = (np.abs(keypoints - np.array(canvas.size) / 2) <= 1.5 * reach).all(axis=-1)
-        shown = near & (scores >= threshold)
+        # Keypoints farther away than one image size are not drawn: lines to them would be all but invisible.
+        near = (np.abs(keypoints - np.array(canvas.size) / 2) <= 1.5 * max(canvas.size)).all(axis=-1)
+        visible = near & (scores >= threshold)
         if boxes and np.isfinite(box).all():
             _draw_box(canvas, box, line_width)
-        if shown.any():
-            _draw_person(canvas, skeleton, keypoints, shown, line_width or _line_width(keypoints[shown], box))
+        if visible.any():
+            _draw_person(canvas, skeleton, keypoints, visible, line_width or _line_width(keypoints[visible], box))
     return canvas
 
 
@@ -80,25 +80,26 @@ def draw_boxes(
     *,
     line_width: float | int | None = None,
 ) -> Image.Image:
-    """A copy of an image with boxes drawn on it, each with its name and score.
+    """Draw boxes on a copy of an image, each with its name and score.
 
     Args:
-        image: as for `load_image`; the one the boxes are of.
-        boxes: x, y, width, height in pixels of that image.
+        image: the image of the boxes, anything that `load_image` reads.
+        boxes: x, y, width, height in pixels of that image, the highest-scoring first.
         names, scores: one for each box.
-        line_width: in pixels; None scales it with each box.
+        line_width: in pixels; None means a width that fits the size of each box.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: where names or scores are not as many as the boxes, and as `load_image`.
+        ValueError: if the numbers of boxes, names and scores differ.
+        ValueError, TypeError, FileNotFoundError: from `load_image`.
     """
     if not len(boxes) == len(names) == len(scores):
         raise ValueError(f"expected {len(boxes)} names and scores, got {len(names)} and {len(scores)}")
     canvas = Image.fromarray(load_image(image))
     pen = ImageDraw.Draw(canvas)
-    # The surest last, on top of the others.
+    # The highest-scoring last, on top of the others.
     for box, name, score in reversed(list(zip(boxes, names, scores, strict=True))):
         _draw_box(canvas, box, line_width)
         corner = tuple(np.clip(box[:2], 0, np.array(canvas.size) - 1).tolist())
@@ -108,24 +109,28 @@ def draw_boxes(
     return canvas
 
 
-def _line_width(keypoints: Float[np.ndarray, "shown 2"], box: Float[np.ndarray, "4"]) -> float:
-    # The box tells a person's size where much of the person is hidden, the keypoints where the box is far too
-    # large: it may be the whole image.
+def _line_width(keypoints: Float[np.ndarray, "visible 2"], box: Float[np.ndarray, "4"]) -> float:
+    # If much of a person is hidden, the box gives its size. If the box is far too large, such as the whole image, the
+    # keypoints do.
     extent = float(np.ptp(keypoints, axis=0).max())
     size = min(2 * extent, float(np.nan_to_num(box[2:]).max()))
-    return min(max(LINE_SHARE * size, LINE_MIN), LINE_MAX)
+    return _scaled_width(size)
+
+
+def _scaled_width(size: float) -> float:
+    return min(max(LINE_FRACTION * size, LINE_MIN), LINE_MAX)
 
 
 def _draw_person(
     canvas: Image.Image,
     skeleton: Skeleton,
     keypoints: Float[np.ndarray, "k 2"],
-    shown: Bool[np.ndarray, " k"],
+    visible: Bool[np.ndarray, " k"],
     width: float | int,
 ) -> None:
     margin = 2 * width + 2
-    low = np.maximum(np.floor(keypoints[shown].min(axis=0) - margin), 0).astype(int)
-    high = np.minimum(np.ceil(keypoints[shown].max(axis=0) + margin), canvas.size).astype(int)
+    low = np.maximum(np.floor(keypoints[visible].min(axis=0) - margin), 0).astype(int)
+    high = np.minimum(np.ceil(keypoints[visible].max(axis=0) + margin), canvas.size).astype(int)
     if (low >= high).any():
         return
     region = (*low.tolist(), *high.tolist())
@@ -133,9 +138,9 @@ def _draw_person(
     enlargement = min(max(round(SMOOTH_WIDTH / width), ENLARGEMENTS[0]), ENLARGEMENTS[1])
     enlargement = min(enlargement, max(int((MAX_PIXELS / (columns * rows)) ** 0.5), 1))
     large = canvas.crop(region).resize((columns * enlargement, rows * enlargement), Image.Resampling.NEAREST)
-    # Pixel centres lie at integers, in the image and in its enlargement.
+    # Pixel centres are at integers, in the image and in its enlarged copy.
     points = (keypoints - low + 0.5) * enlargement - 0.5
-    _draw_skeleton(ImageDraw.Draw(large), skeleton, points, shown, width * enlargement)
+    _draw_skeleton(ImageDraw.Draw(large), skeleton, points, visible, width * enlargement)
     canvas.paste(large.reduce(enlargement), region)
 
 
@@ -143,49 +148,50 @@ def _draw_skeleton(
     pen: ImageDraw.ImageDraw,
     skeleton: Skeleton,
     points: Float[np.ndarray, "k 2"],
-    shown: Bool[np.ndarray, " k"],
+    visible: Bool[np.ndarray, " k"],
     width: float | int,
 ) -> None:
-    # Pillow draws on whole pixels, and centres lines of odd width alone.
+    # Pillow draws on whole pixels, and only lines of odd width are centred.
     style = _style(skeleton)
-    places = [tuple(place) for place in np.rint(points[shown]).astype(int).tolist()]
-    places = dict(zip(np.flatnonzero(shown).tolist(), places, strict=True))
+    pixels = {index: (int(x), int(y)) for index, (x, y) in enumerate(np.rint(points)) if visible[index]}
     edges = [
-        ((places[a], places[b]), colour, 2 * round((width * share - 1) / 2) + 1)
-        for (a, b), colour, share in zip(skeleton.edges, style.edge_colours, style.edge_shares, strict=True)
-        if shown[a] and shown[b]
+        ((pixels[a], pixels[b]), colour, 2 * round((width * fraction - 1) / 2) + 1)
+        for (a, b), colour, fraction in zip(skeleton.edges, style.edge_colours, style.edge_widths, strict=True)
+        if visible[a] and visible[b]
     ]
-    dots = [(place, style.colours[index], style.shares[index]) for index, place in places.items()]
-    for line, _, wide in edges:
-        pen.line(line, fill=OUTLINE, width=wide + 2 * max(1, round(wide / 4)))
-    for place, _, share in dots:
-        pen.circle(place, round(1.2 * width * share), fill=OUTLINE)
-    for line, colour, wide in edges:
-        pen.line(line, fill=colour, width=wide)
-    for place, colour, share in dots:
-        if share == 1:
-            pen.circle(place, round(0.95 * width), fill=RIM)
-        pen.circle(place, round((0.6 if share == 1 else 0.9 * share) * width), fill=colour)
+    dots = [(pixel, style.colours[index], style.widths[index]) for index, pixel in pixels.items()]
+    # First the dark outlines of everything, then the colours.
+    for line, _, edge_width in edges:
+        pen.line(line, fill=OUTLINE, width=edge_width + 2 * max(1, round(edge_width / 4)))
+    for pixel, _, fraction in dots:
+        pen.circle(pixel, round(1.2 * width * fraction), fill=OUTLINE)
+    for line, colour, edge_width in edges:
+        pen.line(line, fill=colour, width=edge_width)
+    for pixel, colour, fraction in dots:
+        if fraction == 1:
+            pen.circle(pixel, round(0.95 * width), fill=RIM)
+        pen.circle(pixel, round((0.6 if fraction == 1 else 0.9 * fraction) * width), fill=colour)
 
 
 def _draw_box(canvas: Image.Image, box: Float[np.ndarray, "4"], line_width: float | int | None) -> None:
     x, y, width, height = box.tolist()
-    thick = max(1, round((line_width or min(max(LINE_SHARE * max(width, height), LINE_MIN), LINE_MAX)) / 2))
+    stroke = max(1, round((line_width or _scaled_width(max(width, height))) / 2))
     pen = ImageDraw.Draw(canvas)
-    # The dark line lies around the white one. Corners out of the image by much are drawn as by a little.
-    low = np.clip([x, y], -8 * thick, canvas.size)
-    high = np.clip([x + width, y + height], low, np.array(canvas.size) + 8 * thick)
-    for colour, grow in ((OUTLINE, 1), (RIM, 0)):
-        pen.rectangle((*(low - grow).tolist(), *(high + grow).tolist()), outline=colour, width=thick + 2 * grow)
+    # Corners far outside the image are moved near it: Pillow cannot draw at any distance.
+    low = np.clip([x, y], -8 * stroke, np.array(canvas.size) + 8 * stroke)
+    high = np.clip([x + width, y + height], low, np.array(canvas.size) + 8 * stroke)
+    # A dark line, one pixel wider on both sides, with a white line on top.
+    for colour, extra in ((OUTLINE, 1), (RIM, 0)):
+        pen.rectangle((*(low - extra).tolist(), *(high + extra).tolist()), outline=colour, width=stroke + 2 * extra)
 
 
 class Style(NamedTuple):
-    """How a skeleton is drawn: colours, and shares of the full width, of its keypoints and of its edges."""
+    """How a skeleton is drawn: colours of its keypoints and edges, and their widths as fractions of the line width."""
 
     colours: tuple[Colour, ...]
-    shares: tuple[float, ...]
+    widths: tuple[float, ...]
     edge_colours: tuple[Colour, ...]
-    edge_shares: tuple[float, ...]
+    edge_widths: tuple[float, ...]
 
 
 @functools.lru_cache(maxsize=64)
@@ -193,7 +199,7 @@ def _style(skeleton: Skeleton) -> Style:
     colours = tuple(
         LEFT if _LEFT.search(name) else RIGHT if _RIGHT.search(name) else CENTRE for name in skeleton.keypoints
     )
-    shares = tuple(FINE_SHARE if _FINE.search(name) else 1.0 for name in skeleton.keypoints)
+    widths = tuple(FINE_FRACTION if _FINE.search(name) else 1.0 for name in skeleton.keypoints)
 
     def edge_colour(a: int, b: int) -> Colour:
         sides = {colours[a], colours[b]} - {CENTRE}
@@ -201,7 +207,7 @@ def _style(skeleton: Skeleton) -> Style:
 
     return Style(
         colours=colours,
-        shares=shares,
+        widths=widths,
         edge_colours=tuple(edge_colour(a, b) for a, b in skeleton.edges),
-        edge_shares=tuple(min(shares[a], shares[b]) for a, b in skeleton.edges),
+        edge_widths=tuple(min(widths[a], widths[b]) for a, b in skeleton.edges),
     )

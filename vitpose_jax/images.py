@@ -34,20 +34,21 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
     """Read an image as an RGB array. Several threads may call it, also with the same PIL image.
 
     Args:
-        image: a path, a PIL image, or an array (NumPy or JAX) of uint8: (height, width, 3) RGB,
-            (height, width, 4) RGBA or (height, width) grey.
+        image: a path, a PIL image, or a uint8 array of NumPy or JAX: (height, width, 3) RGB, (height, width, 4) RGBA
+            or (height, width) grey.
 
     Returns:
-        The pixels; possibly the array that was given or a view of it, so do not write to it. The orientation that
-        EXIF names is applied to files and PIL images. Grey is repeated, alpha dropped, 16 bits are cut to the upper
-        8, palettes and CMYK are converted as Pillow does. Of an animation, the first frame.
+        The pixel values, 0 to 255. The result can be the input array itself or a view of it: do not write to it.
+        Files and PIL images are turned to their EXIF orientation. Grey values are repeated for all three channels,
+        alpha is dropped, of 16 bits the upper 8 are kept, palettes and CMYK are converted as by Pillow. For an
+        animation, this is the first frame.
 
     Raises:
-        FileNotFoundError: where there is no such file.
-        ValueError: naming the file, for a folder, for what is not an image, is damaged or truncated or has no
-            pixels, and for more pixels than twice `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's guard against
-            decompression bombs; for an array of another shape.
-        TypeError: for an array of another dtype, and for anything else.
+        FileNotFoundError: if the file does not exist.
+        ValueError: with the file's name, for a folder, for a file that is not an image, for a damaged or truncated
+            image, for an image without pixels, and for an image with more pixels than twice
+            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit against decompression bombs; for an array of another shape.
+        TypeError: for an array of another dtype, and for any other type.
     """
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
@@ -79,26 +80,26 @@ def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
 
 
 def _open(file: BinaryIO, path: str) -> Image.Image:
-    """The image in a file, its header read but not its pixels.
+    """Read the header of an image file, but not its pixels.
 
-    As `Image.open`, which cannot serve: from `MAX_IMAGE_PIXELS` on it warns, and warnings cannot be silenced in one
-    thread alone.
+    This replaces `Image.open`, which warns about images with more than `MAX_IMAGE_PIXELS` pixels: warnings cannot be
+    silenced for a single thread.
     """
     prefix = file.read(16)
-    for register_formats in (Image.preinit, Image.init):  # the common formats, then all
+    for register_formats in (Image.preinit, Image.init):  # the common formats first, then all
         register_formats()
         for name in Image.ID:
             factory, accept = Image.OPEN[name]
             try:
                 accepted = accept is None or accept(prefix)
-                if accepted and not isinstance(accepted, str):  # a string says why not
+                if accepted and not isinstance(accepted, str):  # a string is the reason for a rejection
                     file.seek(0)
                     return factory(file, path)
             except (SyntaxError, IndexError, TypeError, struct.error):
-                continue  # so a format says that the file is another's
+                continue  # the file has another format
             except _DAMAGE as error:
                 raise ValueError(f"{path}: damaged image ({error})") from None
-    raise ValueError(f"{path}: expected an image, got a file of no format that Pillow reads")
+    raise ValueError(f"{path}: expected an image, got a file in no format that Pillow reads")
 
 
 def _decode(image: Image.Image, source: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -116,12 +117,12 @@ def _decode(image: Image.Image, source: str) -> UInt8[np.ndarray, "height width 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     if image.mode == "F":
-        raise ValueError("pixels are floats of an unknown range")
+        raise ValueError("pixel values are floats of unknown range")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # "I" has 32 bits, but Pillow uses it for files of 16.
+        # "I" has 32 bits, but Pillow uses it for files with 16.
         grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)
     if image.mode == "P":
-        # Straight to RGB, Pillow warns where the palette has an alpha for each colour.
+        # Converting directly to RGB, Pillow warns if the palette has an alpha for each colour.
         image = image.convert("RGBA")
     return np.asarray(image.convert("RGB"))

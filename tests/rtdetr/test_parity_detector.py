@@ -38,13 +38,13 @@ VARIANTS = {
         },
     ),
 }
-# Of these also single stages are compared, with the same input.
+# For these, single stages are also compared on the same input.
 ALONE = ["v1-bottleneck", "v2-discrete"]
 
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def pair(request, tmp_path_factory):
-    """The reference, the detector loaded from what it saved, and what both find in the same images."""
+    """The reference, the detector loaded from its saved files, and the outputs of both for the same images."""
     version, backbone, fields = VARIANTS[request.param]
     reference = tiny_detector(version, backbone=backbone, **fields)
     detector = load_detector(save(reference, tmp_path_factory.mktemp("hub")))
@@ -72,18 +72,18 @@ def test_feature_maps_of_the_backbone(pair):
     reference, detector, ours, _ = pair
     expected = reference.model.backbone.model(first(random_images())).feature_maps
     assert len(ours.feature_maps) == len(expected) == len(detector.config.out_indices)
-    for got, wanted in zip(ours.feature_maps, expected, strict=True):
-        assert_close(got, last(wanted))
+    for output, expected_map in zip(ours.feature_maps, expected, strict=True):
+        assert_close(output, last(expected_map))
 
 
-def test_the_encoder(pair):
-    _, _, ours, theirs = pair
-    for got, wanted in zip(ours.encoded, theirs.encoder_last_hidden_state, strict=True):
-        assert_close(got, last(wanted))
+def test_encoder_feature_maps(pair):
+    _, _, ours, reference_output = pair
+    for output, expected_map in zip(ours.encoded, reference_output.encoder_last_hidden_state, strict=True):
+        assert_close(output, last(expected_map))
 
 
 @pytest.mark.parametrize("pair", ALONE, indirect=True)
-def test_the_encoder_alone(pair):
+def test_encoder_with_the_same_input(pair):
     reference, detector, ours, _ = pair
     projected = [
         project(first(feature_map))
@@ -91,34 +91,35 @@ def test_the_encoder_alone(pair):
     ]
     expected = reference.model.encoder(projected).last_hidden_state
     alone = jax.jit(lambda encoder, maps: encoder(maps))(detector.encoder, ours.feature_maps)
-    for got, wanted in zip(alone, expected, strict=True):
-        assert_close(got, last(wanted), 2 * BLOCK)
+    for output, expected_map in zip(alone, expected, strict=True):
+        assert_close(output, last(expected_map), 2 * BLOCK)
 
 
-def test_the_proposals(pair):
-    _, detector, ours, theirs = pair
-    # Of places that score alike either may come first: the same set, and the same boxes and logits for each.
+def test_proposals(pair):
+    _, detector, ours, reference_output = pair
+    # Positions with equal scores can come in any order: compare sorted logits, and the boxes in the same order.
     scores = ours.proposals.logits.max(axis=-1)
     assert np.all(np.diff(scores, axis=1) <= 0)
-    wanted = theirs.enc_topk_logits.numpy()
+    expected_logits = reference_output.enc_topk_logits.numpy()
     for image in range(len(scores)):
-        order, other = np.lexsort(np.asarray(ours.proposals.logits)[image].T), np.lexsort(wanted[image].T)
-        assert_close(ours.proposals.logits[image][order], torch.from_numpy(wanted[image][other]))
+        order, other = np.lexsort(np.asarray(ours.proposals.logits)[image].T), np.lexsort(expected_logits[image].T)
+        assert_close(ours.proposals.logits[image][order], torch.from_numpy(expected_logits[image][other]))
         assert_close(
-            jax.nn.sigmoid(ours.proposals.boxes[image][order]), theirs.enc_topk_bboxes[image][torch.from_numpy(other)]
+            jax.nn.sigmoid(ours.proposals.boxes[image][order]),
+            reference_output.enc_topk_bboxes[image][torch.from_numpy(other)],
         )
     assert ours.memory.shape[1] == len(make_anchors(detector.config.level_sizes)[0])
 
 
 def test_every_layer_of_the_decoder(pair):
-    _, _, ours, theirs = pair
-    assert_close(jnp.moveaxis(ours.queries, 0, 1), theirs.intermediate_hidden_states)
-    assert_close(jnp.moveaxis(ours.layer_logits, 0, 1), theirs.intermediate_logits)
-    assert_close(jnp.moveaxis(ours.layer_boxes, 0, 1), theirs.intermediate_reference_points)
+    _, _, ours, reference_output = pair
+    assert_close(jnp.moveaxis(ours.queries, 0, 1), reference_output.intermediate_hidden_states)
+    assert_close(jnp.moveaxis(ours.layer_logits, 0, 1), reference_output.intermediate_logits)
+    assert_close(jnp.moveaxis(ours.layer_boxes, 0, 1), reference_output.intermediate_reference_points)
 
 
 @pytest.mark.parametrize("pair", ALONE, indirect=True)
-def test_the_decoder_alone(pair):
+def test_decoder_with_the_same_input(pair):
     reference, detector, ours, _ = pair
     rng = np.random.default_rng(1)
     queries, boxes, memory = (
@@ -141,17 +142,17 @@ def test_the_decoder_alone(pair):
 
 
 def test_logits_and_boxes(pair):
-    _, _, ours, theirs = pair
+    _, _, ours, reference_output = pair
     assert ours.logits.shape == (2, 30, 5) and ours.boxes.shape == (2, 30, 4)
-    assert_close(ours.logits, theirs.logits)
-    assert_close(ours.boxes, theirs.pred_boxes)
-    # They differ from query to query and from image to image: nothing has been averaged away.
+    assert_close(ours.logits, reference_output.logits)
+    assert_close(ours.boxes, reference_output.pred_boxes)
+    # Boxes differ between queries and between images: nothing has been averaged away.
     assert np.asarray(ours.boxes).std(axis=1).min() > 1e-3
     assert np.abs(np.asarray(ours.boxes[0] - ours.boxes[1])).max() > 1e-3
 
 
 @pytest.mark.parametrize("pair", ALONE[:1], indirect=True)
-def test_images_of_another_size_are_refused(pair):
+def test_images_of_another_size_raise(pair):
     _, detector, _, _ = pair
     with pytest.raises(ValueError, match=r"expected \(n, 64, 96, 3\), got \(1, 96, 64, 3\)"):
         detector(jnp.zeros((1, *SIZE[::-1], 3)))
@@ -160,17 +161,17 @@ def test_images_of_another_size_are_refused(pair):
 @pytest.mark.parametrize(
     "sizes", [((8, 12), (4, 6), (2, 3)), ((80, 80), (40, 40), (20, 20)), ((160, 160),) * 5], ids=str
 )
-def test_anchors(sizes):
+def test_anchors_equal_transformers(sizes):
     reference = tiny_detector().model
     expected, valid = reference.generate_anchors(sizes)
     ours, ours_valid = make_anchors(sizes)
     np.testing.assert_array_equal(ours_valid, valid[0, :, 0])
     np.testing.assert_allclose(ours, expected[0], rtol=0, atol=BLOCK)
-    # At strides of 8 and less places next to the edge are left out, and at the fifth level boxes of almost the image.
+    # Positions at the edge are not valid at strides of 8 and less, nor are anchors of almost the image's size.
     assert ours_valid.all() == (sizes[0] == (8, 12))
 
 
-def test_positions():
+def test_sine_positions_equal_transformers():
     reference = tiny_detector(encoder_hidden_dim=20, positional_encoding_temperature=77).model.encoder.aifi[0]
     expected = reference.position_embedding(width=7, height=5, device=torch.device("cpu"), dtype=torch.float32)
     np.testing.assert_allclose(sine_positions(5, 7, 20, 77.0), expected[0], rtol=0, atol=BLOCK)
@@ -178,12 +179,12 @@ def test_positions():
 
 def test_inverse_sigmoid_at_the_ends():
     x = jnp.asarray([-0.1, 0.0, 1e-6, 0.3, 1 - 1e-6, 1.0, 1.1])
-    from transformers.models.rt_detr.modeling_rt_detr import inverse_sigmoid as theirs
+    from transformers.models.rt_detr.modeling_rt_detr import inverse_sigmoid as torch_inverse_sigmoid
 
-    np.testing.assert_allclose(inverse_sigmoid(x), theirs(torch.from_numpy(np.array(x))), rtol=1e-5)
+    np.testing.assert_allclose(inverse_sigmoid(x), torch_inverse_sigmoid(torch.from_numpy(np.array(x))), rtol=1e-5)
 
 
-def test_of_equal_proposals_the_first_are_taken(tmp_path):
+def test_equal_proposals_keep_their_order(tmp_path):
     reference = tiny_detector()
     with torch.no_grad():
         reference.model.enc_score_head.weight.zero_()
@@ -193,8 +194,8 @@ def test_of_equal_proposals_the_first_are_taken(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, pytest.param(jnp.float16, marks=pytest.mark.slow)])
-def test_half_precision_is_near_single_precision(tmp_path, dtype):
-    # Before the choice of proposals, which is discrete, and in the decoder with the same inputs.
+def test_half_precision_is_close_to_float32(tmp_path, dtype):
+    # Before the selection of proposals, which is discrete, and in the decoder with the same inputs.
     folder = save(tiny_detector(2), tmp_path)
     images = jnp.asarray(random_images())
     full, low = load_detector(folder), load_detector(folder, dtype=dtype)

@@ -57,7 +57,7 @@ def test_presets_are_known_by_name_and_can_be_changed():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_dict_round_trip(name):
+def test_presets_survive_a_json_round_trip(name):
     config = VitPoseConfig.preset(name, layer_norm_eps=1e-12, out_indices=(3, 12))
     again = VitPoseConfig.from_dict(json.loads(json.dumps(config.to_dict())))
     assert again == config
@@ -81,7 +81,7 @@ def test_out_indices_follow_the_number_of_layers():
     assert TINY.replace(num_layers=5, out_indices=(0, 4)).out_indices == (0, 4)
 
 
-def test_derived_sizes():
+def test_sizes_derived_from_other_fields():
     config = TINY.replace(image_size=(64, 96), patch_size=(16, 32), decoder="simple", scale_factor=2, mlp_ratio=2.5)
     assert config.grid_size == (4, 3)
     assert config.heatmap_size == (8, 6)
@@ -113,7 +113,7 @@ def test_derived_sizes():
         ({"image_mean": (0.5,)}, "image_mean, image_std: expected 3 numbers each"),
     ],
 )
-def test_validation(changes, message):
+def test_contradictory_fields_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         TINY.replace(**changes)
 
@@ -123,7 +123,7 @@ def test_all_contradictions_are_listed_at_once():
         TINY.replace(num_heads=5, hidden_act="swish", decoder="fancy")
 
 
-def test_dataset_index():
+def test_dataset_index_takes_a_name_an_index_or_none():
     assert PLUS.datasets == ("coco", "aic", "mpii", "ap10k", "apt36k", "wholebody")
     assert [PLUS.dataset_index(name) for name in (None, "AP-10K", "whole_body", 4)] == [0, 3, 5, 4]
     assert TINY.dataset_index() == TINY.dataset_index("COCO") == TINY.dataset_index(0) == 0
@@ -132,19 +132,19 @@ def test_dataset_index():
             PLUS.dataset_index(unknown)
 
 
-def test_first_head_is_the_default_even_where_it_is_not_the_first_expert():
+def test_the_first_head_is_the_default_even_if_it_is_not_the_first_expert():
     config = PLUS.replace(skeletons=(WHOLEBODY, COCO))
     assert config.dataset_index() == 5
     assert config.skeleton() is WHOLEBODY
 
 
-def test_skeleton_of_a_data_set():
+def test_skeleton_of_a_dataset():
     for index, skeleton in enumerate(DATASETS):
         assert PLUS.skeleton(index) is PLUS.skeleton(skeleton.name) is skeleton
     assert TINY.replace(skeletons=(SKELETONS["coco25"],)).skeleton() is SKELETONS["coco25"]
 
 
-def test_an_expert_without_head_is_refused():
+def test_a_dataset_with_an_expert_but_no_head_raises():
     hub = PLUS.replace(skeletons=(COCO,))
     assert hub.skeleton("coco") is COCO
     for dataset in ("ap10k", 3):

@@ -35,7 +35,7 @@ def by_name(state: nnx.State) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("shape", [(3, 4, 5, 7), (1, 2, 1, 7)])
-def test_batch_norm_is_that_of_torch(shape):
+def test_batch_norm_equals_torch(shape):
     rng = np.random.default_rng(0)
     reference = torch_reference.randomize(torch.nn.BatchNorm2d(7), 0).train()
     names = {"weight": "scale", "bias": "bias", "running_mean": "mean", "running_var": "var"}
@@ -44,21 +44,23 @@ def test_batch_norm_is_that_of_torch(shape):
     module = parameters.fill(module, {name: tensor.copy() for name, tensor in tensors.items()})
     for _ in range(3):
         x = rng.normal(3, 2, shape).astype(np.float32)
-        theirs = reference(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+        reference_values = reference(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
         before = np.asarray(module.var[...])
         ours = nnx.view(module, use_running_average=False)(jnp.asarray(x))
-        np.testing.assert_allclose(ours, theirs, atol=BLOCK)
+        np.testing.assert_allclose(ours, reference_values, atol=BLOCK)
         assert np.abs(module.var[...] - before).max() > 1e-2
         np.testing.assert_allclose(module.mean[...], reference.running_mean, atol=BLOCK)
         np.testing.assert_allclose(module.var[...], reference.running_var, atol=BLOCK)
-    # Set to predict, it reads the statistics and leaves them.
-    theirs = reference.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
-    np.testing.assert_allclose(module(jnp.asarray(x)), theirs, atol=BLOCK)
+    # In prediction it reads the statistics and does not change them.
+    reference_values = (
+        reference.eval()(torch.from_numpy(x.transpose(0, 3, 1, 2))).detach().numpy().transpose(0, 2, 3, 1)
+    )
+    np.testing.assert_allclose(module(jnp.asarray(x)), reference_values, atol=BLOCK)
     np.testing.assert_allclose(module.var[...], reference.running_var, atol=BLOCK)
 
 
-def test_a_training_step_is_that_of_torch():
-    """Loss, all gradients and the statistics afterwards: of the classic decoder, with the batch's own statistics."""
+def test_a_training_step_equals_torch():
+    """Loss, all gradients and the new statistics, with the classic decoder and the statistics of the batch."""
     reference = torch_reference.tiny_model(decoder="classic", num_experts=3)
     crops = torch_reference.random_crops(reference)
     config = parse_config(reference.config.to_dict(), None, source="the reference")
@@ -69,50 +71,50 @@ def test_a_training_step_is_that_of_torch():
         lazy = {name: LazyTensor(array.shape, array.dtype, lambda array=array: array) for name, array in arrays.items()}
         return build_model(check_tensors(HUGGINGFACE, config, lazy, name="the reference"), **dtypes)
 
-    graphdef, trained, rest = split(training_view(ours(reference.state_dict())))
+    graphdef, trained, statistics = split(training_view(ours(reference.state_dict())))
     targets = np.random.default_rng(1).uniform(size=(len(crops), 16, 12, 17)).astype(np.float32)
 
-    def loss(trained, rest):
-        model = nnx.merge(graphdef, trained, rest, copy=True)
+    def loss(trained, statistics):
+        model = nnx.merge(graphdef, trained, statistics, copy=True)
         return jnp.mean((model(jnp.asarray(crops)) - targets) ** 2), parameters.flatten(model)
 
-    (value, after), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained, rest)
+    (value, after), gradients = jax.jit(jax.value_and_grad(loss, has_aux=True))(trained, statistics)
 
     pixels = torch.from_numpy(crops.transpose(0, 3, 1, 2).copy())
     heatmaps = reference.train()(pixels, dataset_index=torch.zeros(len(crops), dtype=torch.long)).heatmaps
     expected = torch.nn.functional.mse_loss(heatmaps, torch.from_numpy(targets.transpose(0, 3, 1, 2).copy()))
     expected.backward()
     np.testing.assert_allclose(value, expected.item(), rtol=1e-5)
-    # A gradient has the layout of its parameter, and so its place; experts without crops have none in torch.
-    theirs = {name: torch.zeros_like(leaf) for name, leaf in reference.state_dict().items()}
-    theirs |= {name: leaf.grad for name, leaf in reference.named_parameters() if leaf.grad is not None}
-    theirs = parameters.flatten(ours(theirs))
+    # Gradients are converted like their parameters. In torch, experts without crops have no gradient.
+    reference_values = {name: torch.zeros_like(leaf) for name, leaf in reference.state_dict().items()}
+    reference_values |= {name: leaf.grad for name, leaf in reference.named_parameters() if leaf.grad is not None}
+    reference_values = parameters.flatten(ours(reference_values))
     for name, gradient in by_name(gradients).items():
-        scale = np.abs(theirs[name]).max()
+        scale = np.abs(reference_values[name]).max()
         assert scale > 0, name
-        np.testing.assert_allclose(gradient, theirs[name], rtol=0, atol=1e-4 * scale, err_msg=name)
-    theirs = parameters.flatten(ours(reference.state_dict()))
+        np.testing.assert_allclose(gradient, reference_values[name], rtol=0, atol=1e-4 * scale, err_msg=name)
+    reference_values = parameters.flatten(ours(reference.state_dict()))
     for name, leaf in after.items():
-        np.testing.assert_allclose(leaf, theirs[name], atol=BLOCK, err_msg=name)
-    assert np.abs(after["heads.coco.norm1.var"] - by_name(rest)["heads.coco.norm1.var"]).max() > 1e-2
+        np.testing.assert_allclose(leaf, reference_values[name], atol=BLOCK, err_msg=name)
+    assert np.abs(after["heads.coco.norm1.var"] - by_name(statistics)["heads.coco.norm1.var"]).max() > 1e-2
 
 
 def test_gradients_reach_the_right_heads_and_experts():
     model = training_view(random_model(VitPoseConfig(**TINY, **THREE_HEADS)))
     crops = random_crops(model.config)
-    graphdef, trained, rest = split(model)
-    mine = np.array([0, 3, 3])
+    graphdef, trained, statistics = split(model)
+    index = np.array([0, 3, 3])
 
     @jax.jit
     def gradients(trained, index):
         def loss(trained):
-            model = nnx.merge(graphdef, trained, rest, copy=True)
+            model = nnx.merge(graphdef, trained, statistics, copy=True)
             return jnp.mean(jnp.nan_to_num(model(crops, index)) ** 2), model.heads["aic"].norm1.mean[...]
 
         return jax.grad(loss, has_aux=True)(trained)
 
-    found, aic_mean = gradients(trained, mine)
-    for name, gradient in by_name(found).items():
+    leaves, aic_mean = gradients(trained, index)
+    for name, gradient in by_name(leaves).items():
         assert np.isfinite(gradient).all(), name
         if "experts" in name:
             assert (np.abs(gradient).max(axis=(0, *range(2, gradient.ndim))) > 0).tolist() == [1, 0, 0, 1, 0, 0], name
@@ -120,15 +122,16 @@ def test_gradients_reach_the_right_heads_and_experts():
             assert (gradient == 0).all(), name
         else:
             assert np.abs(gradient).max() > 0, name
-    # Every head has seen the whole batch, whatever its data sets: as in the original.
+    # Each head averages over the whole batch, here without any crop of its own dataset: as in the original.
     before = parameters.flatten(model)["heads.aic.norm1.mean"]
     assert np.abs(aic_mean - before).max() > 1e-3
-    other_mean = gradients(trained, np.array([0, 3, 1]))[1]
-    np.testing.assert_allclose(aic_mean, other_mean, rtol=0.5, atol=0.05)
-    # MPII (2) has an expert but no head here: its heatmaps are NaN, which a loss has to leave out; what it does
-    # not leave out must not be spread to the other crops by the choice of heads.
-    found, _ = gradients(trained, np.array([0, 3, 2]))
-    assert all(np.isfinite(gradient).all() for gradient in by_name(found).values())
+    tokens = model.backbone(crops, jnp.asarray(index)).tokens.reshape(3, *model.config.grid_size, -1)
+    batch_mean = model.heads["aic"].deconv1(tokens).mean(axis=(0, 1, 2))
+    np.testing.assert_allclose(aic_mean, 0.9 * before + 0.1 * batch_mean, rtol=0, atol=BLOCK)
+    # MPII (2) has an expert but no head here: its heatmaps are NaN, which the loss leaves out. The selection of heads
+    # must not spread them to other crops.
+    leaves, _ = gradients(trained, np.array([0, 3, 2]))
+    assert all(np.isfinite(gradient).all() for gradient in by_name(leaves).values())
 
 
 def test_stochastic_depth_drops_branches_of_single_crops():
@@ -136,7 +139,7 @@ def test_stochastic_depth_drops_branches_of_single_crops():
     backbone = random_model(config).backbone
     crops = jnp.tile(random_crops(config, 1), (400, 1, 1, 1))
     dropped = jax.jit(lambda model, x, key: model(x, drop_path=0.25, key=key).tokens)(backbone, crops, KEY)
-    # The first block's rate is 0; of the second, each of the two branches is left out or divided by 0.75.
+    # The first block has rate 0. In the second block each of the two branches is dropped or divided by 0.75.
     block = jax.tree.map(lambda leaf: leaf[1], backbone.blocks)
 
     @jax.jit
@@ -151,10 +154,10 @@ def test_stochastic_depth_drops_branches_of_single_crops():
             expected = by_hand(first, second)
             counts[first > 0, second > 0] = int((jnp.abs(dropped - expected).max(axis=(1, 2)) < BLOCK).sum())
     assert sum(counts.values()) == 400
-    for kept, count in counts.items():
-        share = np.prod([0.75 if branch else 0.25 for branch in kept])
-        # Five standard deviations.
-        assert abs(count - 400 * share) < 5 * np.sqrt(400 * share * (1 - share)), counts
+    for branches, count in counts.items():
+        probability = np.prod([0.75 if present else 0.25 for present in branches])
+        # Five standard deviations of a binomial distribution.
+        assert abs(count - 400 * probability) < 5 * np.sqrt(400 * probability * (1 - probability)), counts
 
 
 def test_stochastic_depth_rises_linearly_and_depends_on_the_key():
@@ -163,7 +166,7 @@ def test_stochastic_depth_rises_linearly_and_depends_on_the_key():
     crops = jnp.tile(random_crops(config, 1), (500, 1, 1, 1))
     run = jax.jit(lambda key: model.backbone(crops, drop_path=0.5, key=key, output_hidden_states=True).hidden_states)
     states = run(KEY)
-    # Where both branches are dropped, a block gives back what it got: 0, 0.25^2 and 0.5^2 of the crops.
+    # If both branches are dropped, a block returns its input: for 0, 0.25^2 and 0.5^2 of the crops.
     same = np.asarray((states[1:] == states[:-1]).all(axis=(2, 3)).mean(axis=1))
     assert same[0] == 0
     np.testing.assert_allclose(same, [0, 0.0625, 0.25], atol=5 * np.sqrt(0.25 * 0.75 / 500))
@@ -171,15 +174,15 @@ def test_stochastic_depth_rises_linearly_and_depends_on_the_key():
     assert (states != run(jax.random.key(1))).any()
 
 
-def test_remat_and_rate_zero_change_nothing():
+def test_remat_changes_no_result_and_rate_zero_draws_no_random_bits():
     config = VitPoseConfig(**TINY, decoder="simple")
     model = random_model(config).backbone
     crops = random_crops(config)
-    graphdef, trained, rest = split(model)
+    graphdef, trained, statistics = split(model)
 
     def run(**options):
         def loss(trained):
-            model = nnx.merge(graphdef, trained, rest, copy=True)
+            model = nnx.merge(graphdef, trained, statistics, copy=True)
             return jnp.mean(model(crops, **options).tokens[..., :5] ** 2)
 
         return jax.jit(jax.value_and_grad(loss))(trained)
@@ -195,14 +198,14 @@ def test_remat_and_rate_zero_change_nothing():
     assert "random_bits" not in text
 
 
-def test_half_precision_stays_half_with_stochastic_depth():
+def test_stochastic_depth_keeps_the_dtype():
     config = VitPoseConfig(**TINY, decoder="simple")
     model = random_model(config, dtype=jnp.bfloat16)
     output = jax.eval_shape(lambda: model(random_crops(config), drop_path=0.5, key=KEY, remat=True))
     assert output.dtype == jnp.bfloat16
 
 
-def test_rates_that_cannot_be_are_refused():
+def test_invalid_drop_path_rates_raise():
     config = VitPoseConfig(**TINY)
     model = random_model(config)
     with pytest.raises(ValueError, match=r"drop_path 0.1: expected a key"):

@@ -1,4 +1,4 @@
-"""The network on its own: shapes, data sets and heads, dtypes, gradients, other image sizes, both NNX modes."""
+"""The network on its own: shapes, datasets and heads, dtypes, gradients, other image sizes, both NNX modes."""
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ def plus() -> VitPose:
 
 
 @pytest.mark.parametrize("decoder", ["classic", "simple"])
-def test_heatmaps_have_the_promised_shape(decoder):
+def test_shape_and_dtype_of_heatmaps(decoder):
     config = VitPoseConfig(**TINY, decoder=decoder)
     heatmaps = VitPose(config, rngs=nnx.Rngs(0))(random_crops(config))
     assert heatmaps.shape == (3, 16, 12, 17)
@@ -28,7 +28,7 @@ def test_heatmaps_have_the_promised_shape(decoder):
     assert VitPose(config, rngs=nnx.Rngs(0))(jnp.zeros((0, 64, 48, 3))).shape == (0, 16, 12, 17)
 
 
-def test_one_data_set_by_name_and_by_number(plus):
+def test_one_dataset_by_name_and_by_index(plus):
     crops = random_crops(plus.config)
     for number, skeleton in enumerate(DATASETS):
         by_name = plus(crops, skeleton.name)
@@ -38,7 +38,7 @@ def test_one_data_set_by_name_and_by_number(plus):
     assert np.abs(plus(crops, "ap10k") - plus(crops, "apt36k")).max() > 1e-3
 
 
-def test_one_data_set_for_each_crop(plus):
+def test_one_dataset_for_each_crop(plus):
     crops = random_crops(plus.config)
     mixed = plus(crops, ["ap10k", "wholebody", "coco"])
     assert mixed.shape[-1] == 133
@@ -53,7 +53,7 @@ def test_one_data_set_for_each_crop(plus):
     np.testing.assert_allclose(scalar[..., :17], plus(crops, "ap10k"), atol=BLOCK)
 
 
-def test_a_checkpoint_with_one_head_refuses_the_others():
+def test_datasets_without_a_head_raise():
     """The Hub's ViTPose++ files hold six experts but the COCO head alone."""
     model = random_model(VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO,)}))
     crops = random_crops(model.config)
@@ -121,10 +121,10 @@ def test_every_parameter_has_a_gradient():
     config = VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO, AP10K)})
     model = random_model(config)
     crops = random_crops(config)
-    graphdef, trained, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, trained, statistics = nnx.split(model, nnx.Param, ...)
 
     def loss(trained):
-        return jnp.mean(nnx.merge(graphdef, trained, rest)(crops, np.array([0, 3, 3])) ** 2)
+        return jnp.mean(nnx.merge(graphdef, trained, statistics)(crops, np.array([0, 3, 3])) ** 2)
 
     gradients = nnx.to_flat_state(jax.grad(loss)(trained))
     assert len(gradients) == len(nnx.to_flat_state(trained))
@@ -149,7 +149,7 @@ def test_another_image_size_interpolates_positions():
         model.resize((100, 48))
 
 
-def test_jit_agrees_and_modules_are_pytrees(plus):
+def test_models_are_pytrees_for_jit_map_and_checkpoint(plus):
     crops = random_crops(plus.config)
     leaves = jax.tree.leaves(plus)
     assert len(leaves) == len(parameters.flatten(plus))
@@ -174,7 +174,7 @@ def test_fill_lists_every_difference_at_once(plus):
     assert "backbone.norm.scale: expected shape (24,), got (3,)" in message
 
 
-def test_crops_of_another_size_are_refused(plus):
+def test_crops_of_another_size_raise(plus):
     with pytest.raises(ValueError, match=r"expected \(n, 64, 48, 3\)"):
         plus(jnp.zeros((2, 48, 64, 3)))
     with pytest.raises(ValueError, match="expected one index, or 2 of them"):

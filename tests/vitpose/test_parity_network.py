@@ -1,7 +1,7 @@
 """The network against transformers and torch, stage by stage; every parameter and buffer is random.
 
-`tiny_model` makes a reference, `from_pretrained` loads what it saved, and each stage is then run alone on the
-same numbers. The reference has channels first: (n, channels, height, width).
+`tiny_model` makes a reference and `from_pretrained` loads its saved files. Then each stage runs alone, on the same
+input. The reference has channels first: (n, channels, height, width).
 """
 
 import copy
@@ -39,7 +39,7 @@ def random_array(*shape: int, seed: int = 0) -> np.ndarray:
 
 
 def assert_close(ours: jax.Array, expected: torch.Tensor | np.ndarray, tolerance: float):
-    """Equal within an absolute tolerance, which means something: the values are of the order of 1."""
+    """Equal within an absolute tolerance, for values of the order of 1."""
     expected = expected.detach().numpy() if isinstance(expected, torch.Tensor) else expected
     assert 0.1 < np.abs(expected).max() < 30
     np.testing.assert_allclose(ours, expected, rtol=0, atol=tolerance, strict=True)
@@ -52,17 +52,17 @@ def block_of(backbone, index: int):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    """Gives the reference with some options, and the model loaded from what it saved; each pair is made once."""
-    made = {}
+    """Gives the reference with some options, and the model loaded from what it saved; each pair is pairs once."""
+    pairs = {}
 
     def create(**options):
         key = repr(sorted(options.items()))
-        if key not in made:
+        if key not in pairs:
             reference = tiny_model(**options)
-            # The implementation that returns its weights; nothing else depends on it.
+            # This implementation returns attention weights; nothing else depends on it.
             reference.set_attn_implementation("eager")
-            made[key] = reference, from_pretrained(save(reference, tmp_path_factory.mktemp("hub")))
-        return made[key]
+            pairs[key] = reference, from_pretrained(save(reference, tmp_path_factory.mktemp("hub")))
+        return pairs[key]
 
     return create
 
@@ -85,14 +85,14 @@ def test_patch_embedding_with_positions(pair, image_size, patch_size):
 def test_attention_and_its_weights(pair, num_heads, qkv_bias):
     reference, model = pair(num_attention_heads=num_heads, qkv_bias=qkv_bias)
     tokens = random_array(3, 12, 24)
-    theirs = reference.backbone.encoder.layer[1].attention
+    attention = reference.backbone.encoder.layer[1].attention
     mixed, weights = block_of(model.backbone, 1).attention(jnp.asarray(tokens))
-    assert_close(mixed, theirs(torch.from_numpy(tokens)), BLOCK)
-    assert_close(weights, theirs.attention(torch.from_numpy(tokens))[1], BLOCK)
+    assert_close(mixed, attention(torch.from_numpy(tokens)), BLOCK)
+    assert_close(weights, attention.attention(torch.from_numpy(tokens))[1], BLOCK)
 
 
 @pytest.mark.parametrize("activation", ["gelu", "gelu_pytorch_tanh", "relu"])
-def test_one_block(pair, activation):
+def test_one_block_equals_transformers(pair, activation):
     reference, model = pair(hidden_act=activation)
     tokens = random_array(3, 12, 24)
     for index, layer in enumerate(reference.backbone.encoder.layer):
@@ -105,31 +105,33 @@ def test_a_block_with_experts(pair, dataset_index):
     reference, model = pair(**MOE)
     tokens, block = random_array(4, 12, 24), block_of(model.backbone, 1)
     layer = reference.backbone.encoder.layer[1]
-    theirs = torch.tensor(dataset_index) if isinstance(dataset_index, list) else torch.full((4,), dataset_index)
-    ours = jnp.asarray(dataset_index) if isinstance(dataset_index, list) else dataset_index
-    assert_close(block.mlp(jnp.asarray(tokens), ours), layer.mlp(torch.from_numpy(tokens), theirs), BLOCK)
-    assert_close(block(jnp.asarray(tokens), ours)[0], layer(torch.from_numpy(tokens), theirs), BLOCK)
+    torch_index = torch.tensor(dataset_index) if isinstance(dataset_index, list) else torch.full((4,), dataset_index)
+    index = jnp.asarray(dataset_index) if isinstance(dataset_index, list) else dataset_index
+    assert_close(block.mlp(jnp.asarray(tokens), index), layer.mlp(torch.from_numpy(tokens), torch_index), BLOCK)
+    assert_close(block(jnp.asarray(tokens), index)[0], layer(torch.from_numpy(tokens), torch_index), BLOCK)
 
 
 @pytest.mark.parametrize("moe", [False, True])
 def test_hidden_states_attentions_and_feature_maps(pair, moe):
     reference, model = pair(num_hidden_layers=4, out_indices=[0, 2, 3], **(MOE if moe else {}))
     crops = random_crops(reference, 4)
-    asked = {"output_hidden_states": True, "output_attentions": True}
-    theirs = reference.backbone(channels_first(crops), dataset_index=torch.tensor(MIXED) if moe else None, **asked)
+    outputs = {"output_hidden_states": True, "output_attentions": True}
+    expected_outputs = reference.backbone(
+        channels_first(crops), dataset_index=torch.tensor(MIXED) if moe else None, **outputs
+    )
     index = jnp.asarray(MIXED) if moe else 0
-    ours = model.backbone(jnp.asarray(crops), index, **asked, feature_blocks=model.config.out_indices)
-    assert len(theirs.hidden_states) == len(ours.hidden_states) == 5
-    assert len(theirs.attentions) == len(ours.attentions) == 4
-    assert len(theirs.feature_maps) == len(ours.feature_maps) == 3
-    for state, expected in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+    ours = model.backbone(jnp.asarray(crops), index, **outputs, feature_blocks=model.config.out_indices)
+    assert len(expected_outputs.hidden_states) == len(ours.hidden_states) == 5
+    assert len(expected_outputs.attentions) == len(ours.attentions) == 4
+    assert len(expected_outputs.feature_maps) == len(ours.feature_maps) == 3
+    for state, expected in zip(ours.hidden_states, expected_outputs.hidden_states, strict=True):
         assert_close(state, expected, BLOCK)
-    for weights, expected in zip(ours.attentions, theirs.attentions, strict=True):
+    for weights, expected in zip(ours.attentions, expected_outputs.attentions, strict=True):
         assert_close(weights, expected, BLOCK)
-    for feature_map, expected in zip(ours.feature_maps, theirs.feature_maps, strict=True):
+    for feature_map, expected in zip(ours.feature_maps, expected_outputs.feature_maps, strict=True):
         assert feature_map.shape == (4, 4, 3, 24)
         assert_close(feature_map.reshape(expected.shape), expected, BLOCK)
-    assert_close(ours.tokens, theirs.feature_maps[-1], BLOCK)
+    assert_close(ours.tokens, expected_outputs.feature_maps[-1], BLOCK)
 
 
 def test_layer_norm_with_a_large_mean(pair):
@@ -138,8 +140,8 @@ def test_layer_norm_with_a_large_mean(pair):
     # Eighths, and 64 of them to a mean: every order of adding them up is exact, so the variance is what is
     # compared. In double precision, because torch's running mean in single is 1e-4 off here.
     tokens = (1000 + np.round(8 * random_array(3, 12, 64)) / 8).astype(np.float32)
-    norm, theirs = model.backbone.norm, copy.deepcopy(reference.backbone.layernorm).double()
-    expected = theirs(torch.from_numpy(tokens).double()).float()
+    norm, torch_norm = model.backbone.norm, copy.deepcopy(reference.backbone.layernorm).double()
+    expected = torch_norm(torch.from_numpy(tokens).double()).float()
     assert_close(norm(jnp.asarray(tokens)), expected, BLOCK)
     fast = nnx.LayerNorm(64, epsilon=norm.epsilon, use_fast_variance=True, rngs=nnx.Rngs(0))
     slow = nnx.LayerNorm(64, epsilon=norm.epsilon, use_fast_variance=False, rngs=nnx.Rngs(0))
@@ -157,7 +159,7 @@ def test_layer_norm_with_a_large_mean(pair):
     features=st.integers(1, 9),
 )
 @settings(max_examples=15)
-def test_deconvolution(n, height, width, features_in, features):
+def test_deconvolution_equals_torch(n, height, width, features_in, features):
     x, weight = random_array(n, height, width, features_in), random_array(features_in, features, 4, 4, seed=1)
     weight *= (4 * features_in) ** -0.5
     dtypes = {"dtype": jnp.float32, "param_dtype": jnp.float32}
@@ -171,18 +173,18 @@ def test_deconvolution(n, height, width, features_in, features):
 def test_the_deconvolutions_of_a_checkpoint(pair):
     reference, model = pair(decoder="classic")
     head = model.heads["coco"]
-    for ours, theirs in ((head.deconv1, reference.head.deconv1), (head.deconv2, reference.head.deconv2)):
-        x = random_array(2, 5, 3, theirs.in_channels)
-        assert_close(ours(jnp.asarray(x)), channels_last(theirs(channels_first(x))), BLOCK)
+    for deconv, torch_deconv in ((head.deconv1, reference.head.deconv1), (head.deconv2, reference.head.deconv2)):
+        x = random_array(2, 5, 3, torch_deconv.in_channels)
+        assert_close(deconv(jnp.asarray(x)), channels_last(torch_deconv(channels_first(x))), BLOCK)
 
 
 @pytest.mark.parametrize("scale_factor", [1, 2, 3, 4])
-def test_bilinear_enlargement(scale_factor):
+def test_bilinear_upsampling_equals_torch(scale_factor):
     config = VitPoseConfig(
         image_size=(80, 48), hidden_size=6, num_heads=1, num_layers=1, decoder="simple", scale_factor=scale_factor
     )
     decoder = SimpleDecoder(config, 6, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-    # A convolution that hands every channel through, so that what comes out is the enlarged map.
+    # An identity convolution, so that the output is the upsampled map.
     decoder.conv.kernel.set_value(jnp.zeros((3, 3, 6, 6)).at[1, 1].set(jnp.eye(6)))
     features = random_array(2, 5, 3, 6)
     enlarge = torch.nn.Upsample(scale_factor=scale_factor, mode="bilinear", align_corners=False)
@@ -236,7 +238,7 @@ def test_an_expert_folded_into_a_plain_model(pair):
 
 
 @pytest.mark.parametrize("image_size", [(96, 80), (48, 32), (64, 112), (256, 192)], ids=str)
-def test_another_image_size(pair, image_size):
+def test_another_image_size_equals_torch(pair, image_size):
     reference, model = pair(decoder="simple")
     resized = model.resize(image_size)
     positions = reference.backbone.embeddings.position_embeddings
@@ -247,7 +249,7 @@ def test_another_image_size(pair, image_size):
     positions = torch.cat([positions[:, :1], grid.reshape(1, -1, 24)], dim=1)
     assert_close(resized.backbone.patch_embed.pos_embed[...], positions[0], BLOCK)
 
-    # And the reference for that size, with these positions and all else as before.
+    # The reference for that size, with these positions and otherwise the same weights.
     larger = tiny_model(decoder="simple", image_size=list(image_size))
     state = reference.state_dict() | {"backbone.embeddings.position_embeddings": positions.detach()}
     larger.load_state_dict(state)
@@ -257,7 +259,7 @@ def test_another_image_size(pair, image_size):
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("decoder", ["classic", "simple"])
-def test_half_precision_is_near_single_precision(pair, tmp_path, dtype, decoder):
+def test_half_precision_is_close_to_float32(pair, tmp_path, dtype, decoder):
     options = {"decoder": decoder, **MOE}
     reference, model = pair(**options)
     folder = save(reference, tmp_path)
@@ -266,8 +268,8 @@ def test_half_precision_is_near_single_precision(pair, tmp_path, dtype, decoder)
     for param_dtype in (None, jnp.float32):
         low = from_pretrained(folder, dtype=dtype, param_dtype=param_dtype)(crops)
         assert low.dtype == dtype
-        share = np.abs(np.asarray(low, np.float32) - expected).max() / np.abs(expected).max()
-        assert 1e-6 < share < BFLOAT16
+        error = np.abs(np.asarray(low, np.float32) - expected).max() / np.abs(expected).max()
+        assert 1e-6 < error < BFLOAT16
 
 
 # Gradients
@@ -291,15 +293,15 @@ def torch_gradients(reference, crops: np.ndarray, dataset_index: list[int] | Non
 def test_gradients_of_every_parameter(pair, tmp_path, options):
     reference, model = pair(**options)
     crops = random_crops(reference, 3)
-    # The reference hands the features of every expert to its one head; here that is done by hand.
+    # The reference has a single head for all experts; here the loss passes the features of all experts to that head.
     dataset_index = [0, 2, 0] if "num_experts" in options else None
     weights = random_array(3, *model.config.heatmap_size, 17) / np.sqrt(np.prod(model.config.heatmap_size))
     expected_loss = torch_gradients(reference, crops, dataset_index, weights)
 
-    graphdef, trained, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, trained, statistics = nnx.split(model, nnx.Param, ...)
 
     def loss(trained):
-        whole = nnx.merge(graphdef, trained, rest)
+        whole = nnx.merge(graphdef, trained, statistics)
         index = 0 if dataset_index is None else jnp.asarray(dataset_index)
         tokens = whole.backbone(jnp.asarray(crops), index).tokens
         features = tokens.reshape(3, *whole.config.grid_size, -1)
@@ -309,7 +311,7 @@ def test_gradients_of_every_parameter(pair, tmp_path, options):
     np.testing.assert_allclose(value, expected_loss, rtol=HEATMAPS)
     ours = {".".join(map(str, path)): leaf.get_value() for path, leaf in nnx.to_flat_state(gradients)}
 
-    # torch's gradients travel through the converter as if they were weights, and so get our names and layouts.
+    # Convert torch's gradients as if they were weights, so that they get our names and layouts.
     as_weights = tiny_model(**options)
     with torch.no_grad():
         for parameter, source in zip(as_weights.parameters(), reference.parameters(), strict=True):

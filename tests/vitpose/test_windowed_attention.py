@@ -1,4 +1,4 @@
-"""Attention in windows against a slow version of its definition; what it shares with attention among all patches."""
+"""Attention in windows, against a slow version of its definition and against attention among all patches."""
 
 import functools
 import json
@@ -40,21 +40,25 @@ def by_definition(
     shift: tuple[int, int] = (0, 0),
     pool: bool = False,
 ) -> np.ndarray:
-    """Patch after patch in float64: the patches of its window, and the means of the windows that are not shifted."""
+    """Patch by patch in float64: attention to the patches of its window, and to the means of the unshifted windows."""
     places = [(row, column) for row in range(grid[0]) for column in range(grid[1])]
 
     def windows_of(shift):
-        # Rounded down: what stands before the first border is window -1.
+        # Rounded down: patches before the first border are in window -1.
         return [tuple((at - by) // side for at, by, side in zip(place, shift, size, strict=True)) for place in places]
 
-    mine, corner = windows_of(shift), windows_of((0, 0))
+    block_windows, unshifted = windows_of(shift), windows_of((0, 0))
     kernel, bias = (np.asarray(leaf, np.float64) for leaf in (attention.qkv.kernel[...], attention.qkv.bias[...]))
     heads, dim = attention.num_heads, tokens.shape[-1]
     result = np.zeros(tokens.shape)
     for crop, rows in enumerate(np.asarray(tokens, np.float64)):
-        means = [rows[[at == window for at in corner]].mean(axis=0) for window in sorted(set(corner))] if pool else []
+        means = (
+            [rows[[at == window for at in unshifted]].mean(axis=0) for window in sorted(set(unshifted))] if pool else []
+        )
         for place in range(len(places)):
-            seen = np.array([rows[other] for other in range(len(places)) if mine[other] == mine[place]] + means)
+            seen = np.array(
+                [rows[other] for other in range(len(places)) if block_windows[other] == block_windows[place]] + means
+            )
             query = (rows[place] @ kernel + bias)[:dim].reshape(heads, -1)
             key, value = ((seen @ kernel + bias)[:, dim * part : dim * (part + 1)] for part in (1, 2))
             key, value = (array.reshape(len(seen), heads, -1) for array in (key, value))
@@ -74,13 +78,13 @@ def random_tokens(config: VitPoseConfig, seed: int = 0) -> jax.Array:
 
 @pytest.mark.parametrize("size", [(2, 3), (4, 4), (1, 7)], ids=str)
 @pytest.mark.parametrize("way", WAYS)
-def test_attention_is_that_of_the_definition(size, way):
-    """Of even and uneven cuts; of a block that is shifted and of one that is not."""
+def test_attention_equals_its_definition(size, way):
+    """For even and uneven cuts, for a shifted block and an unshifted one."""
     config = VitPoseConfig(**LARGE, **fields(size, **WAYS[way]))
     attention = attention_of(random_model(config), 0)
     tokens = random_tokens(config)
     shifts = windows.block_shifts(attention.windows, 2)
-    # A window as long as the grid has nowhere to go.
+    # Windows as long as the grid are not shifted along it.
     half = tuple(side // 2 if side < whole else 0 for side, whole in zip(size, config.grid_size, strict=True))
     assert (shifts is None) == (half == (0, 0) or "shift" not in WAYS[way])
     for block in (0, 1):
@@ -122,18 +126,18 @@ def test_a_window_is_full_attention_on_its_own_patches():
     full = attention_of(random_model(config).with_windows(None), 1)
     inside = attention_of(random_model(config), 1)
     tokens = random_tokens(config)
-    found = np.asarray(inside(tokens)[0]).reshape(2, 5, 7, -1)
+    output = np.asarray(inside(tokens)[0]).reshape(2, 5, 7, -1)
     grid = tokens.reshape(2, 5, 7, -1)
     for rows in (slice(0, 2), slice(2, 4), slice(4, 5)):
         for columns in (slice(0, 4), slice(4, 7)):
             part = grid[:, rows, columns]
             alone, _ = full(part.reshape(2, -1, part.shape[-1]))
-            np.testing.assert_allclose(found[:, rows, columns], alone.reshape(part.shape), atol=BLOCK)
+            np.testing.assert_allclose(output[:, rows, columns], alone.reshape(part.shape), atol=BLOCK)
 
 
 @pytest.mark.parametrize(("way", "rows", "columns"), [("plain", 2, 3), ("shift", 3, 4), ("pool", 5, 7)])
-def test_who_hears_of_whom(way, rows, columns):
-    """One patch is changed, (1, 1); two blocks later some others know of it."""
+def test_how_far_a_patch_reaches_in_two_blocks(way, rows, columns):
+    """Patch (1, 1) is changed; after two blocks the patches it reaches have changed too."""
     config = VitPoseConfig(**LARGE, **fields((2, 3), **WAYS[way]))
     backbone = random_model(config).backbone
     crops = random_crops(config, 1)
@@ -143,17 +147,17 @@ def test_who_hears_of_whom(way, rows, columns):
     assert differs.sum() == rows * columns
 
 
-def test_gradients_are_finite():
-    """With experts and a data set for each crop, stochastic depth, and blocks computed again."""
+def test_gradients_are_finite_and_equal_with_remat():
+    """With experts, one dataset for each crop, stochastic depth, and remat."""
     fields_ = fields((4, 4), shift=True, pool=True)
     config = VitPoseConfig(**LARGE, **{**PLUS, "skeletons": (COCO, AP10K)}, **fields_)
     model, crops = random_model(config), random_crops(config)
-    graphdef, trained, rest = nnx.split(model, nnx.Param, ...)
+    graphdef, trained, statistics = nnx.split(model, nnx.Param, ...)
 
     @functools.partial(jax.jit, static_argnums=1)
     @jax.grad
     def gradients(trained, remat):
-        model = nnx.merge(graphdef, trained, rest)
+        model = nnx.merge(graphdef, trained, statistics)
         heatmaps = model(crops, np.array([0, 3, 3]), drop_path=0.1, key=jax.random.key(1), remat=remat)
         return jnp.mean(heatmaps**2)
 
@@ -164,7 +168,7 @@ def test_gradients_are_finite():
         np.testing.assert_allclose(other.get_value(), values, rtol=1e-3, atol=1e-6, err_msg=str(path))
 
 
-def test_one_data_set_for_each_crop():
+def test_one_dataset_for_each_crop_with_windows():
     experts = {**PLUS, "skeletons": (COCO, AP10K)}
     model = random_model(VitPoseConfig(**LARGE, **experts, **fields((2, 3), shift=True, pool=True)))
     crops = random_crops(model.config, 2)
@@ -176,7 +180,7 @@ def test_one_data_set_for_each_crop():
     np.testing.assert_allclose(plain(crops), model(crops, "ap10k"), atol=BLOCK)
 
 
-def test_half_precision():
+def test_bfloat16_is_close_to_float32_with_windows():
     config = VitPoseConfig(**LARGE, **fields((2, 3), shift=True, pool=True))
     exact = random_model(config)
     half = random_model(config, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
@@ -186,7 +190,7 @@ def test_half_precision():
     np.testing.assert_allclose(half(crops), expected, rtol=0, atol=BFLOAT16 * np.abs(expected).max())
 
 
-def test_only_the_decoders_blocks_run():
+def test_blocks_after_the_decoders_input_are_skipped():
     config = VitPoseConfig(**{**LARGE, "num_layers": 3}, out_indices=(2,), **fields((2, 3), shift=True))
     model = random_model(config)
     crops = random_crops(config)
@@ -194,7 +198,7 @@ def test_only_the_decoders_blocks_run():
     np.testing.assert_allclose(model.backbone(crops).tokens, states.tokens, atol=BLOCK)
 
 
-def test_a_checkpoint_gets_larger_crops_and_windows():
+def test_resize_and_windows_together():
     model = random_model(VitPoseConfig(**TINY, decoder="simple"))
     large = model.resize((80, 112)).with_windows((2, 3), shift=True, pool=True)
     assert large(random_crops(large.config)).shape == (3, 20, 28, 17)
@@ -203,9 +207,9 @@ def test_a_checkpoint_gets_larger_crops_and_windows():
     assert large.resize((16, 32)).with_windows((8, 8), pool=True)(jnp.zeros((1, 16, 32, 3))).shape == (1, 4, 8, 17)
 
 
-def test_attention_weights_are_refused():
+def test_attention_weights_of_windows_raise():
     model = random_model(VitPoseConfig(**LARGE, **fields((2, 3))))
-    with pytest.raises(ValueError, match="output_attentions: expected attention among all patches, got windows"):
+    with pytest.raises(ValueError, match="output_attentions: expected a model without windows, got one with windows"):
         model.backbone(random_crops(model.config), output_attentions=True)
 
 
@@ -217,7 +221,7 @@ def test_attention_weights_are_refused():
         ({"window_pool": True}, "window_pool: expected a window_size with it, got none"),
     ],
 )
-def test_what_windows_must_not_be(changes, message):
+def test_invalid_windows_raise(changes, message):
     with pytest.raises(ValueError, match=message):
         VitPoseConfig(**changes)
 
@@ -234,8 +238,8 @@ def test_the_native_format_holds_windows_and_the_hub_does_not(tmp_path):
     assert not (tmp_path / "hub").exists()
 
 
-def test_files_without_the_later_fields_are_read(tmp_path):
-    """And files of models that do not use them are as they were."""
+def test_configurations_without_the_new_fields_are_read(tmp_path):
+    """And models that do not use them do not write them."""
     plain = VitPoseConfig(**LARGE)
     values = plain.to_dict()
     assert not any(name.startswith("window") for name in values)
@@ -251,7 +255,7 @@ def test_files_without_the_later_fields_are_read(tmp_path):
         VitPoseConfig.from_dict(values)
 
 
-def test_parameters_are_those_without_windows():
+def test_windows_add_no_parameters():
     plain, cut = (parameters.flatten(random_model(VitPoseConfig(**LARGE, **more))) for more in ({}, fields((2, 3))))
     assert {name: leaf.shape for name, leaf in plain.items()} == {name: leaf.shape for name, leaf in cut.items()}
     model = random_model(VitPoseConfig(**LARGE, **fields((2, 3), shift=True)))
