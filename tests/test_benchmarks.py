@@ -10,6 +10,7 @@ import subprocess
 import sys
 import types
 
+import jax
 import pytest
 import typer
 from PIL import Image
@@ -162,6 +163,20 @@ def test_the_options_of_the_commands_of_the_package(tables):
                     assert option in {*known, "--help"}, f"{path}: vitpose-jax {name} {option}"
                     checked += 1
     assert checked > 20
+
+
+def test_the_programs_that_ahead_compiles(unchecked):
+    """Traced only, with shapes in the place of arrays: the compilers for GPUs and TPUs are not installed everywhere."""
+    ahead = load("ahead")
+    config = load("common").vitpose_config("tiny")
+    programs = ahead.parts(config, 2, "bfloat16")
+    shapes = {name: jax.eval_shape(function, *inputs) for name, (function, inputs) in programs.items()}
+    rows, columns = config.heatmap_size
+    assert shapes["forward"].shape == (2, rows, columns, 17)
+    assert [value.shape for value in shapes["path"]] == [(2, 17, 2), (2, 17)]
+    assert {name: leaf.shape for name, leaf in shapes["step"].items()} == {
+        name: leaf.shape for name, leaf in programs["step"][1][0].items()
+    }
 
 
 def test_programs_take_turns():
