@@ -56,10 +56,12 @@ def load_backbone(source: str | Path | VitPose, config: VitPoseConfig) -> Arrays
         ValueError: if the source is not found, damaged or of another kind, or does not agree with the configuration; or
             listing at once all tensors that are missing, unexpected or have a wrong shape.
     """
-    model = source if isinstance(source, VitPose) else load_vitpose(source)
-    where = "the ViTPose" if model is source else str(source)
+    if isinstance(source, VitPose):
+        model, where = source, "the ViTPose"
+    else:
+        model, where = load_vitpose(source), str(source)
     if model is None:
-        source_config, tensors = _read(resolve_source(source), config)
+        source_config, tensors = _read(resolve_source(where), config)
     else:
         source_config = model.config
         parameters.raise_problems(_disagreements(source_config, config), source=where)

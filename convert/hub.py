@@ -66,7 +66,7 @@ def resolve_source(
 def _fetch(repo_id: str, patterns: tuple[str, ...], *, revision, cache_dir, token, local_files_only) -> Path:
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
-        HTTPError,
+        HTTPError,  # pyright: ignore[reportPrivateImportUsage] (of httpx, which huggingface_hub chooses)
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,

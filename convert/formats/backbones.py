@@ -14,8 +14,8 @@ from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 from vitpose_jax.vitpose.config import VitPoseConfig
 
 from .format import CLASS_TOKEN, Format, Rule, Shapes, Tensors, vitpose_shapes
-from .huggingface import HUGGINGFACE
-from .original import ORIGINAL
+from .huggingface import HUGGINGFACE_RULES
+from .original import ORIGINAL_RULES
 
 _DINOV2_HEAD_FEATURES = 64
 # The two LayerScales of a DINOv2 block, and the layers before them. The model has no LayerScale.
@@ -85,10 +85,10 @@ def _with_sizes(
         raise ValueError(f"{path}: {error}") from error
 
 
-def _backbone_rules(format: Format, *renamed: tuple[str, str]) -> tuple[Rule, ...]:
+def _backbone_rules(rules: tuple[Rule, ...], *renamed: tuple[str, str]) -> tuple[Rule, ...]:
     # The backbone's rules of a whole model, without the prefix "backbone." and with other words in the source names.
     result = []
-    for source, target, transform in format.rules:
+    for source, target, transform in rules:
         if target.startswith("backbone."):
             source = source.removeprefix("backbone.")
             for word, other in renamed:
@@ -106,7 +106,7 @@ BARE = Format(
     name="bare",
     mark="last_norm.weight",
     read_config=_read_timm_config,
-    rules=_backbone_rules(ORIGINAL),
+    rules=_backbone_rules(ORIGINAL_RULES),
     ignored=((r"cls_token", CLASS_TOKEN),),
     shapes=backbone_shapes,
 )
@@ -115,7 +115,7 @@ MAE = Format(
     name="mae",
     mark="norm.weight",
     read_config=_read_timm_config,
-    rules=_backbone_rules(ORIGINAL, ("last_norm", "norm")),
+    rules=_backbone_rules(ORIGINAL_RULES, ("last_norm", "norm")),
     ignored=(
         (r"cls_token", CLASS_TOKEN),
         (r"mask_token|decoder_.+", "belongs to MAE's decoder, which only its training needs"),
@@ -128,7 +128,7 @@ DINOV2 = Format(
     mark="encoder.layer.0.layer_scale1.lambda1",
     read_config=_read_dinov2_config,
     rules=(
-        *_backbone_rules(HUGGINGFACE, ("layernorm_before", "norm1"), ("layernorm_after", "norm2")),
+        *_backbone_rules(HUGGINGFACE_RULES, ("layernorm_before", "norm1"), ("layernorm_after", "norm2")),
         *((f"encoder.layer.{{layer}}.{name}.lambda1", f"{name}[layer]", "same") for name in _LAYER_SCALES),
     ),
     ignored=(

@@ -58,6 +58,11 @@ def as_stored(tensors: Tensors, *, source: str) -> Tensors:
     return tensors
 
 
+def read_only(config: Any, *, param_dtype: Any) -> dict[str, dict[str, Any]]:
+    """The `make_documents` of a format that is only read."""
+    raise ValueError("this format is only read, not written")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Format:
     """What the library knows about one checkpoint format.
@@ -72,7 +77,7 @@ class Format:
             model are `image_size`, those of a backbone `config`, the configuration to start from. Raises ValueError
             for a configuration that the library does not know or cannot do.
         make_documents: (config, param_dtype=dtype) -> JSON objects by file name, config.json among them. Raises
-            ValueError for a model that the format cannot describe. None if the format is only read.
+            ValueError for a model that the format cannot describe. `read_only` if the format is only read.
         rules: where each tensor goes. A function of the configuration, if the names depend on it. In a plain
             tuple, the number in a target "heads.0" is the index of the head in the configuration's skeletons.
         ignored: tensors that the model does not need, with the reason; or a function of the configuration.
@@ -88,7 +93,7 @@ class Format:
     mark: str
     model_types: tuple[str, ...] = ()
     read_config: Callable[..., Any]
-    make_documents: Callable[..., dict[str, dict[str, Any]]] | None = None
+    make_documents: Callable[..., dict[str, dict[str, Any]]] = read_only
     rules: tuple[Rule, ...] | Callable[[Any], Iterable[Rule]]
     ignored: Ignored | Callable[[Any], Ignored] = ()
     shapes: Callable[[Any], Shapes] = vitpose_shapes

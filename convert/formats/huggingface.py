@@ -7,7 +7,7 @@ own, `skeleton` and `experts`: transformers keeps them without reading them.
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -200,8 +200,9 @@ def _preprocessor_problems(values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{PREPROCESSOR_FILE}: {key}: expected {expected!r}, got {value!r}"
 
 
-def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, ...]:
-    return (value, value) if isinstance(value, int) else tuple(value)
+def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
+    # VitPoseConfig checks the length.
+    return (value, value) if isinstance(value, int) else cast(tuple[int, int], tuple(value))
 
 
 def _experts(values: Mapping[str, Any], num_experts: int, skeleton: Skeleton) -> tuple[str, ...]:
@@ -239,7 +240,7 @@ def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | 
 
 
 _BLOCK = "backbone.encoder.layer.{layer}."
-_RULES: tuple[Rule, ...] = (
+HUGGINGFACE_RULES: tuple[Rule, ...] = (
     ("backbone.embeddings.position_embeddings", "backbone.patch_embed.pos_embed", "positions"),
     ("backbone.embeddings.patch_embeddings.projection.weight", "backbone.patch_embed.proj.kernel", "conv"),
     ("backbone.embeddings.patch_embeddings.projection.bias", "backbone.patch_embed.proj.bias", "same"),
@@ -293,6 +294,6 @@ HUGGINGFACE = Format(
     model_types=(HUB_MODEL_TYPE,),
     read_config=_read_config,
     make_documents=make_documents,
-    rules=_RULES,
+    rules=HUGGINGFACE_RULES,
     ignored=((r"head\.batchnorm[12]\.num_batches_tracked", STEP_COUNTER),),
 )

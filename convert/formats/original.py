@@ -59,7 +59,8 @@ def infer_config(tensors: Tensors, *, source: str, image_size: tuple[int, int] |
             raise ValueError(f"{source}: missing {name}: not an original ViTPose checkpoint, or only a part of one")
         if len(tensors[name].shape) != axes:
             raise ValueError(f"{source}: {name}: expected {axes} axes, got shape {tensors[name].shape}")
-    hidden_size, num_channels, *patch_size = tensors[_PATCHES[0]].shape
+    hidden_size, num_channels, patch_height, patch_width = tensors[_PATCHES[0]].shape
+    patch_size = (patch_height, patch_width)
     if hidden_size not in NUM_HEADS:
         raise ValueError(
             f"{source}: the number of attention heads is not known for a width of {hidden_size}; "
@@ -69,11 +70,11 @@ def infer_config(tensors: Tensors, *, source: str, image_size: tuple[int, int] |
     # The original script that splits a ViTPose++ may leave experts in the file, although fc2 has its full width.
     num_experts = _count(tensors, r"backbone\.blocks\.0\.mlp\.experts\.(\d+)\.weight") if part_features else 0
     skeletons = _skeletons(tensors, num_experts, source)
-    image_size = _image_size(tensors[_POSITIONS[0]].shape[1] - 1, tuple(patch_size), image_size, source)
+    image_size = _image_size(tensors[_POSITIONS[0]].shape[1] - 1, patch_size, image_size, source)
     try:
         return VitPoseConfig(
             image_size=image_size,
-            patch_size=tuple(patch_size),
+            patch_size=patch_size,
             num_channels=num_channels,
             hidden_size=hidden_size,
             num_layers=_count(tensors, r"backbone\.blocks\.(\d+)\..+"),
@@ -158,7 +159,7 @@ _BLOCK = "backbone.blocks.{layer}."
 # The first head is keypoint_head; the heads of a ViTPose++'s other datasets are counted from 0.
 _ORIGINAL_HEADS = ("keypoint_head.", *(f"associate_keypoint_heads.{number}." for number in range(5)))
 
-_RULES: tuple[Rule, ...] = (
+ORIGINAL_RULES: tuple[Rule, ...] = (
     ("backbone.pos_embed", "backbone.patch_embed.pos_embed", "positions"),
     ("backbone.patch_embed.proj.weight", "backbone.patch_embed.proj.kernel", "conv"),
     ("backbone.patch_embed.proj.bias", "backbone.patch_embed.proj.bias", "same"),
@@ -218,6 +219,6 @@ ORIGINAL = Format(
     name="original",
     mark="backbone.pos_embed",
     read_config=_read_config,
-    rules=_RULES,
+    rules=ORIGINAL_RULES,
     ignored=_ignored,
 )

@@ -22,7 +22,7 @@ from vitpose_jax.convert.formats import (
     VITPOSE_FORMATS,
     WRITTEN_FORMATS,
 )
-from vitpose_jax.convert.formats.format import vitpose_shapes
+from vitpose_jax.convert.formats.format import read_only, vitpose_shapes
 from vitpose_jax.convert.sources import build_model, open_source
 from vitpose_jax.storage import parameters
 
@@ -76,7 +76,7 @@ def test_records_are_complete_and_distinct():
     assert len({format.name for format in ALL_FORMATS}) == len({format.mark for format in ALL_FORMATS})
     model_types = [model_type for format in ALL_FORMATS for model_type in format.model_types]
     assert len(model_types) == len(set(model_types))
-    assert all(format.make_documents is not None for format in WRITTEN_FORMATS)
+    assert all(format.make_documents is not read_only for format in WRITTEN_FORMATS)
     config = VitPoseConfig.preset("small", num_layers=2)
     for format in (*VITPOSE_FORMATS, *BACKBONE_FORMATS):
         # The mark is one of the tensors that the rules read, so a file without it is not complete.
