@@ -132,6 +132,7 @@ def one_person(box: tuple, keypoints: np.ndarray) -> Dataset:
         protocol=get_protocol("coco"),
         samples=(sample,),
         annotations=pathlib.Path("people.json"),
+        coco=None,
         detections=None,
         num_images=1,
     )

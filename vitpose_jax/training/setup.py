@@ -185,7 +185,7 @@ def load_eval_dataset(config: TrainConfig) -> Dataset | None:
     """The dataset of `config.evaluation`; None without one.
 
     Raises:
-        ValueError: as in `read_dataset`; if the dataset lacks something that its metrics need.
+        ValueError: as in `read_dataset` and `check_scorable`.
     """
     evaluation = config.evaluation
     if evaluation is None:
@@ -198,8 +198,6 @@ def load_eval_dataset(config: TrainConfig) -> Dataset | None:
         head_boxes=evaluation.head_boxes,
     )
     check_scorable(dataset)
-    if dataset.protocol.metric != "pckh" and not dataset.protocol.skeleton.sigmas:
-        raise ValueError(f"evaluation: {dataset.protocol.name}: average precision needs sigmas in its skeleton")
     return dataset
 
 
