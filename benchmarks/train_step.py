@@ -107,13 +107,13 @@ def ours(config: VitPoseConfig, settings: OptimConfig, crops: int, dtype: str, r
         return joints_mse(heatmaps, targets, weights), rest | batch_stats(model)
 
     def update(state, *batch):
-        drop_key = jax.random.fold_in(key, state.step)
+        drop_key = jax.random.fold_in(key, state.micro_step)
         (loss, rest), gradients = jax.value_and_grad(objective, has_aux=True)(
             state.trained, state.rest, drop_key, *batch
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
-        return state._replace(step=state.step + 1, trained=trained, rest=rest, opt_state=opt_state), loss
+        return state._replace(micro_step=state.micro_step + 1, trained=trained, rest=rest, opt_state=opt_state), loss
 
     part = jax.jit(update, donate_argnums=0)
     part_batch = jax.device_put((pixels, targets, weights))

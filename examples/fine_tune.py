@@ -11,8 +11,7 @@ import pathlib
 
 from vitpose_jax import PoseEstimator
 from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE
-from vitpose_jax.training.config import read_config
-from vitpose_jax.training.loop import fit
+from vitpose_jax.training import fit, read_config
 
 HERE = pathlib.Path(__file__).parent
 OUTPUT = "fine_tuned"

@@ -9,7 +9,7 @@ import time
 
 import jax
 
-from vitpose_jax.training import loop
+from vitpose_jax.training import loop, setup
 from vitpose_jax.training.config import read_config
 
 path, pause, *process = sys.argv[1:]
@@ -18,7 +18,7 @@ if process:
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(address, 2, int(number))
 
-make_train_step = loop.make_train_step
+make_train_step = setup.make_train_step
 
 
 def make_slow_step(*arguments, **options):
@@ -31,5 +31,5 @@ def make_slow_step(*arguments, **options):
     return run
 
 
-loop.make_train_step = make_slow_step
+setup.make_train_step = make_slow_step
 loop.fit(read_config(path), resume=True)

@@ -1,4 +1,4 @@
-"""Augmentation: pixels and keypoints move together, as the original moves them, and as often as stated."""
+"""Augmentation: pixels and keypoints move together, like in the original, and with the documented probabilities."""
 
 import dataclasses
 import functools
@@ -28,7 +28,7 @@ SIZE = (96, 72)
 CROPS = 32
 
 
-def grey_levels(crops) -> np.ndarray:
+def pixel_values(crops) -> np.ndarray:
     return (np.asarray(crops) * IMAGENET_STD + IMAGENET_MEAN) * 255
 
 
@@ -56,7 +56,7 @@ def blobs(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @functools.cache
 def spotted(seed: int):
-    """What `augment_crops` reads, for images with three spots and regions around them.
+    """The arguments of `augment_crops` for images with three spots and regions around them.
 
     The spots are the first three keypoints, of which the first two are a flip pair; the others are not visible.
     """
@@ -72,11 +72,11 @@ def spotted(seed: int):
 
 
 def centroids(crops: np.ndarray) -> np.ndarray:
-    """(n, 3, 2): where the spot of each colour is."""
-    grey = np.maximum(grey_levels(crops), 0)
+    """(n, 3, 2): the position of the spot of each colour."""
+    values = np.maximum(pixel_values(crops), 0)
     rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
-    total = grey.sum(axis=(1, 2))
-    return np.stack([(grey * axis[..., None]).sum(axis=(1, 2)) / total for axis in (columns, rows)], axis=-1)
+    total = values.sum(axis=(1, 2))
+    return np.stack([(values * axis[..., None]).sum(axis=(1, 2)) / total for axis in (columns, rows)], axis=-1)
 
 
 @pytest.mark.parametrize("flip", [0.0, 1.0])
@@ -88,7 +88,7 @@ def test_keypoints_move_with_the_pixels(flip):
     assert crops.shape == (CROPS, *SIZE, 3) and crops.dtype == moved.dtype == np.float32
     np.testing.assert_array_equal(visible, arrays[-1])
     moved = np.asarray(moved[:, :3])
-    # In a mirrored crop the left keypoint is where the right one was.
+    # In a mirrored crop the left keypoint is at the place of the right one.
     found = centroids(crops)[:, [1, 0, 2]] if flip else centroids(crops)
     inside = np.all((moved > 16) & (moved < np.array(SIZE[::-1]) - 17), axis=-1)
     assert inside.sum() > 40
@@ -99,7 +99,7 @@ def test_keypoints_move_with_the_pixels(flip):
 
 @pytest.mark.parametrize(("udp", "matrix"), [(True, udp_matrix), (False, three_point_matrix)])
 def test_equals_mirroring_the_image_first(udp, matrix):
-    """Step by step as the original: mirror image, keypoints and centre, then warp all three."""
+    """Computed as in the original: mirror image, keypoints and centre, then warp all three."""
     images = [cv2.GaussianBlur(image, (0, 0), 2) for image in random_images(1, CROPS)]
     rng = np.random.default_rng(2)
     keypoints = rng.uniform(0, 100, (CROPS, 17, 2)).astype(np.float32)
@@ -125,7 +125,7 @@ def test_equals_mirroring_the_image_first(udp, matrix):
         points = (keypoints[index] * [-1, 1] + [width - 1, 0])[list(COCO.flip_indices)]
         forward = matrix(-float(regions.rotation[index]), middle, np.asarray(regions.scale[index], np.float64), SIZE)
         expected = cv2.warpAffine(np.ascontiguousarray(image[:, ::-1]), forward, SIZE[::-1], flags=cv2.INTER_LINEAR)
-        different.append(np.abs(np.round(grey_levels(crops[index])) - expected) > 1)
+        different.append(np.abs(np.round(pixel_values(crops[index])) - expected) > 1)
         np.testing.assert_allclose(moved[index], points @ forward[:, :2].T + forward[:, 2], atol=2e-3)
         np.testing.assert_array_equal(still_visible[index], visible[index][list(COCO.flip_indices)])
     assert np.mean(different) < CROP_OUTLIERS
@@ -136,7 +136,7 @@ def coco_arrays() -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize(("udp", "border"), [(True, "opencv"), (False, "scipy")])
-def test_none_is_the_crop_of_inference(udp, border):
+def test_augmentation_none_gives_the_crops_of_inference(udp, border):
     (image,) = random_images(4, 1)
     rng = np.random.default_rng(5)
     boxes = random_boxes(rng)
@@ -210,24 +210,24 @@ def vary(augmentation: Augmentation, seed: int = 0, visible=None, extent=True, u
     return boxes, np.asarray(center), np.asarray(scale), *map(np.asarray, regions)
 
 
-def share(events: np.ndarray, expected: float) -> None:
-    """The share of N events is the expected one, within four standard deviations."""
+def check_fraction(events: np.ndarray, expected: float) -> None:
+    """The fraction of N events is the expected one, within four standard deviations."""
     assert abs(events.mean() - expected) <= 4 * np.sqrt(expected * (1 - expected) / events.size)
 
 
-def test_jitter():
+def test_jitter_shifts_the_centre_within_its_limits():
     boxes, center, scale, new_center, new_scale, rotation, flip = vary(
         dataclasses.replace(NONE, jitter=0.2, jitter_probability=0.3)
     )
     shift = (new_center - center) / boxes[:, 2:]
     moved = np.any(new_center != center, axis=1)
-    share(moved, 0.3)
+    check_fraction(moved, 0.3)
     assert np.abs(shift).max() < 0.2 + 1e-4 and np.abs(shift[moved]).max() > 0.19
     np.testing.assert_allclose(shift[moved].std(axis=0), 0.2 / np.sqrt(3), rtol=0.05)
     np.testing.assert_allclose(shift[moved].mean(axis=0), 0, atol=0.015)
     np.testing.assert_array_equal(new_scale, scale)
     assert not rotation.any() and not flip.any()
-    # Without boxes it is measured in the regions without their padding.
+    # Without the extent of the boxes, the unit is the region without its padding.
     _, center, scale, new_center, *_ = vary(dataclasses.replace(NONE, jitter=0.2, jitter_probability=1.0), extent=False)
     largest = np.abs((new_center - center) / scale).max(axis=0)
     np.testing.assert_allclose(largest, 0.2 / 1.25, rtol=0.01)
@@ -235,36 +235,36 @@ def test_jitter():
 
 def test_flip_scale_and_rotation():
     _, center, scale, new_center, new_scale, rotation, flip = vary(Augmentation(half_body=0.0, jitter=0.0))
-    share(flip, 0.5)
+    check_fraction(flip, 0.5)
     np.testing.assert_array_equal(new_center, center)
     factor = (new_scale / scale)[:, 0]
     np.testing.assert_allclose((new_scale / scale)[:, 1], factor, rtol=1e-5)
-    # A normal number is cut off at one deviation on both sides.
-    share(factor > 1.5 - 1e-4, 0.1587)
-    share(factor < 0.5 + 1e-4, 0.1587)
-    share(factor < 1.25, 0.6915)
+    # A normal number is clipped at one standard deviation on both sides.
+    check_fraction(factor > 1.5 - 1e-4, 0.1587)
+    check_fraction(factor < 0.5 + 1e-4, 0.1587)
+    check_fraction(factor < 1.25, 0.6915)
     assert factor.min() > 0.4999 and factor.max() < 1.5001
-    share(rotation != 0, 0.6)
+    check_fraction(rotation != 0, 0.6)
     turned = rotation[rotation != 0]
-    share(np.abs(turned) <= 40, 0.6827)
-    share(np.abs(turned) >= 80 - 1e-3, 0.0455)
-    share(turned > 0, 0.5)
+    check_fraction(np.abs(turned) <= 40, 0.6827)
+    check_fraction(np.abs(turned) >= 80 - 1e-3, 0.0455)
+    check_fraction(turned > 0, 0.5)
     assert np.abs(turned).max() <= 80.001
     assert abs(np.corrcoef(flip, rotation != 0)[0, 1]) < 0.06
 
 
-def test_half_body():
+def test_half_bodies_are_the_region_of_their_keypoints():
     _, keypoints = people()
     upper = coco_arrays()["upper_body"]
     _, center, scale, new_center, new_scale, *_ = vary(dataclasses.replace(NONE, half_body=0.3))
     changed = np.any(new_center != center, axis=1)
-    share(changed, 0.3)
+    check_fraction(changed, 0.3)
     np.testing.assert_array_equal(new_scale[~changed], scale[~changed])
     middles = [keypoints[:, half].mean(axis=1) for half in (upper, ~upper)]
     is_upper, is_lower = (np.abs(new_center - middle).max(axis=1) < 1e-2 for middle in middles)
     np.testing.assert_array_equal(is_upper | is_lower, changed)
-    # The share of normal numbers below 0.5, as in the original.
-    share(is_upper[changed], 0.6915)
+    # The fraction of normal numbers below 0.5, as in the original.
+    check_fraction(is_upper[changed], 0.6915)
     for half, taken in ((upper, is_upper), (~upper, is_lower)):
         extent = np.ptp(keypoints[:, half], axis=1)
         width = 1.5 * np.maximum(extent[:, 0], extent[:, 1] * 0.75)
@@ -274,10 +274,10 @@ def test_half_body():
 @pytest.mark.parametrize(
     ("visible", "expected"),
     [
-        # Eight are too few, nine are enough.
+        # Eight keypoints are too few, nine are enough.
         (range(3, 11), None),
         (range(2, 11), range(2, 11)),
-        # Two keypoints are no half: then it is always the other one.
+        # A half with two keypoints is never chosen over the other one.
         ([*range(9), 11, 12], range(9)),
         ([0, 1, *range(11, 17)], None),
     ],
@@ -294,10 +294,10 @@ def test_half_body_needs_keypoints(visible, expected):
 
 def test_half_body_without_a_half():
     always = dataclasses.replace(NONE, half_body=1.0, half_body_keypoints=0)
-    # Nobody said which keypoints are upper ones.
+    # The skeleton has no upper body.
     _, center, _, new_center, *_ = vary(always, upper_body=np.zeros(17, bool))
     np.testing.assert_array_equal(new_center, center)
-    # One keypoint is no region; two make one.
+    # One keypoint has no extent; two have one.
     for count in (0, 1, 2):
         mask = jnp.tile(np.arange(17) < count, (N, 1))
         _, center, _, new_center, new_scale, *_ = vary(always, visible=mask)
@@ -305,7 +305,7 @@ def test_half_body_without_a_half():
         assert np.any(new_center != center, axis=1).all() == (count == 2)
 
 
-def test_what_is_turned_off_leaves_the_rest_alone():
+def test_turning_one_augmentation_off_does_not_change_the_others():
     whole = vary(Augmentation(half_body=0.0, jitter=0.0))
     for name in ("scale", "rotation", "flip"):
         less = vary(Augmentation(half_body=0.0, jitter=0.0, **{name: 0.0}))
@@ -313,7 +313,7 @@ def test_what_is_turned_off_leaves_the_rest_alone():
         assert sum(changed) == 1
 
 
-def test_skeletons_of_several_data_sets():
+def test_skeleton_arrays_of_several_datasets():
     flip_indices, upper_body = skeleton_arrays(DATASETS)
     assert flip_indices.shape == upper_body.shape == (6, 133)
     assert flip_indices.dtype == np.int32
@@ -327,13 +327,13 @@ def test_skeletons_of_several_data_sets():
         skeleton_arrays([MPII, AP10K], 16)
 
 
-GREY, COLOR = (np.full((*SIZE, 3), levels, np.uint8) for levels in ([90, 90, 90], [120, 60, 80]))
+GRAY, COLOR = (np.full((*SIZE, 3), levels, np.uint8) for levels in ([90, 90, 90], [120, 60, 80]))
 NOISE = np.random.default_rng(8).integers(60, 190, (*SIZE, 3), np.uint8)
 LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def recolored(image, **changes):
-    """One image many times as crops, and the same as grey levels."""
+    """Crops of one image, many times, normalised and as pixel values."""
     pixels, shapes = packed([image])
     extent = jnp.tile(jnp.asarray([SIZE[::-1]], jnp.float32), (CROPS, 1))
     _, settings = spotted(0)
@@ -344,7 +344,7 @@ def recolored(image, **changes):
         udp=False,
         augmentation=dataclasses.replace(NONE, **changes),
     )
-    return np.asarray(crops), grey_levels(crops)
+    return np.asarray(crops), pixel_values(crops)
 
 
 def fills(factors: np.ndarray, spread: float) -> None:
@@ -353,46 +353,46 @@ def fills(factors: np.ndarray, spread: float) -> None:
     assert factors.min() < 1 - 0.8 * spread and factors.max() > 1 + 0.8 * spread
 
 
-def test_brightness():
-    _, bright = recolored(GREY, brightness=0.3)
+def test_brightness_multiplies_pixel_values():
+    _, bright = recolored(GRAY, brightness=0.3)
     fills(bright.mean(axis=(1, 2, 3)) / 90, 0.3)
     _, bright = recolored(COLOR, brightness=0.3)
     np.testing.assert_allclose(bright / bright[..., :1], np.broadcast_to(COLOR / 120, bright.shape), rtol=1e-4)
-    _, bright = recolored(np.full_like(GREY, 250), brightness=0.3)
+    _, bright = recolored(np.full_like(GRAY, 250), brightness=0.3)
     assert 255 - 1e-3 < bright.max() < 255 + 1e-3
 
 
-def test_contrast():
-    np.testing.assert_allclose(recolored(GREY, contrast=0.3)[1], np.broadcast_to(GREY, (CROPS, *SIZE, 3)), atol=1e-2)
+def test_contrast_changes_about_the_mean_luma():
+    np.testing.assert_allclose(recolored(GRAY, contrast=0.3)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), atol=1e-2)
     _, noise = recolored(NOISE, contrast=0.3)
     np.testing.assert_allclose((noise @ LUMA).mean(axis=(1, 2)), (NOISE @ LUMA).mean(), atol=0.05)
     fills(noise.std(axis=(1, 2, 3)) / NOISE.std(), 0.3)
 
 
-def test_saturation():
-    np.testing.assert_allclose(recolored(GREY, saturation=0.5)[1], np.broadcast_to(GREY, (CROPS, *SIZE, 3)), atol=1e-2)
+def test_saturation_keeps_the_luma():
+    np.testing.assert_allclose(recolored(GRAY, saturation=0.5)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), atol=1e-2)
     _, color = recolored(COLOR, saturation=0.5)
     np.testing.assert_allclose(color @ LUMA, np.broadcast_to(COLOR @ LUMA, color.shape[:3]), atol=1e-2)
     fills(np.ptp(color, axis=-1)[:, 0, 0] / 60, 0.5)
 
 
-def test_hue():
-    np.testing.assert_allclose(recolored(GREY, hue=0.5)[1], np.broadcast_to(GREY, (CROPS, *SIZE, 3)), atol=1e-2)
+def test_hue_rotates_colours_and_keeps_the_luma():
+    np.testing.assert_allclose(recolored(GRAY, hue=0.5)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), atol=1e-2)
     _, color = recolored(COLOR, hue=0.5)
     np.testing.assert_allclose(color @ LUMA, np.broadcast_to(COLOR @ LUMA, color.shape[:3]), atol=1e-2)
-    # The two other television numbers keep their length, and turn.
+    # The vector of the two chroma channels keeps its length and rotates.
     chroma = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     old, new = COLOR[0, 0] @ chroma.T, color[:, 0, 0] @ chroma.T
     np.testing.assert_allclose(np.linalg.norm(new, axis=-1), np.linalg.norm(old), rtol=1e-3)
     fills(1 + np.arctan2(new @ [-old[1], old[0]], new @ old) / np.pi, 1.0)
 
 
-def test_erasing():
+def test_erasing_fills_a_rectangle_inside_the_crop():
     crops, _ = recolored(COLOR, erasing=0.5, erased_area=(0.1, 0.2))
     erased = np.all(crops == 0, axis=-1)
     areas = erased.mean(axis=(1, 2))
     hit = areas > 0
-    share(hit, 0.5)
+    check_fraction(hit, 0.5)
     assert 0.09 < areas[hit].min() < 0.13 and 0.17 < areas[hit].max() < 0.21
     for mask in erased[hit]:
         rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
@@ -413,7 +413,7 @@ def test_erasing():
         ({"erased_area": (0.5, 0.2)}, r"erased_area: expected two numbers.*got \(0.5, 0.2\)"),
     ],
 )
-def test_ranges(changes, message):
+def test_augmentation_checks_its_ranges(changes, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**changes)
 

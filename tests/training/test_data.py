@@ -1,4 +1,4 @@
-"""People cut out of images and put into batches: nothing of them is lost, moved, dropped or read twice."""
+"""People are cut out of images and packed into batches: no pixel or label is lost or moved, no person dropped."""
 
 import collections
 import dataclasses
@@ -24,6 +24,7 @@ from PIL import Image
 
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.datasets.archives import ImageStore
+from vitpose_jax.datasets.dataset import Dataset, People, Sample
 from vitpose_jax.evaluation import get_protocol, read_dataset
 from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.preprocess import crop_regions
@@ -31,7 +32,7 @@ from vitpose_jax.pipeline.regions import Regions, boxes_to_regions, image_to_cro
 from vitpose_jax.skeletons import AIC, AP10K, COCO, DATASETS, MPII, WHOLEBODY
 from vitpose_jax.training import data as data_module
 from vitpose_jax.training.augment import Augmentation, augment_crops, augment_regions, skeleton_arrays
-from vitpose_jax.training.data import SHORTEST_ROW, TrainingBatch, make_loader
+from vitpose_jax.training.data import MIN_PIXELS, TrainingBatch, make_loader
 from vitpose_jax.training.people import PersonSource, reachable_windows
 
 CONFIG = VitPoseConfig.preset("small")
@@ -40,13 +41,13 @@ PEOPLE = 23
 
 
 def coordinates(height: int, width: int) -> np.ndarray:
-    """An image whose pixels say where they are."""
+    """An image whose pixel values encode their position."""
     y, x = np.mgrid[:height, :width]
     return np.stack([x % 256, y % 256, 16 * (x // 256) + y // 256], axis=-1).astype(np.uint8)
 
 
 def write_set(folder: pathlib.Path, images: list[np.ndarray], people: list[list[tuple]]) -> pathlib.Path:
-    """A data set in COCO's layout: for each image, its (box, keypoints of 17 x 3)."""
+    """A dataset in COCO's format: for each image, its (box, keypoints of 17 x 3)."""
     entries, annotations = [], []
     for number, (image, group) in enumerate(zip(images, people, strict=True)):
         name = f"{number:03}.png"
@@ -97,7 +98,7 @@ def source(folder) -> PersonSource:
 
 
 def numbers(batch: TrainingBatch) -> list[int]:
-    """Which of the people of `folder` are in a batch: its images are filled with their number."""
+    """The indices of the people of `folder` in a batch: each image is filled with its index."""
     return batch.pixels[batch.shapes[:, 0], 0].tolist()
 
 
@@ -112,37 +113,55 @@ def equal(left: TrainingBatch, right: TrainingBatch) -> bool:
 # Windows.
 
 
+def one_person(box: tuple, keypoints: np.ndarray) -> Dataset:
+    """A dataset of one image, a.png, in memory."""
+    people = People(
+        annotation_ids=np.array([1]),
+        category_ids=np.array([1]),
+        boxes=np.array([box], float),
+        keypoints=keypoints[None, :, :2],
+        visible=keypoints[None, :, 2].astype(np.int32),
+        areas=np.array([1.0]),
+        head_sizes=np.array([np.nan]),
+    )
+    path, scores = pathlib.Path("a.png"), np.ones(1)
+    sample = Sample(
+        image_id=1, path=path, boxes=people.boxes, scores=scores, category_ids=people.category_ids, people=people
+    )
+    return Dataset(
+        protocol=get_protocol("coco"),
+        samples=(sample,),
+        annotations=pathlib.Path("people.json"),
+        coco=None,
+        detections=None,
+        num_images=1,
+    )
+
+
 @given(
     height=st.integers(1, 600),
     width=st.integers(1, 600),
     box=st.tuples(st.floats(-50, 650), st.floats(-50, 650), st.floats(1, 300), st.floats(1, 300)),
 )
 def test_a_window_is_a_piece_of_its_image(height, width, box):
-    people = PersonSource.__new__(PersonSource)  # windows alone, without a file for each example
     center, scale = map(np.asarray, boxes_to_regions(np.array([box]))[:2])
     points = keypoints_in(np.array(box)).astype(np.float32)[None]
-    windows = reachable_windows(center, scale, points[..., :2], points[..., 2] > 0, upper_body=np.zeros(17, bool))
     image = coordinates(height, width)
-    vars(people).update(
-        _paths=("a.png",), _rows=[0], _windows=windows, _windows_kept=None, _center=center, _scale=scale,
-        _keypoints=points[..., :2], _visible=np.ones((1, 17), np.int32), _weights=np.ones((1, 17), np.float32),
-        _images=type("Store", (), {"load": staticmethod(lambda path: image)}), skip_broken=False,
-    )  # fmt: skip
-    person = people[0]
+    (person,) = PersonSource(one_person(box, points[0]), load={"a.png": image}.__getitem__)
     assert person.image.size
     x, y = person.offset
     rows, columns = person.image.shape[:2]
     np.testing.assert_array_equal(person.image, image[y : y + rows, x : x + columns])
     np.testing.assert_allclose(person.keypoints + person.offset, points[0, :, :2], atol=1e-4)
     np.testing.assert_allclose(person.center + person.offset, center[0], atol=1e-4)
-    # All that an upright region of the box's size covers is there.
+    # The window holds everything that an upright region of the box's size covers.
     low = np.clip(np.ceil(center[0] - scale[0] / 2), 0, [width, height])
     high = np.clip(np.floor(center[0] + scale[0] / 2), 0, [width - 1, height - 1])
     assert (low >= high).any() or ((low >= person.offset).all() and (high < person.offset + [columns, rows]).all())
 
 
 def test_the_window_of_a_known_box():
-    """A box of 96 x 128 with its padding, turned onto its diagonal at 1.5 times the size, and shifted."""
+    """A padded box of 96 x 128, at 1.5 times its size, rotated so that its diagonal points to the side, and shifted."""
     center, scale = np.array([[500.0, 400.0]]), np.array([[96.0, 128.0]])
     empty = np.zeros((1, 17, 2)), np.zeros((1, 17), bool)
     options = {"upper_body": np.ones(17, bool)}
@@ -150,7 +169,7 @@ def test_the_window_of_a_known_box():
     half = 1.5 * 80 + 0.2 * scale[0] / 1.25
     np.testing.assert_array_equal(window[:2], np.floor(center[0] - half) - 1)
     np.testing.assert_array_equal(window[2:], np.ceil(center[0] + half) + 2)
-    # Not varied at all, it is the region itself; turned by up to 60 degrees it reaches half its diagonal to the side.
+    # Without augmentation the window is the region itself. A rotation by up to 20 degrees widens it.
     (window,) = reachable_windows(center, scale, *empty, **options, augmentation=Augmentation.none())
     np.testing.assert_array_equal(window, [451, 335, 550, 466])
     turned = Augmentation(jitter=0.0, scale=0.0, rotation=10.0)
@@ -187,7 +206,7 @@ def test_windows_hold_every_region_that_augmentation_draws(augmentation):
     reach = np.stack([width * cos + height * sin, height * cos + width * sin], axis=-1)
     low, high = np.asarray(regions.center) - reach, np.asarray(regions.center) + reach
     assert (windows[:, :2] <= low - 0.99).all() and (windows[:, 2:] >= high + 1.99).all()
-    # And they are not larger than they need be: somebody comes near each edge.
+    # And they are not larger than necessary: some region comes near each edge.
     slack = np.concatenate([low - windows[:, :2], windows[:, 2:] - high], axis=1) / np.tile(scale, 2)
     assert (slack.min(axis=0) < 0.15).all()
 
@@ -203,13 +222,13 @@ def noise(tmp_path_factory) -> tuple[np.ndarray, PersonSource]:
     return image, PersonSource.read("coco", path, folder, cache="memory")
 
 
-# A place near 900 is known to 6e-5 pixels, and grey levels of noise rise by up to 255 a pixel: so seldom may a level
-# be rounded the other way.
-SELDOM = 0.01
+# Fraction of pixel values that may be rounded the other way: float32 positions near 900 are exact to 6e-5 pixels, and
+# noise changes by up to 255 from pixel to pixel.
+ROUNDED = 0.01
 
 
-def in_row(image: np.ndarray) -> np.ndarray:
-    """An image in a row of pixels of one length for all tests, so that less is compiled."""
+def flat_buffer(image: np.ndarray) -> np.ndarray:
+    """An image in a flat pixel buffer of one length for all tests, so that less is compiled."""
     return np.pad(image.reshape(-1, 3), ((0, 2**20 - image.shape[0] * image.shape[1]), (0, 0)))
 
 
@@ -219,14 +238,14 @@ def test_crops_of_windows_are_crops_of_the_image(noise, border):
     crop = jax.jit(crop_regions, static_argnames=("size", "udp", "border"))
 
     def crops(image, center, scale, **options):
-        images = PackedImages(jnp.asarray(in_row(image)), jnp.asarray([[0, *image.shape[:2]]], jnp.int32))
+        images = PackedImages(jnp.asarray(flat_buffer(image)), jnp.asarray([[0, *image.shape[:2]]], jnp.int32))
         regions = Regions(jnp.asarray(center[None]), jnp.asarray(scale))
         return np.asarray(crop(images, regions, border=border, **options))
 
     assert len(source) == 5
     for person in source:
         assert person.image.size < image.size / 2
-        # With steps of 1/4 or 1/16 of a pixel, places are exact in float32, and so are crops.
+        # Steps of 1/4 or 1/16 of a pixel are exact in float32, so crops are equal.
         side = 2 ** np.floor(np.log2(person.scale[1]))
         scale = np.array([[0.75 * side, side]], np.float32)
         for size, udp in (((257, 193), True), ((256, 192), False)):
@@ -238,7 +257,7 @@ def test_crops_of_windows_are_crops_of_the_image(noise, border):
             ours = crops(person.image, person.center, person.scale[None])
             whole = crops(image, person.center + person.offset, person.scale[None])
             difference = np.abs(ours - whole)
-            assert difference.max() <= 1 and (difference > 0).mean() < SELDOM
+            assert difference.max() <= 1 and (difference > 0).mean() < ROUNDED
 
 
 def test_augmented_crops_of_windows_are_those_of_the_image(noise):
@@ -258,19 +277,19 @@ def test_augmented_crops_of_windows_are_those_of_the_image(noise):
     for person in source[0], source[1], source[2]:
         labels = person.scale, person.keypoints, person.visible
         shape = np.array([[0, *person.image.shape[:2]]], np.int32)
-        ours = crops(in_row(person.image), shape, person.center, *labels)
+        ours = crops(flat_buffer(person.image), shape, person.center, *labels)
         labels = person.scale, person.keypoints + person.offset, person.visible
         shape = np.array([[0, *image.shape[:2]]], np.int32)
-        whole = crops(in_row(image), shape, person.center + person.offset, *labels)
+        whole = crops(flat_buffer(image), shape, person.center + person.offset, *labels)
         difference = np.abs(ours[0] - whole[0])
-        assert difference.max() <= 1.01 and (difference > 0.5).mean() < SELDOM
+        assert difference.max() <= 1.01 and (difference > 0.5).mean() < ROUNDED
         np.testing.assert_allclose(ours[1], whole[1], atol=1e-2)
 
 
 # Sources.
 
 
-def test_people_and_labels(source):
+def test_people_have_their_labels_and_boxes(source):
     assert len(source) == PEOPLE and "23 people" in repr(source)
     for number in (0, 22):
         person = source[number]
@@ -278,7 +297,7 @@ def test_people_and_labels(source):
         assert (person.image == number).all()
         assert (person.visible > 0).sum() == number % 17 + 1
         np.testing.assert_array_equal(person.weights, np.ones(17))
-        # Cut off at the image's edges, COCO's boxes lose a pixel.
+        # COCO's boxes are clipped to the image and lose one pixel.
         np.testing.assert_allclose(person.center + person.offset, [5 + 19 / 2, 4 + 29 / 2])
         np.testing.assert_allclose(person.scale, np.array([29 * 192 / 256, 29]) * 1.25)
     with pytest.raises(IndexError, match="expected 0 to 22, got 23"):
@@ -297,7 +316,7 @@ def test_archives_hold_the_same_as_folders(folder, source):
                 np.testing.assert_array_equal(left, right)
 
 
-def test_archives_that_lack_or_repeat_an_image(folder, tmp_path):
+def test_an_image_missing_from_or_twice_in_archives_is_an_error(folder, tmp_path):
     with pytest.raises(ValueError, match=r"001\.png: expected one place in 1 archives, got none"):
         PersonSource.read("coco", folder / "people.json", folder / "even.zip")
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
@@ -313,7 +332,7 @@ def test_archives_that_lack_or_repeat_an_image(folder, tmp_path):
             store.load(missing)
 
 
-def test_archives_that_are_none(folder, tmp_path):
+def test_invalid_archives_are_named(folder, tmp_path):
     (tmp_path / "bad.zip").write_text("no")
     with pytest.raises(ValueError, match=r"bad\.zip: expected a \.zip archive"):
         ImageStore(tmp_path / "bad.zip")
@@ -325,7 +344,7 @@ def test_archives_that_are_none(folder, tmp_path):
         PersonSource.read("coco", folder / "people.json", [folder / "even.zip", tmp_path / "bad.zip"])
 
 
-def test_weights_of_labels(folder):
+def test_label_weights_go_by_file_name(folder):
     def sums(weights):
         people = PersonSource.read("coco", folder / "people.json", folder, weights=weights)
         assert not any(person.visible[person.weights == 0].any() for person in people)
@@ -338,15 +357,15 @@ def test_weights_of_labels(folder):
     weights = sums(lambda name: 0.5 if name == "003.png" else ramp)
     assert weights[3] == [0.5] * 17 and weights[4] == ramp.tolist() and 0 not in weights
     for wrong, message in (
-        ({"lsp_": 0.3}, "no file's name begins with 'lsp_'"),
-        ({"00": -1}, r"000\.png: expected finite numbers from 0"),
-        (lambda name: [1, 2], "expected a number or 17 of them"),
+        ({"lsp_": 0.3}, "expected file names that start with 'lsp_', got none"),
+        ({"00": -1}, r"000\.png: expected finite numbers, 0 or more"),
+        (lambda name: [1, 2], "expected a number or 17 numbers"),
     ):
         with pytest.raises(ValueError, match=message):
             sums(wrong)
 
 
-def test_who_is_left_out(folder, data, unchecked):
+def test_people_with_few_keypoints_are_left_out(folder, data, unchecked):
     few = PersonSource.read("coco", folder / "people.json", folder, min_keypoints=16)
     assert [pathlib.Path(person.path).stem for person in few] == ["015", "016"]
     with pytest.raises(ValueError, match="expected people with 18 or more keypoints, got none among 23"):
@@ -357,13 +376,20 @@ def test_who_is_left_out(folder, data, unchecked):
         PersonSource(found)
     with pytest.raises(ValueError, match="cache"):
         PersonSource.read("coco", folder / "people.json", folder, cache="disk")
+    with pytest.raises(ValueError, match="expected load or archives, got both"):
+        PersonSource.read("coco", folder / "people.json", folder / "*.zip", load=ImageStore().load)
 
 
-def test_memory_keeps_windows(folder, monkeypatch):
-    source = PersonSource.read("coco", folder / "people.json", folder, cache="memory")
-    first = source[3]
-    monkeypatch.setattr(ImageStore, "load", lambda store, path: pytest.fail("read again"))
-    second = source[3]
+def test_a_cache_in_memory_reads_each_image_once(folder):
+    paths = []
+
+    def load(path):
+        paths.append(pathlib.Path(path).name)
+        return ImageStore().load(path)
+
+    source = PersonSource(read_dataset("coco", folder / "people.json", folder), load=load, cache="memory")
+    first, second = source[3], source[3]
+    assert paths == ["003.png"]
     for left, right in zip(first, second, strict=True):
         np.testing.assert_array_equal(left, right)
     assert second.image.base is None
@@ -396,7 +422,7 @@ def test_broken_images_are_errors(folder, broken):
         read(loader, 3)
 
 
-def test_broken_images_are_counted_where_they_may_be_skipped(folder, broken, caplog):
+def test_broken_images_are_skipped_and_counted(folder, broken, caplog):
     source = PersonSource.read("coco", folder / "people.json", broken, skip_broken=True)
     with caplog.at_level(logging.WARNING):
         people = [pathlib.Path(person.path).stem for _ in range(2) for person in map(source.__getitem__, range(PEOPLE))]
@@ -413,11 +439,11 @@ def test_broken_images_are_counted_where_they_may_be_skipped(folder, broken, cap
 # Loaders.
 
 
-def test_a_batch(source):
+def test_a_batch_holds_its_people_unchanged(source):
     with make_loader(source, batch_size=5, seed=0, config=CONFIG) as loader:
         batch = next(loader)
     assert {name: (array.dtype.name, array.shape) for name, array in batch._asdict().items()} == {
-        "pixels": ("uint8", (SHORTEST_ROW, 3)),
+        "pixels": ("uint8", (MIN_PIXELS, 3)),
         "shapes": ("int32", (5, 3)),
         "center": ("float32", (5, 2)),
         "scale": ("float32", (5, 2)),
@@ -440,21 +466,21 @@ def test_a_batch(source):
     assert not batch.pixels[start + height * width :].any()
 
 
-def test_rows_of_pixels_have_few_lengths(noise):
+def test_flat_pixel_buffers_have_few_lengths(noise):
     _, source = noise
     lengths = set()
     for batch_size in (1, 20, 40, 41, 60):
         with make_loader(source, batch_size=batch_size, seed=0, config=CONFIG, num_threads=0) as loader:
             batch = next(loader)
         used = int(batch.shapes[:, 1:].prod(axis=1).sum())
-        assert used <= len(batch.pixels) and (len(batch.pixels) == SHORTEST_ROW or len(batch.pixels) < 2 * used)
+        assert used <= len(batch.pixels) and (len(batch.pixels) == MIN_PIXELS or len(batch.pixels) < 2 * used)
         lengths.add(len(batch.pixels))
     assert len(lengths) >= 2 and all(length & (length - 1) == 0 for length in lengths)
 
 
-def test_everyone_comes_once_in_an_epoch(source):
+def test_every_person_comes_once_in_an_epoch(source):
     with make_loader(source, batch_size=4, seed=3, config=CONFIG) as loader:
-        assert loader.steps_per_epoch == 5
+        assert loader.micro_steps_per_epoch == 5
         row = read(loader, 23)
     epochs = [row[start : start + PEOPLE] for start in range(0, len(row), PEOPLE)]
     assert len(epochs) == 4
@@ -472,7 +498,7 @@ def test_the_seed_decides_the_order(source):
 
 @pytest.mark.parametrize("ratios", [None, (3, 1)])
 def test_processes_together_read_what_one_reads(source, ratios):
-    """The same people in the same places of a batch: there the random numbers of an augmentation belong to."""
+    """The same people at the same places of a batch: random numbers of augmentation belong to a place."""
     sources = source if ratios is None else [source, source]
     options = {"seed": 0, "config": CONFIG, "ratios": ratios, "num_threads": 1}
     with make_loader(sources, batch_size=6, **options) as alone:
@@ -480,20 +506,20 @@ def test_processes_together_read_what_one_reads(source, ratios):
     count, rows = 3, []
     for index in range(count):
         with make_loader(sources, batch_size=2, process_index=index, process_count=count, **options) as loader:
-            assert loader.steps_per_epoch == alone.steps_per_epoch
+            assert loader.micro_steps_per_epoch == alone.micro_steps_per_epoch
             rows.append(np.reshape(read(loader, 23), (23, 2)))
-            # So a training can go on in another number of processes.
+            # So a run can be resumed with another number of processes.
             assert loader.get_state() == state
     np.testing.assert_array_equal(np.concatenate(rows, axis=1).ravel(), expected)
     if ratios is not None:
-        # Of 138 people three quarters are 4.5 epochs of the one source, the rest 1.5 of the other.
+        # Three quarters of 138 people are 4.5 epochs of one source, a quarter 1.5 epochs of the other.
         counts = collections.Counter(expected)
         assert min(counts.values()) >= 4 + 1 and max(counts.values()) <= 5 + 2
     with pytest.raises(ValueError, match="process_index: expected 0 to 2, got 3"):
         make_loader(source, batch_size=2, seed=0, config=CONFIG, process_index=3, process_count=3)
 
 
-def test_epochs_end(source):
+def test_a_loader_ends_after_its_epochs(source):
     with make_loader(source, batch_size=4, seed=0, config=CONFIG, epochs=2) as loader:
         assert len([numbers(batch) for batch in loader]) == 10
         assert next(loader, None) is None
@@ -503,7 +529,7 @@ def test_epochs_end(source):
         assert next(again, None) is None
     # Fewer people than a batch holds.
     with make_loader(source, batch_size=50, seed=0, config=CONFIG, epochs=1) as loader:
-        assert loader.steps_per_epoch == 1
+        assert loader.micro_steps_per_epoch == 1
         assert set(read(loader, 1)) == set(range(PEOPLE))
 
 
@@ -521,9 +547,9 @@ def test_resume_is_exact(source, ratios):
     for threads in (0, 3):
         with make_loader(sources, num_threads=threads, **options) as again:
             again.set_state(state)
-            assert again.step == 11
+            assert again.micro_step == 11
             assert all(equal(next(again), batch) for batch in expected)
-            assert again.get_state() == {**state, "step": 20}
+            assert again.get_state() == {**state, "micro_step": 20}
     for changed in ({"seed": 1}, {"batch_size": 4}, {"process_count": 2}):
         with (
             make_loader(sources, **{**options, **changed}) as other,
@@ -533,7 +559,7 @@ def test_resume_is_exact(source, ratios):
 
 
 @pytest.mark.slow
-def test_worker_processes(folder):
+def test_worker_processes_make_the_same_batches(folder):
     source = PersonSource.read("coco", folder / "people.json", folder / "*.zip", cache="memory")
     options = {"batch_size": 3, "seed": 0, "config": CONFIG, "num_threads": 1}
     with make_loader(source, **options) as loader:
@@ -559,21 +585,21 @@ def test_errors_of_worker_processes_name_the_file(folder, broken):
         read(loader, 3)
 
 
-def test_ratios_are_shares_of_the_batches(folder, source):
+def test_ratios_are_fractions_of_the_batches(folder, source):
     marked = PersonSource.read("coco", folder / "people.json", folder, weights={"": 0.5}, min_keypoints=10)
     with make_loader([source, marked], batch_size=10, seed=0, config=CONFIG, ratios=[4, 1], num_threads=1) as loader:
-        assert loader.steps_per_epoch == (len(source) + len(marked)) // 10
+        assert loader.micro_steps_per_epoch == (len(source) + len(marked)) // 10
         batches = [next(loader) for _ in range(10)]
-    shares = [(batch.weights[:, 0] == 0.5).mean() for batch in batches]
-    assert np.mean(shares) == pytest.approx(0.2, abs=0.01)
-    assert max(shares) <= 0.3
-    for process in (0, 1):  # also for one of two processes, though the data sets take turns
+    fractions = [(batch.weights[:, 0] == 0.5).mean() for batch in batches]
+    assert np.mean(fractions) == pytest.approx(0.2, abs=0.01)
+    assert max(fractions) <= 0.3
+    for process in (0, 1):  # also in one of two processes, although the datasets alternate
         with make_loader(
             [source, marked], batch_size=10, seed=0, config=CONFIG, ratios=[1, 1],
             process_index=process, process_count=2, num_threads=0,
         ) as loader:  # fmt: skip
-            shares = [(next(loader).weights[:, 0] == 0.5).mean() for _ in range(6)]
-        assert np.mean(shares) == pytest.approx(0.5, abs=0.02)
+            fractions = [(next(loader).weights[:, 0] == 0.5).mean() for _ in range(6)]
+        assert np.mean(fractions) == pytest.approx(0.5, abs=0.02)
     for wrong in ([1], [1, 0], [1, float("nan")], [1, float("inf")]):
         with pytest.raises(ValueError, match="ratios: expected 2 positive numbers"):
             make_loader([source, marked], batch_size=1, seed=0, config=CONFIG, ratios=wrong)
@@ -595,7 +621,7 @@ def test_closed_loaders_leave_no_threads(source):
         next(loader)
 
 
-def test_what_a_loader_refuses(source, data, monkeypatch):
+def test_make_loader_checks_its_arguments(source, data, monkeypatch):
     for wrong in (
         {"batch_size": 0}, {"seed": -1}, {"num_threads": -1}, {"num_workers": -1}, {"process_count": 0}, {"epochs": 0},
     ):  # fmt: skip
@@ -606,7 +632,7 @@ def test_what_a_loader_refuses(source, data, monkeypatch):
     with pytest.raises(ValueError, match=r"image_size \(384, 288\), got size \(256, 192\)"):
         make_loader(source, batch_size=1, seed=0, config=CONFIG.replace(image_size=(384, 288)))
     animals = read_sample(data, "ap10k")
-    with pytest.raises(ValueError, match="no dataset 'ap10k' in this model"):
+    with pytest.raises(ValueError, match="'ap10k' in this model"):
         make_loader(animals, batch_size=1, seed=0, config=CONFIG)
     with pytest.raises(ValueError, match="no head"):
         make_loader(animals, batch_size=1, seed=0, config=PLUS.replace(skeletons=(COCO,)))
@@ -634,7 +660,7 @@ def read_sample(data: pathlib.Path, name: str) -> PersonSource:
     return PersonSource.read(name, file, file.parent, cache="memory")
 
 
-def test_five_data_sets_for_one_model(data):
+def test_five_datasets_train_one_model(data):
     sources = [read_sample(data, name) for name in SAMPLES]
     with make_loader(sources, batch_size=20, seed=0, config=PLUS, ratios=[1] * 5, num_threads=0) as loader:
         batch = next(loader)
@@ -652,7 +678,7 @@ def test_five_data_sets_for_one_model(data):
         count = DATASETS[batch.dataset_index[row]].num_keypoints
         assert batch.visible[row].any() and not batch.visible[row, count:].any()
         assert (batch.weights[row] == (np.arange(133) < count)).all()
-        # The pixels under the keypoints are those of one of the data set's images at the annotated place.
+        # The pixels at the keypoints equal those of an image of the dataset at the annotated position.
         start, height, width = batch.shapes[row]
         window = batch.pixels[start : start + height * width].reshape(height, width, 3)
         matches = 0
@@ -668,12 +694,12 @@ def test_five_data_sets_for_one_model(data):
                 np.testing.assert_array_equal(window[here[:, 1], here[:, 0]], image[there[:, 1], there[:, 0]])
         assert matches == 1
 
-    # A padded box holds nearly all of its keypoints.
+    # A padded box contains nearly all of its keypoints.
     visible = batch.visible > 0
     places = jnp.asarray(batch.keypoints), Regions(jnp.asarray(batch.center), jnp.asarray(batch.scale))
     points = np.asarray(jax.jit(functools.partial(image_to_crop, size=(256, 192)))(*places))
     assert ((points >= -5) & (points <= np.array([196, 260]))).all(axis=-1)[visible].mean() > 0.95
-    # And augmentation takes all of it.
+    # And augmentation accepts the batch.
     *arrays, udp, flip_indices, upper_body = map(jnp.asarray, batch)
     crops, keypoints, labelled = jax.eval_shape(
         functools.partial(augment_crops, augmentation=Augmentation()), jax.random.key(0), *arrays[:6],
@@ -682,18 +708,18 @@ def test_five_data_sets_for_one_model(data):
     assert (crops.shape, keypoints.shape, labelled.shape) == ((20, 256, 192, 3), (20, 133, 2), (20, 133))
 
 
-def shares(content: dict) -> dict[str, float]:
-    """The fraction of the people that each source of the training crops has: "coco", "s40", "lsp"."""
+def fractions(content: dict) -> dict[str, float]:
+    """The fraction of people from each source of the training crops: "coco", "s40", "lsp"."""
     names = {image["id"]: image["file_name"].partition("_")[0] for image in content["images"]}
     counts = collections.Counter(names[entry["image_id"]] for entry in content["annotations"])
     return {source: count / counts.total() for source, count in counts.items()}
 
 
-def test_the_training_crops(data):
+def test_training_crops_in_archives_match_their_annotations(data):
     folder = data / "train"
     if not folder.is_dir():
         pytest.skip("no training crops")
-    # A few of each archive, so that little is parsed.
+    # A few images of each archive, to keep the test short.
     content = json.loads((folder / "person_keypoints.json").read_text())
     by_image = {entry["image_id"]: entry for entry in content["annotations"]}
     store = ImageStore(folder / "*.zip")
@@ -712,9 +738,9 @@ def test_the_training_crops(data):
         near = (labelled >= [x - 0.25 * w, y - 0.25 * h]) & (labelled <= [x + 1.25 * w, y + 1.25 * h])
         assert near.all()
         seen[image["file_name"].partition("_")[0]] += 1
-    # As many of each source as the annotations say, but for how 40 of them fall.
-    for source, share in shares(content).items():
-        assert seen[source] / seen.total() == pytest.approx(share, abs=0.06), source
+    # The sources have the fractions of the annotations; 40 samples scatter by 0.06.
+    for source, fraction in fractions(content).items():
+        assert seen[source] / seen.total() == pytest.approx(fraction, abs=0.06), source
 
 
 @pytest.mark.slow
@@ -729,8 +755,8 @@ def test_all_training_crops_are_read(data, unchecked):
     with make_loader(source, batch_size=64, seed=0, config=CONFIG) as loader:
         batches = [next(loader) for _ in range(5)]
     weights = np.concatenate([batch.weights[:, 0] for batch in batches])
-    share = shares(json.loads((folder / "person_keypoints.json").read_text()))["lsp"]
-    assert set(weights) == {0.25, 1.0} and (weights == 0.25).mean() == pytest.approx(share, abs=0.1)
+    fraction = fractions(json.loads((folder / "person_keypoints.json").read_text()))["lsp"]
+    assert set(weights) == {0.25, 1.0} and (weights == 0.25).mean() == pytest.approx(fraction, abs=0.1)
     assert {len(batch.pixels) for batch in batches} == {2**22}
 
 

@@ -1,4 +1,4 @@
-"""Learning from a teacher: its heatmaps in the loss, a token it has learnt, and what of it is where."""
+"""Distillation: the teacher's heatmaps in the loss, its knowledge token, and which parameters are stored where."""
 
 import dataclasses
 
@@ -37,7 +37,7 @@ def token_of(model: VitPose) -> jax.Array:
 
 @pytest.mark.parametrize("width", [24, 36])
 def test_a_token_is_one_of_the_tokens_until_the_decoder(width):
-    """Block by block: the same as appending it by hand and cutting it off at the end."""
+    """Block by block: equal to appending the token by hand and removing it at the end."""
     config = VitPoseConfig(**SMALL, knowledge_token=width)
     model, crops = random_model(config), random_crops(config)
     backbone = model.backbone
@@ -60,7 +60,7 @@ def test_a_token_is_one_of_the_tokens_until_the_decoder(width):
     np.testing.assert_allclose(model(crops), model.heads["coco"](found.tokens.reshape(3, 4, 3, 24)), atol=HEATMAPS)
 
 
-def test_what_holds_a_token(tmp_path):
+def test_configurations_and_checkpoints_hold_the_token(tmp_path):
     config = VitPoseConfig(**SMALL, knowledge_token=36)
     model = random_model(config)
     checkpoint.save(model, tmp_path / "native")
@@ -76,7 +76,7 @@ def test_what_holds_a_token(tmp_path):
         config.replace(knowledge_token=-1)
 
 
-def test_rules_know_the_token():
+def test_rules_cover_the_token():
     config = VitPoseConfig(**SMALL, knowledge_token=36)
     shapes = optim.parameter_shapes(config)
     mine = {name: shape for name, shape in shapes.items() if "knowledge_token" in name}
@@ -93,33 +93,33 @@ def test_rules_know_the_token():
     assert optim.trainable(("all_but_knowledge_token",), shapes) == {name: name == TOKEN for name in shapes}
 
 
-def test_a_teacher_learns_a_token_and_nothing_else():
-    """Of a classic decoder: its BatchNorms predict, and their statistics stay."""
+def test_only_the_token_of_a_teacher_is_trained():
+    """With a classic decoder: its BatchNorms use their running statistics and do not change them."""
     config = VitPoseConfig(**TINY, knowledge_token=24)
     settings = OptimConfig(
         total_steps=9, warmup_steps=0, drop_path=0.0, frozen=("all_but_knowledge_token",), weight_decay=0.5
     )
     model = random_model(config)
-    state, step = begin(model, settings, augmentation=NONE)
+    state, train_step = begin(model, settings, augmentation=NONE)
     assert set(state.trained) == {TOKEN}
     before = copied(state)
     batch = random_batch(config, ["coco"] * 3)
-    state, metrics = step(state, batch, KEY)
+    state, metrics = train_step(state, batch, KEY)
     crops, targets, weights = crops_and_targets(config, batch)
     np.testing.assert_allclose(metrics["loss"], losses.joints_mse(model(crops), targets, weights), rtol=1e-5)
     for name, leaf in copied(state).items():
         if name == TOKEN:
-            # Adam's first step is as long as the rate, for every number; no decay.
+            # Adam's first step has the size of the learning rate for every element; the token is not decayed.
             np.testing.assert_allclose(np.abs(leaf - before[name]), settings.learning_rate, rtol=1e-2)
         else:
             np.testing.assert_array_equal(leaf, before[name], err_msg=name)
 
 
-def test_statistics_of_heads_that_are_trained_move():
+def test_statistics_of_trained_heads_change():
     config = VitPoseConfig(**TINY)
-    state, step = begin(random_model(config), OptimConfig(total_steps=9, frozen=("backbone",)), augmentation=NONE)
+    state, train_step = begin(random_model(config), OptimConfig(total_steps=9, frozen=("backbone",)), augmentation=NONE)
     before = copied(state)
-    state, _ = step(state, random_batch(config, ["coco"] * 3), KEY)
+    state, _ = train_step(state, random_batch(config, ["coco"] * 3), KEY)
     after = copied(state)
     moved = {name for name in before if (after[name] != before[name]).any()}
     assert {name for name in before if name.endswith((".mean", ".var"))} <= moved
@@ -127,13 +127,13 @@ def test_statistics_of_heads_that_are_trained_move():
 
 
 def test_a_students_loss_with_a_teacher():
-    """The frozen token stays, its layer learns; the teacher is not in the state and not a constant of the program."""
+    """The token is frozen and its layer learns. The teacher is neither in the state nor a constant of the program."""
     config = VitPoseConfig(**SMALL, knowledge_token=36)
     model = random_model(config)
     given = random_model(VitPoseConfig(**TEACHER), seed=1)
     teacher = make_teacher(given, config, weight=3.0)
     settings = OptimConfig(total_steps=9, warmup_steps=0, drop_path=0.0, frozen=("knowledge_token",))
-    state, step = begin(model, settings, augmentation=NONE, teacher=teacher)
+    state, train_step = begin(model, settings, augmentation=NONE, teacher=teacher)
     before = copied(state)
     assert set(before) == set(parameters.flatten(model))
     batch = random_batch(config, ["coco"] * 3)
@@ -142,7 +142,7 @@ def test_a_students_loss_with_a_teacher():
     largest = max(np.size(leaf) for leaf in teacher.tensors.values())
     assert largest in [np.prod(variable.aval.shape) for variable in program.jaxpr.invars]
 
-    state, metrics = step(state, batch, KEY)
+    state, metrics = train_step(state, batch, KEY)
     crops, targets, weights = crops_and_targets(config, batch)
     apart = jnp.mean((model(crops) - given(crops)) ** 2)
     np.testing.assert_allclose(metrics["distillation"], apart, rtol=1e-4)
@@ -152,19 +152,19 @@ def test_a_students_loss_with_a_teacher():
     moved = {name for name in before if (after[name] != before[name]).any()}
     assert TOKEN not in moved and TOKEN.replace("token.token", "token.proj.kernel") in moved
 
-    # Labels that do not count leave the teacher alone: the student nears it.
-    state, step = begin(model, SETTINGS, augmentation=NONE, teacher=teacher)
+    # Without labels only the teacher counts: the student approaches it.
+    state, train_step = begin(model, SETTINGS, augmentation=NONE, teacher=teacher)
     batch = batch._replace(weights=np.zeros_like(batch.weights))
     values = []
     for _ in range(12):
-        state, metrics = step(state, batch, KEY)
+        state, metrics = train_step(state, batch, KEY)
         np.testing.assert_allclose(metrics["loss"], 3 * metrics["distillation"], rtol=1e-6)
         values.append(float(metrics["distillation"]))
     np.testing.assert_allclose(values[0], apart, rtol=1e-4)
     assert values[-1] < 0.8 * values[0]
 
 
-def test_several_heads_learn_from_those_of_the_same_names():
+def test_heads_learn_from_the_teachers_heads_of_the_same_name():
     """The teacher has more experts and heads, in another order, and computes in bfloat16."""
     config = VitPoseConfig(**SMALL, experts=("coco", "aic", "ap10k"), part_features=7, skeletons=(COCO, AP10K))
     names = tuple(reversed(PLUS["experts"]))
@@ -172,12 +172,12 @@ def test_several_heads_learn_from_those_of_the_same_names():
     theirs = VitPoseConfig(**TEACHER, **experts)
     given = random_model(theirs, seed=1, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     model = random_model(config)
-    state, step = begin(model, SETTINGS, augmentation=NONE, teacher=make_teacher(given, config))
+    state, train_step = begin(model, SETTINGS, augmentation=NONE, teacher=make_teacher(given, config))
     datasets = ["ap10k", "coco", "ap10k", "ap10k"]
     batch = random_batch(config, datasets)
-    _, metrics = step(state, batch, KEY)
+    _, metrics = train_step(state, batch, KEY)
     crops, _, _ = crops_and_targets(config, batch)
-    # As the losses: a mean over the whole batch and the head's own keypoints.
+    # Like the losses: a mean over the whole batch and the head's own keypoints.
     apart = sum(
         np.mean((np.asarray(model(crops[row : row + 1], name)) - np.asarray(given(crops[row : row + 1], name))) ** 2)
         for row, name in enumerate(datasets)
@@ -187,8 +187,8 @@ def test_several_heads_learn_from_those_of_the_same_names():
     np.testing.assert_allclose(metrics["loss"], whole, rtol=1e-6)
 
 
-def test_one_head_learns_from_an_expert_that_predicts():
-    """Whatever the teacher was set to: its BatchNorms use their running statistics."""
+def test_one_head_learns_from_the_expert_of_its_dataset():
+    """A teacher in training mode also uses the running statistics of its BatchNorms."""
     config = VitPoseConfig(**TINY, skeletons=(AP10K,))
     given = random_model(VitPoseConfig(**{**TEACHER, "decoder": "classic"}, **{**PLUS, "skeletons": (COCO, AP10K)}))
     teacher = make_teacher(optim.training_view(given), config)
@@ -197,7 +197,7 @@ def test_one_head_learns_from_an_expert_that_predicts():
     np.testing.assert_allclose(found, given(crops, "ap10k"), atol=HEATMAPS)
 
 
-def test_teachers_that_do_not_fit():
+def test_make_teacher_lists_all_differences():
     given = random_model(VitPoseConfig(**SMALL, image_mean=(0.5, 0.5, 0.5)))
     config = VitPoseConfig(**{**SMALL, "image_size": (64, 64)}, skeletons=(COCO, AIC))
     with pytest.raises(ValueError) as caught:
@@ -216,10 +216,10 @@ def test_teachers_that_do_not_fit():
         make_teacher(random_model(VitPoseConfig(**SMALL)), VitPoseConfig(**SMALL, skeletons=(fewer,)))
 
 
-def test_where_a_token_comes_from(tmp_path):
+def test_with_token_takes_a_model_or_a_folder(tmp_path):
     plain = random_model(VitPoseConfig(**SMALL))
     taught = random_model(VitPoseConfig(**SMALL, knowledge_token=24), seed=1)
-    # A source without one: it is new. A source with one: it is that.
+    # A source without a token: the token is new. A source with one: the token is copied.
     for source, same in ((plain, False), (taught, True)):
         model = initialize(taught.config, source, rngs=nnx.Rngs(0))
         assert np.isfinite(token_of(model)).all() and np.abs(token_of(model)).max() > 0
@@ -243,7 +243,7 @@ def test_where_a_token_comes_from(tmp_path):
         with_token(random_model(VitPoseConfig(**SMALL, knowledge_token=12)), taught)
 
 
-def test_a_teacher_on_a_mesh_of_one():
+def test_a_teacher_on_a_mesh_of_one_device():
     config = VitPoseConfig(**SMALL)
     given = random_model(VitPoseConfig(**TEACHER), seed=1)
     batch = random_batch(config, ["coco"] * 3)

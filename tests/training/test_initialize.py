@@ -1,4 +1,4 @@
-"""Starting from MAE, DINOv2 and other ViTPoses: against torch, and what has to be refused."""
+"""Models initialised from MAE, DINOv2 and other ViTPoses, against torch; sources that do not fit are errors."""
 
 import argparse
 import math
@@ -36,9 +36,9 @@ def dino(tmp_path_factory):
     return model, folder
 
 
-def test_mae_takes_the_places_of_the_original(tmp_path):
+def test_mae_checkpoints_load_as_in_the_original(tmp_path):
     tensors = mae()
-    # As its script writes a checkpoint: with its settings beside the tensors.
+    # The training script of MAE stores its settings beside the tensors.
     torch.save({"model": tensors, "epoch": 3, "args": argparse.Namespace(lr=0.1)}, tmp_path / "mae.pth")
     config = VitPoseConfig(**TINY)
     ours = load_backbone(tmp_path / "mae.pth", config)
@@ -62,7 +62,7 @@ def test_mae_takes_the_places_of_the_original(tmp_path):
     np.testing.assert_array_equal(positions[0], numpy["pos_embed"][0, 0])
 
 
-def test_a_bare_backbone_of_the_original(tmp_path):
+def test_a_backbone_without_heads_loads(tmp_path):
     tensors = mae(decoder=False)
     renamed = {
         name.replace("norm.", "last_norm.") if name.startswith("norm.") else name: tensors[name] for name in tensors
@@ -90,7 +90,7 @@ def test_all_experts_start_as_the_last_channels_of_the_second_layer(tmp_path):
 
 
 def test_layer_scale_is_folded_exactly(dino):
-    """The blocks put out what DINOv2's do, for the same tokens."""
+    """The blocks return the same output as DINOv2's for the same tokens."""
     model, folder = dino
     backbone = initialize(VitPoseConfig(**TINY, decoder="simple"), folder, rngs=nnx.Rngs(0)).backbone
     tokens = np.random.default_rng(0).normal(size=(2, 12, DIM)).astype(np.float32)
@@ -107,7 +107,7 @@ def test_layer_scale_is_folded_exactly(dino):
 
 
 def test_a_dinov2_embeds_a_patch_as_before(dino):
-    """The resampled kernel on an enlarged patch; positions of its place; nothing of the class token."""
+    """The resampled kernel is exact on an enlarged patch; positions are resampled too; the class token is dropped."""
     model, folder = dino
     ours = load_backbone(folder, VitPoseConfig(**TINY))
     embeddings = model.embeddings
@@ -128,9 +128,9 @@ def test_a_dinov2_embeds_a_patch_as_before(dino):
     np.testing.assert_allclose(positions[1:], grid.flatten(2)[0].T, atol=BLOCK)
 
 
-def test_smaller_patches_are_answered_as_nearly_as_can_be():
+def test_smaller_patches_approximate_the_larger_ones():
     rng = np.random.default_rng(0)
-    # A kernel that a smaller one can stand for: smooth.
+    # A smooth kernel, which a smaller one can approximate.
     kernel = np.outer(np.sin(np.arange(16) / 5), np.cos(np.arange(16) / 5)).astype(np.float32)[:, :, None, None]
     smaller = resize_patches(kernel, (14, 12))
     assert smaller.shape == (14, 12, 1, 1)
@@ -140,7 +140,7 @@ def test_smaller_patches_are_answered_as_nearly_as_can_be():
     np.testing.assert_allclose(answer, (np.asarray(patch) * kernel[..., 0, 0]).sum(), rtol=0.05)
 
 
-def test_dinov2_small_loads_whole(data):
+def test_dinov2_small_loads_completely(data):
     path = data / "init" / "dinov2_vits14_fp16.safetensors"
     if not path.exists():
         pytest.skip("no DINOv2 among the sample data")
@@ -184,7 +184,7 @@ def test_another_skeleton_gets_a_new_head():
         if name.startswith("backbone."):
             np.testing.assert_array_equal(after[name], before[name], err_msg=name)
     assert 0.8e-3 < np.std(after["heads.dog.conv.kernel"]) < 1.2e-3
-    # A name alone is not enough, nor are keypoints alone.
+    # Name and keypoints must both be equal.
     renamed = Skeleton(name="coco", keypoints=COCO.keypoints[::-1])
     new = initialize(old.config.replace(skeletons=(renamed, AP10K)), old, rngs=nnx.Rngs(0))
     before, after = parameters.flatten(old), parameters.flatten(new)
@@ -193,13 +193,13 @@ def test_another_skeleton_gets_a_new_head():
     assert 0.8e-3 < np.std(after["heads.coco.conv.kernel"]) < 1.2e-3
 
 
-def test_another_decoder_is_new_whole():
+def test_another_decoder_gets_new_heads():
     old = random_model(VitPoseConfig(**TINY))
     new = initialize(old.config.replace(decoder="simple"), old, rngs=nnx.Rngs(0))
     assert 0.8e-3 < np.std(parameters.flatten(new)["heads.coco.conv.kernel"]) < 1.2e-3
 
 
-def test_experts_go_over_by_name():
+def test_experts_are_matched_by_name():
     old = random_model(VitPoseConfig(**TINY, **SMALL_PLUS))
     ours = load_backbone(old, old.config.replace(experts=("ap10k", "coco")))
     before = parameters.flatten(old)["backbone.blocks.mlp.experts_kernel"]
@@ -210,7 +210,7 @@ def test_experts_go_over_by_name():
         load_backbone(old, old.config.replace(experts=("coco", "dogs"), skeletons=(COCO,)))
 
 
-def test_dtypes_of_the_model(dino):
+def test_the_model_has_the_requested_dtypes(dino):
     config = VitPoseConfig(**TINY, decoder="simple")
     dtypes = {"dtype": jnp.bfloat16, "param_dtype": jnp.float16}
     model = initialize(config, dino[1], rngs=nnx.Rngs(0), **dtypes)
@@ -220,7 +220,7 @@ def test_dtypes_of_the_model(dino):
     assert leaves["backbone.norm.scale"].dtype == jnp.float32
 
 
-def test_everything_that_does_not_fit_is_listed(tmp_path):
+def test_all_misfits_of_a_source_are_listed(tmp_path):
     tensors = mae(**{"blocks.1.mlp.fc1.bias": (5,), "head.weight": (3, DIM)})
     del tensors["norm.bias"]
     torch.save({"model": tensors}, tmp_path / "mae.pth")
@@ -232,7 +232,7 @@ def test_everything_that_does_not_fit_is_listed(tmp_path):
     assert "unexpected head.weight, shape (3, 24)" in message
 
 
-def test_other_networks_are_refused(tmp_path, dino):
+def test_sources_that_are_no_backbone_are_errors(tmp_path, dino):
     with pytest.raises(ValueError, match=r"num_heads: expected 4, as configured, got 3"):
         load_backbone(dino[1], VitPoseConfig(**{**TINY, "num_heads": 4}))
     with pytest.raises(ValueError, match=r"(?s)2 problems.*num_layers: expected 3.*num_heads: expected 4"):

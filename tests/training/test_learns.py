@@ -1,4 +1,4 @@
-"""Training learns: what `fit` leaves finds the people it was shown."""
+"""Training works end to end: a model finds the people that it was trained on."""
 
 import json
 import pathlib
@@ -17,7 +17,7 @@ PEOPLE = 64
 
 @pytest.fixture
 def people(data, tmp_path) -> dict[str, str]:
-    """A data set of photographs with one person each, at least 12 of the keypoints labelled."""
+    """A dataset of photographs of one person each, with at least 12 labelled keypoints."""
     document = json.loads((data / "train" / "person_keypoints.json").read_text())
     names = {image["id"]: image["file_name"] for image in document["images"]}
     labelled = [entry for entry in document["annotations"] if entry["num_keypoints"] >= 12]
@@ -35,7 +35,7 @@ def people(data, tmp_path) -> dict[str, str]:
 
 
 def mean_oks(estimator: PoseEstimator, dataset: Dataset) -> float:
-    """Over all people of a data set, in their annotated boxes."""
+    """Mean OKS over all people of a dataset, in their annotated boxes."""
     found = []
     stream = estimator.stream((sample.path, sample.boxes) for sample in dataset.samples)
     for sample, poses in zip(dataset.samples, stream, strict=True):
@@ -47,10 +47,10 @@ def mean_oks(estimator: PoseEstimator, dataset: Dataset) -> float:
 
 
 @pytest.mark.slow
-def test_it_learns_people_by_heart(people, tmp_path):
-    """Crops, targets, the network, its gradients, the optimiser, export and decoding, all of them as users have them.
+def test_a_small_model_memorises_its_people(people, tmp_path):
+    """Crops, targets, the network, its gradients, the optimiser, export and decoding together, as in use.
 
-    A shift of half a pixel of the heatmap anywhere in between would be seen.
+    A shift by half a heatmap pixel in any of them would show.
     """
     result = fit(
         from_dict(

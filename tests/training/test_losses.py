@@ -1,4 +1,4 @@
-"""Losses against PyTorch, written as the original's formulas, and the numbers published with them."""
+"""Losses against the formulas of the original in PyTorch, and against its published values."""
 
 import functools
 
@@ -21,7 +21,7 @@ def batch(seed: int = 0, weights: str = "zeros and ones"):
 
 
 def by_keypoint(heatmaps: np.ndarray) -> torch.Tensor:
-    """As PyTorch has them: crops, keypoints, pixels."""
+    """In the layout of PyTorch: crops, keypoints, pixels."""
     return torch.tensor(np.asarray(heatmaps).transpose(0, 3, 1, 2).reshape(N, -1, H * W))
 
 
@@ -57,8 +57,8 @@ def test_values_and_gradients_equal_torch(ours, theirs, use_target_weight, weigh
 
 
 @pytest.mark.parametrize(("ones", "expected"), [(2, 1.0), (1, 0.5)])
-def test_published_values(ones, expected):
-    """Ones against zeros in all, or in half, of two channels."""
+def test_joints_mse_equals_published_values(ones, expected):
+    """Ones against zeros in both, or in one, of two channels."""
     predicted = jnp.zeros((1, 64, 64, 2)).at[..., :ones].set(1.0)
     target, weights = jnp.zeros((1, 64, 64, 2)), jnp.ones((1, 2))
     assert losses.joints_mse(predicted, target, weights) == expected
@@ -78,7 +78,7 @@ HEADS = (K, 4, 7)
 def test_heads_share_a_batch_as_in_the_original():
     predicted, target, weights = batch(3)
     dataset_index = np.array([0, 2, 0, 1, 2])
-    # What lies in channels that a head does not have is not read.
+    # Channels that a head does not have are not read.
     for crop, index in enumerate(dataset_index):
         predicted[crop, :, :, HEADS[index] :] = 1e6
     arrays = (predicted, target, weights, dataset_index)
@@ -94,12 +94,12 @@ def test_heads_share_a_batch_as_in_the_original():
     np.testing.assert_allclose(each, [float(loss.detach()) for loss in expected], rtol=1e-6)
     np.testing.assert_allclose(value, float(sum(expected).detach()), rtol=1e-6)
     np.testing.assert_allclose(by_keypoint(gradient), leaf.grad, atol=1e-6)
-    # With one data set it is the plain loss.
+    # With one dataset it equals joints_mse.
     one = losses.joints_mse_by_dataset(*map(jnp.asarray, batch()), jnp.zeros(N, int), (K,))
     np.testing.assert_allclose(one, [losses.joints_mse(*map(jnp.asarray, batch()))], rtol=1e-6)
 
 
-def test_heads_are_checked():
+def test_joints_mse_by_dataset_checks_its_heads():
     arrays = tuple(map(jnp.asarray, batch()))
     with pytest.raises(ValueError, match=r"expected 0 to 10, the number of channels, got \(17,\)"):
         losses.joints_mse_by_dataset(*arrays, jnp.zeros(N, int), (17,))
@@ -109,7 +109,7 @@ def test_heads_are_checked():
         assert np.isnan(losses.joints_mse_by_dataset(*arrays, index, heads)).all()
 
 
-def test_float32_whatever_the_dtype():
+def test_losses_are_float32_for_any_dtype():
     predicted, target, weights = map(jnp.asarray, batch())
     half = predicted.astype(jnp.bfloat16)
     for loss in (losses.joints_mse, losses.online_hard_keypoints):
@@ -119,7 +119,7 @@ def test_float32_whatever_the_dtype():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_what_is_not_finite_shows(bad):
+def test_nan_and_infinity_reach_the_loss(bad):
     predicted, target, weights = batch()
     crop, joint = np.argwhere(weights == 0)[0]
     for place, weight in (((0, 2, 3, 1), 1.0), ((crop, 2, 3, joint), 0.0)):
@@ -138,7 +138,7 @@ def reference_pck(predicted, target, mask, threshold):
         row, column = np.unravel_index(np.argmax(heatmap), heatmap.shape)
         return np.array([column, row] if heatmap.max() > 0 else [-1, -1])
 
-    shares = []
+    fractions = []
     for joint in range(predicted.shape[-1]):
         near = [
             np.linalg.norm((peak(predicted[i, :, :, joint]) - peak(target[i, :, :, joint])) / [H, W]) < threshold
@@ -146,8 +146,8 @@ def reference_pck(predicted, target, mask, threshold):
             if mask[i, joint]
         ]
         if near:
-            shares.append(np.mean(near))
-    return np.mean(shares) if shares else 0.0
+            fractions.append(np.mean(near))
+    return np.mean(fractions) if fractions else 0.0
 
 
 @pytest.mark.parametrize("threshold", [0.05, 0.3, 0.6])
@@ -155,7 +155,7 @@ def test_pck_equals_the_formula(threshold):
     rng = np.random.default_rng(4)
     predicted, target, weights = batch(4)
     weights[:, 0] = 0
-    # Some right, some without a peak.
+    # Some correct peaks, some heatmaps without a peak.
     predicted = np.where(rng.random((N, 1, 1, K)) < 0.4, target, predicted)
     predicted = np.where(rng.random((N, 1, 1, K)) < 0.2, -np.abs(predicted), predicted)
     value = losses.heatmap_pck(*map(jnp.asarray, (predicted, target, weights)), threshold=threshold)
@@ -164,7 +164,7 @@ def test_pck_equals_the_formula(threshold):
     np.testing.assert_allclose(value, expected, rtol=1e-6)
 
 
-def test_pck_of_nothing_and_of_everything():
+def test_pck_without_labels_is_0_and_of_perfect_heatmaps_1():
     _, target, weights = map(jnp.asarray, batch())
     assert losses.heatmap_pck(target, target, jnp.zeros_like(weights)) == 0
     np.testing.assert_allclose(losses.heatmap_pck(target, target, weights), 1.0, rtol=1e-6)

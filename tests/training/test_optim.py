@@ -1,4 +1,4 @@
-"""Optimisation against torch: AdamW in groups, layer-wise rates, schedules, freezing, accumulation, the rules."""
+"""The optimiser against torch: AdamW with groups, layer-wise rates, schedules, freezing, accumulation, name rules."""
 
 import dataclasses
 
@@ -26,7 +26,7 @@ def random_tensors(shapes: dict[str, tuple[int, ...]], seed: int) -> dict[str, j
 
 
 def original_groups(name: str, stacked: np.ndarray, depth: int) -> list[tuple[str, np.ndarray]]:
-    """The tensors that one of ours stands for in the original, by the original's names: one for each block."""
+    """The tensors of the original for one of ours, by the original's names: one for each block."""
     name = name.replace("backbone.norm", "backbone.last_norm").replace("backbone.patch_embed.pos", "backbone.pos")
     name = name.replace("kernel", "weight").replace("scale", "weight")
     if ".blocks." not in name:
@@ -43,7 +43,7 @@ def original_groups(name: str, stacked: np.ndarray, depth: int) -> list[tuple[st
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_updates_equal_those_of_torch(accumulate):
-    """With accumulation, too: torch gets the mean of the gradients, which is the gradient of the whole batch."""
+    """With accumulation torch gets the mean of the gradients, the gradient of the whole step."""
     vitpose = VitPoseConfig(**TINY, **SMALL_PLUS, decoder="simple")
     settings = OptimConfig(
         total_steps=8, warmup_steps=2, warmup_ratio=0.1, milestones=(0.5, 6), learning_rate=1e-2, accumulate=accumulate
@@ -64,7 +64,7 @@ def test_updates_equal_those_of_torch(accumulate):
     # 0.1 and half-way of the warm-up, then the rate, times 0.1 from step 4 and 0.01 from step 6
     rates = np.array([1e-3, 5.5e-3, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
     for step, rate in enumerate(rates):
-        # The norm of the last gradients is below 1: they are not clipped.
+        # The norm of the last gradients is below 1, so they are not clipped.
         size = 1e-3 if step > 5 else 1
         batches = [
             {name: size * x for name, x in random_tensors(shapes, 10 + 2 * step + part).items()}
@@ -94,7 +94,7 @@ def test_layer_scales_are_those_of_the_original(preset, decay):
     shapes, scales = optim.parameter_shapes(vitpose), optim.layer_scales(vitpose, decay)
     assert set(scales) == set(shapes)
     for name, shape in shapes.items():
-        # No array is that large: all elements are one and the same.
+        # One number for an axis of any length.
         tensor = np.broadcast_to(np.float32(0), shape)
         originals = original_groups(name, tensor, vitpose.num_layers)
         expected = [original_rate_and_decay(*original, vitpose.num_layers, decay)[0] for original in originals]
@@ -102,7 +102,7 @@ def test_layer_scales_are_those_of_the_original(preset, decay):
         np.testing.assert_allclose(got, expected, rtol=1e-6, err_msg=name)
 
 
-def test_schedules_by_hand():
+def test_schedules_equal_hand_computed_rates():
     # mmcv: lr x (1 - (1 - step / warm-up) x (1 - ratio)) before the end of the warm-up
     rate = optim.learning_rate(OptimConfig(total_steps=2100))
     by_hand = {
@@ -152,7 +152,7 @@ def test_presets_are_the_tables_of_the_original():
         ((r"heads\.ap10k\..+", r".+\.qkv\.bias"), ("blocks.attention.qkv.bias",), ("blocks.attention.qkv.kernel",)),
     ],
 )
-def test_the_frozen_stay_and_have_no_moments(frozen, still, moves):
+def test_frozen_parameters_do_not_change_and_have_no_moments(frozen, still, moves):
     model = random_model(VitPoseConfig(**TINY, **SMALL_PLUS, decoder="simple"))
     _, trained, rest = optim.split(model, frozen)
     assert set(trained) | set(rest) == set(parameters.flatten(model))
@@ -166,7 +166,7 @@ def test_the_frozen_stay_and_have_no_moments(frozen, still, moves):
     assert numbers == 2 * sum(leaf.size for leaf in trained.values())
 
 
-def test_an_update_moves_what_is_trained_and_nothing_else():
+def test_an_update_changes_only_trained_parameters():
     model = random_model(VitPoseConfig(**TINY, decoder="simple"))
     graphdef, trained, rest = optim.split(model, ("attention",))
     optimizer = optim.make_optimizer(OptimConfig(total_steps=9, frozen=("attention",)), model.config)
@@ -177,11 +177,13 @@ def test_an_update_moves_what_is_trained_and_nothing_else():
         assert (np.abs(after[name] - before).max() > 0) == (name in trained), name
 
 
-def test_parameters_that_do_not_fit_are_refused():
+def test_init_lists_parameters_that_do_not_fit():
     vitpose = VitPoseConfig(**TINY)
     optimizer = optim.make_optimizer(OptimConfig(total_steps=9, frozen=("backbone",)), vitpose)
     tensors = random_tensors(optim.parameter_shapes(vitpose), 0)
-    with pytest.raises(ValueError, match=r"to be trained: 1[0-9] problems(.|\n)*unexpected backbone.norm.bias"):
+    with pytest.raises(
+        ValueError, match=r"the trained parameters: 1[0-9] problems(.|\n)*unexpected backbone.norm.bias"
+    ):
         optimizer.init(tensors)
     with pytest.raises(ValueError, match=r"rules: expected every rule to match.* by backbone.norm$"):
         optim.make_optimizer(OptimConfig(total_steps=9, frozen=("backbone.norm",)), vitpose)
@@ -199,7 +201,7 @@ def test_parameters_that_do_not_fit_are_refused():
         ({"drop_path": 1.0, "clip_norm": 0.0}, "clip_norm: .*; drop_path: "),
     ],
 )
-def test_settings_are_checked(fields, message):
+def test_optim_config_checks_its_ranges(fields, message):
     with pytest.raises(ValueError, match=message):
         OptimConfig(**{"total_steps": 9, **fields})
 
@@ -221,14 +223,14 @@ def test_split_and_merge_are_inverse():
     assert optim.batch_stats(random_model(VitPoseConfig(**TINY, decoder="simple"))) == {}
 
 
-def test_ema():
+def test_the_moving_average_follows_the_parameters():
     average = {"a": jnp.array([1.0, 2.0]), "b": jnp.array(3.0)}
     after = optim.update_ema(average, {"a": jnp.array([2.0, 2.0]), "b": jnp.array(-1.0)}, 0.75)
     np.testing.assert_allclose(after["a"], [1.25, 2.0])
     np.testing.assert_allclose(after["b"], 2.0)
 
 
-def test_the_first_rule_that_matches_a_whole_name_decides():
+def test_the_first_rule_that_matches_a_whole_name_counts():
     rules = ((r".+\.bias", 1), (r"a\..+", 2), (r".+", 3))
     assert match_rules(rules, ["a.bias", "a.kernel", "b.biased"]) == {"a.bias": 1, "a.kernel": 2, "b.biased": 3}
     with pytest.raises(ValueError, match=r"rule for every parameter, got none for b\.kernel, c$"):
@@ -237,7 +239,7 @@ def test_the_first_rule_that_matches_a_whole_name_decides():
         match_rules((("c", 0), (r"\.bias", 1), (".+", 2)), ["a.bias", "cc"])
 
 
-def test_settings_are_hashable_and_can_be_changed():
+def test_optim_config_is_hashable_and_replaceable():
     settings = OptimConfig(total_steps=9)
     assert hash(settings) == hash(dataclasses.replace(settings))
     assert dataclasses.replace(settings, schedule="cosine") != settings

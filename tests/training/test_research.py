@@ -1,4 +1,4 @@
-"""What docs/research.md shows, runs: every block of it, on tiny models of drawn people, and it learns."""
+"""Every block of docs/research.md runs on tiny models and drawn people, and the models learn."""
 
 import pathlib
 import re
@@ -11,7 +11,7 @@ from tests.support.models import random_model
 from tests.support.training import ONE_BLOCK, assert_same_arrays, lines, tensors, write_people
 from vitpose_jax import VitPoseConfig, checkpoint
 from vitpose_jax.storage import parameters
-from vitpose_jax.training import loop
+from vitpose_jax.training import loop, setup
 from vitpose_jax.training.config import TrainConfig, from_dict
 from vitpose_jax.training.distill import TOKEN
 from vitpose_jax.vitpose.modeling import abstract_vitpose
@@ -21,9 +21,9 @@ SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
-# Wide enough to learn in some seconds, with weights that make attention matter from the start.
+# Wide enough to learn in a few seconds; initial weights are large enough for attention to matter from the start.
 TINY = {**ONE_BLOCK, "num_layers": 2, "hidden_size": 24, "initializer_range": 0.25}
-# Everyone in every batch, and nothing random: a loss that falls has been learnt.
+# Every batch holds all people, and nothing is random: if the loss falls, the model has learnt.
 FAST = {
     "steps": 80,
     "batch_size": 8,
@@ -41,12 +41,12 @@ def blocks(section: str, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def people(tmp_path_factory) -> dict[str, str]:
-    """Eight of them."""
+    """A dataset of eight drawn people."""
     return write_people(tmp_path_factory.mktemp("people"), 4)
 
 
 def shrunk(section: str, number: int, people: dict, output: pathlib.Path, **changes) -> TrainConfig:
-    """A training of the page with tiny models, drawn people and 80 steps; what it is about stays."""
+    """A run of the page with a tiny model, drawn people and 80 steps; its other settings stay."""
     values = tomllib.loads(blocks(section, "toml")[number])
     del values["epochs"]
     assert [entry["dataset"] for entry in values["data"]] == ["coco"]
@@ -57,14 +57,14 @@ def shrunk(section: str, number: int, people: dict, output: pathlib.Path, **chan
 
 
 def falls(output: pathlib.Path, key: str = "loss") -> float:
-    """The last over the first."""
+    """The last value of a metric divided by the first."""
     values = list(lines(output, key).values())
     return values[-1] / values[0]
 
 
 @pytest.fixture(scope="module")
 def trained(people, tmp_path_factory) -> pathlib.Path:
-    """The folder of a tiny model that has learnt."""
+    """The folder of a tiny trained model."""
     output = tmp_path_factory.mktemp("base") / "output"
     values = {**FAST, "steps": 60, "data": [people], "output": str(output), "model": TINY, "optim": OPTIM}
     result = loop.fit(from_dict(values))
@@ -72,27 +72,27 @@ def trained(people, tmp_path_factory) -> pathlib.Path:
     return result.model
 
 
-def test_the_python_runs(tmp_path, monkeypatch):
+def test_python_blocks_return_the_shapes_in_their_comments(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = VitPoseConfig(hidden_size=12, num_layers=2, num_heads=2, mlp_ratio=2, decoder="simple")
     checkpoint.save(random_model(config), "models/base")
     namespace: dict = {}
-    found = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert len(found) == 3
-    for block in found:
+    python = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+    assert len(python) == 3
+    for block in python:
         exec(block, namespace)
-        # What the comments say of shapes, but for the width and depth.
+        # The shapes in the comments, with the width and depth of this model.
         for name, shape in re.findall(r"^(\w+) = .*#.*?\(([\d, ]+)\)", block, re.MULTILINE):
-            said = [int(side) for side in shape.split(", ")]
-            real = {768: 12, 13: 3}
-            assert namespace[name].shape == tuple(real.get(side, side) for side in said), name
+            sides = [int(side) for side in shape.split(", ")]
+            tiny = {768: 12, 13: 3}
+            assert namespace[name].shape == tuple(tiny.get(side, side) for side in sides), name
     assert namespace["second"].shape == (2, 16, 12, 12)
 
 
 @pytest.mark.slow
-def test_windows_learn(people, trained, tmp_path):
+def test_a_model_with_windows_learns(people, trained, tmp_path):
     config = shrunk("Windows", 0, people, tmp_path / "output", init=str(trained), model={"window_size": [2, 2]})
-    assert config.vitpose.window_shift and config.vitpose.window_pool
+    assert config.model.window_shift and config.model.window_pool
     result = loop.fit(config)
     assert falls(tmp_path / "output") < 0.8
     assert checkpoint.load(result.model).config.window_size == (2, 2)
@@ -102,26 +102,26 @@ def test_windows_learn(people, trained, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("frozen", "still"),
+    ("frozen", "names"),
     [
         ("attention", r"backbone\.blocks\.(attention|norm1)\..+"),
         pytest.param("ffn", r"backbone\.(patch_embed|blocks\.(mlp|norm2))\..+", marks=pytest.mark.slow),
         pytest.param("backbone", r"backbone\..+", marks=pytest.mark.slow),
     ],
 )
-def test_frozen_parts_stay_and_the_rest_learns(people, trained, tmp_path, frozen, still):
+def test_frozen_parts_do_not_change_and_the_others_learn(people, trained, tmp_path, frozen, names):
     config = shrunk("Frozen parts", 0, people, tmp_path / "output", init=str(trained))
-    assert config.optim["frozen"] == ["attention"]
+    assert config.optim.frozen == ("attention",)
     if frozen != "attention":
         config = shrunk("Frozen parts", 0, people, tmp_path / "output", init=str(trained), optim={"frozen": [frozen]})
     before, after = tensors(trained), tensors(loop.fit(config).model)
     assert falls(tmp_path / "output") < (0.9 if frozen == "backbone" else 0.8)
     for name in before:
-        assert (before[name] == after[name]).all() == bool(re.fullmatch(still, name)), name
+        assert (before[name] == after[name]).all() == bool(re.fullmatch(names, name)), name
 
 
-def test_a_student_nears_its_teacher(people, trained, tmp_path):
-    """From random numbers; narrower than its teacher."""
+def test_a_student_approaches_its_teacher(people, trained, tmp_path):
+    """The student is initialised at random and narrower than its teacher."""
     changes = {"init": None, "model": {"hidden_size": 16}}
     config = shrunk("Output distillation", 0, people, tmp_path / "output", **changes)
     assert config.distillation.weight == 1
@@ -134,10 +134,10 @@ def test_a_student_nears_its_teacher(people, trained, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_token_goes_from_teacher_to_student(people, trained, tmp_path):
-    """And a training that is interrupted ends as any other."""
-    # A teacher of large random weights: what it attends to decides much of what it says.
-    config = from_dict({**FAST, "data": [people], "output": "unused", "model": TINY}).vitpose
+def test_a_student_gets_the_token_of_its_teacher(people, trained, tmp_path):
+    """And an interrupted run resumes bit-equal."""
+    # A teacher with large random weights: its output depends much on attention.
+    config = from_dict({**FAST, "data": [people], "output": "unused", "model": TINY}).model
     flat = parameters.flatten(random_model(config))
     large = {name: 4 * leaf if re.fullmatch(r"backbone.+kernel", name) else leaf for name, leaf in flat.items()}
     checkpoint.save(parameters.fill(abstract_vitpose(config), large), tmp_path / "strong")
@@ -152,19 +152,19 @@ def test_a_token_goes_from_teacher_to_student(people, trained, tmp_path):
     changes["distillation"] = {"token": str(result.model), "teacher": str(trained)}
     student = shrunk("Knowledge token", 1, people, tmp_path / "student", **changes, checkpoint={"every_steps": 6})
     with pytest.MonkeyPatch.context() as patched:
-        make = loop.make_train_step
+        make = setup.make_train_step
 
         def interrupted(*arguments, **options):
-            step = make(*arguments, **options)
+            train_step = make(*arguments, **options)
 
             def run(state, batch, key):
-                if state.step == 10:
+                if state.micro_step == 10:
                     raise KeyboardInterrupt
-                return step(state, batch, key)
+                return train_step(state, batch, key)
 
             return run
 
-        patched.setattr(loop, "make_train_step", interrupted)
+        patched.setattr(setup, "make_train_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             loop.fit(student)
     resumed = loop.fit(student, resume=True)
@@ -187,20 +187,20 @@ def test_a_token_goes_from_teacher_to_student(people, trained, tmp_path):
         ({"distillation": {"token": "x"}}, "distillation.token: expected its width as model.knowledge_token, got none"),
     ],
 )
-def test_what_distillation_must_not_say(people, tmp_path, changes, message):
+def test_distillation_settings_are_checked(people, tmp_path, changes, message):
     values = {**FAST, "data": [people], "output": str(tmp_path), "model": TINY, **changes}
     with pytest.raises(ValueError, match=re.escape(message)):
         from_dict(values)
 
 
-def test_the_token_is_frozen_by_its_source(people, tmp_path):
+def test_a_token_from_another_model_is_frozen(people, tmp_path):
     model = {**TINY, "knowledge_token": 12}
     values = {**FAST, "data": [people], "output": str(tmp_path), "model": model, "distillation": {"token": "x"}}
-    assert from_dict(values).optim_config(9).frozen == ("knowledge_token",)
-    assert from_dict({**values, "optim": {"frozen": ["ffn"]}}).optim_config(9).frozen == ("ffn", "knowledge_token")
+    assert from_dict(values).optim_for(9).frozen == ("knowledge_token",)
+    assert from_dict({**values, "optim": {"frozen": ["ffn"]}}).optim_for(9).frozen == ("ffn", "knowledge_token")
 
 
-def test_the_page_is_covered_and_its_links_lead_somewhere():
+def test_all_blocks_of_the_page_are_tested_and_its_links_exist():
     assert sum(len(blocks(section, "toml")) for section in SECTIONS) == PAGE.count("```toml") == 5
     folder = pathlib.Path(__file__).parents[2] / "docs"
     for link in re.findall(r"\]\(([^)]+)\)", PAGE):

@@ -1,4 +1,4 @@
-"""Many devices and many processes train as one does."""
+"""Training on several devices and processes equals training on one."""
 
 import contextlib
 import json
@@ -40,7 +40,7 @@ def assert_as_on_one(found: dict, name: str) -> None:
 
 @pytest.mark.slow
 def test_eight_devices_train_as_one():
-    """Data and parameters both shared out; crops turned, BatchNorm, stochastic depth, the average."""
+    """Data and parameters both split; with augmentation, BatchNorm, stochastic depth and the moving average."""
     found = on_eight_devices({"one": None, "both": [2, 4]})
     assert_as_on_one(found, "both")
     assert found["both"]["parts"] == [[2, 24, 12], [2, 24, 12], [24]]
@@ -48,21 +48,21 @@ def test_eight_devices_train_as_one():
 
 @pytest.mark.slow
 def test_eight_devices_learn_from_a_teacher_as_one():
-    """With a frozen token of its; the teacher is laid out as a state is."""
+    """With a frozen token; the teacher is sharded like a state."""
     found = on_eight_devices({"one": None, "both": [2, 4]}, "taught")
     assert_as_on_one(found, "both")
     assert found["both"]["parts"] == [[2, 24, 12], [2, 24, 12], [24], [1, 32, 16]]
 
 
 @pytest.mark.slow
-def test_data_alone_and_parameters_alone():
+def test_data_parallel_and_fully_sharded_training_agree():
     found = on_eight_devices({"one": None, "data": [8, 1], "fsdp": [1, 8]})
     for name, columns in (("data", 48), ("fsdp", 6)):
         assert_as_on_one(found, name)
         assert found[name]["parts"][0] == [2, 24, columns]
 
 
-def test_which_axis_is_shared_out():
+def test_the_longest_divisible_axis_is_split():
     shapes = parameter_shapes(VitPoseConfig.preset("plus-base"))
     specs = parameter_specs(shapes, 8)
     by_hand = {
@@ -78,22 +78,22 @@ def test_which_axis_is_shared_out():
     }
     for name, spec in by_hand.items():
         assert specs[name] == spec, name
-    # Of all parameters, next to nothing is whole everywhere.
+    # Less than 1 % of all parameters are replicated.
     whole = sum(np.prod(shapes[name]) for name, spec in specs.items() if spec == PartitionSpec())
     assert whole < 0.01 * sum(map(np.prod, shapes.values()))
     assert set(parameter_specs(shapes, 1).values()) == {PartitionSpec()}
-    # Nothing is divisible by 7 but what happens to be.
+    # An axis that 7 does not divide is not split.
     assert parameter_specs(shapes, 7)["backbone.blocks.attention.qkv.kernel"] == PartitionSpec()
 
 
-def test_meshes_that_cannot_be():
+def test_make_mesh_checks_the_number_of_devices():
     with pytest.raises(ValueError, match="fsdp: expected a divisor of the 1 devices, got 2"):
         make_mesh(fsdp=2, devices=jax.devices()[:1])
     with pytest.raises(ValueError, match="expected 1, the number of devices, got 3 x 1"):
         make_mesh(data=3, devices=jax.devices()[:1])
 
 
-def test_a_batch_on_a_mesh_of_one():
+def test_put_batch_on_a_mesh_of_one_device():
     batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
     for name, leaf in batch._asdict().items():
@@ -102,11 +102,11 @@ def test_a_batch_on_a_mesh_of_one():
 
 @contextlib.contextmanager
 def two_processes(path: pathlib.Path, *, pause: float = 0.0) -> Iterator[list[subprocess.Popen]]:
-    """Two processes, with one device each, that train together, or go on with it; killed at the end.
+    """Two processes, with one device each, that train together or resume a run; killed at the end.
 
     Args:
-        path: of the training.
-        pause: seconds by which every step is slowed down.
+        path: the settings of the run.
+        pause: extra seconds in each micro-step.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -133,11 +133,11 @@ def two_processes(path: pathlib.Path, *, pause: float = 0.0) -> Iterator[list[su
 @pytest.mark.slow
 @pytest.mark.usefixtures("compiled_once")
 def test_two_processes_train_as_one(tmp_path):
-    """Parameters shared out among them, both killed in the middle and started again; every part of a training random.
+    """Parameters are split over both processes; both are killed during the run and started again.
 
-    A step moves a parameter by up to the learning rate, 1e-3. Adam divides a gradient by its own size, also one that
-    is 0 but for rounding, as that of the keys' bias is: with eps above such errors they stay small. So a difference of
-    a hundredth of a step, 1e-5, would be one of people, random numbers or statistics; rounding makes some 1e-6.
+    A step changes a parameter by up to the learning rate, 1e-3. Adam divides a gradient by its own size, even if it is
+    0 apart from rounding, like that of the keys' bias: an eps above such errors keeps them small. So a difference of
+    1e-5, a hundredth of a step, would come from other people, random numbers or statistics; rounding causes about 1e-6.
     """
     people = write_people(tmp_path / "people", 6)
     changes = {
@@ -172,7 +172,7 @@ def test_two_processes_train_as_one(tmp_path):
     for name, leaf in tensors(alone.model).items():
         np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=1e-5, err_msg=name)
 
-    # One process can go on with what two have begun.
+    # One process resumes the run of two.
     changes["steps"] = 7
     for folder in (output, tmp_path / "alone"):
         assert loop.fit(settings(people, folder, **changes), resume=True).step == 7

@@ -1,4 +1,4 @@
-"""A step of training against torch; what of a mixed batch reaches which parameters; averages, keys, losses."""
+"""A training step against torch; which parameters a mixed batch changes; moving averages, keys, losses."""
 
 import jax
 import jax.numpy as jnp
@@ -32,15 +32,15 @@ def as_ours(reference, tensors, config) -> VitPose:
 
 
 @pytest.mark.parametrize("decoder", ["classic", pytest.param("simple", marks=pytest.mark.slow)])
-def test_steps_are_those_of_torch(decoder):
+def test_steps_equal_torch(decoder):
     """The network of transformers, the loss in torch, AdamW with a rate for each layer, clipped gradients."""
     reference = torch_reference.tiny_model(decoder=decoder).train()
     config = parse_config(reference.config.to_dict(), None, source="the reference")
-    # Some gradients are 0 but for rounding (those of the keys' bias): eps keeps Adam from blowing that up.
+    # Some gradients are 0 apart from rounding (the bias of the keys): eps keeps Adam from amplifying it.
     settings = OptimConfig(
         total_steps=9, warmup_steps=0, milestones=(2,), learning_rate=1e-3, drop_path=0.0, clip_norm=0.01, eps=1e-6
     )
-    state, step = begin(as_ours(reference, reference.state_dict(), config), settings, augmentation=NONE)
+    state, train_step = begin(as_ours(reference, reference.state_dict(), config), settings, augmentation=NONE)
 
     groups = []
     for name, tensor in reference.named_parameters():
@@ -63,7 +63,7 @@ def test_steps_are_those_of_torch(decoder):
         optimizer.step()
 
         before = copied(state)
-        state, metrics = step(state, batch, KEY)
+        state, metrics = train_step(state, batch, KEY)
         assert norm > 2 * settings.clip_norm
         np.testing.assert_allclose(metrics["loss"], error.mean().item(), rtol=1e-5)
         np.testing.assert_allclose(metrics["gradient_norm"], norm.item(), rtol=1e-4)
@@ -76,19 +76,19 @@ def test_steps_are_those_of_torch(decoder):
             np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=1e-5, err_msg=f"{name}, step {number}")
             if name.endswith(("kernel", "mean", "var")):
                 assert np.abs(leaf - before[name]).max() > 3e-5, name
-    assert state.step == 3
+    assert state.micro_step == 3
 
 
 def test_a_mixed_batch_trains_its_own_heads_and_experts():
-    """And their losses are those of the network called by itself, on the crops of each data set."""
+    """And the losses equal those of the network called separately on the crops of each dataset."""
     config = VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO, AIC, AP10K)}, decoder="simple")
     model = random_model(config)
-    # Without decay, what gets no gradient stays.
+    # Without weight decay, parameters without a gradient do not change.
     settings = OptimConfig(total_steps=9, warmup_steps=0, weight_decay=0.0, drop_path=0.0)
-    state, step = begin(model, settings, augmentation=NONE)
+    state, train_step = begin(model, settings, augmentation=NONE)
     before = copied(state)
     batch = random_batch(config, ["coco", "ap10k", "ap10k", "coco", "ap10k"])
-    state, metrics = step(state, batch, KEY)
+    state, metrics = train_step(state, batch, KEY)
     crops, targets, weights = crops_and_targets(config, batch)
     for name, mine in (("coco", np.array([0, 3])), ("ap10k", np.array([1, 2, 4]))):
         heatmaps, own = model(crops[mine], name), config.skeleton(name).num_keypoints
@@ -105,13 +105,13 @@ def test_a_mixed_batch_trains_its_own_heads_and_experts():
             assert (changed.max() > 0) != name.startswith("heads.aic."), name
 
 
-def test_the_worst_keypoints_alone():
+def test_ohkm_counts_the_keypoints_with_the_largest_errors():
     config = VitPoseConfig(**TINY, decoder="simple")
     model = random_model(config)
     batch = random_batch(config, ["coco"] * 3)
     settings = OptimConfig(total_steps=9, drop_path=0.0)
-    state, step = begin(model, settings, augmentation=NONE, loss="ohkm")
-    _, metrics = step(state, batch, KEY)
+    state, train_step = begin(model, settings, augmentation=NONE, loss="ohkm")
+    _, metrics = train_step(state, batch, KEY)
     crops, targets, weights = crops_and_targets(config, batch)
     heatmaps = jax.jit(lambda model, crops: model(crops))(model, crops)
     errors = np.asarray(losses.keypoint_errors(heatmaps, targets, weights))
@@ -119,7 +119,7 @@ def test_the_worst_keypoints_alone():
 
 
 def test_a_mirrored_label_keeps_its_weight():
-    """All crops mirrored: the left wrist counts, and it is a right one."""
+    """In mirrored crops the labelled left wrist trains the channel of the right wrist."""
     config = VitPoseConfig(**TINY, decoder="simple", skeletons=(COCO,))
     model = random_model(config)
     model.heads["coco"].conv.kernel[...] *= 0
@@ -131,22 +131,22 @@ def test_a_mirrored_label_keeps_its_weight():
     batch = batch._replace(weights=weights, visible=np.ones_like(batch.visible), keypoints=keypoints)
     settings = OptimConfig(total_steps=9, drop_path=0.0, weight_decay=0.0, warmup_steps=0)
     mirrored = Augmentation(jitter=0.0, flip=1.0, half_body=0.0, scale=0.0, rotation=0.0)
-    state, step = begin(model, settings, augmentation=mirrored)
-    state, _ = step(state, batch, KEY)
+    state, train_step = begin(model, settings, augmentation=mirrored)
+    state, _ = train_step(state, batch, KEY)
     moved = np.flatnonzero(np.asarray(state.trained["heads.coco.conv.bias"]))
     assert moved.tolist() == [COCO.keypoints.index("right_wrist")]
 
 
-def test_averages_and_keys():
-    """The average follows updates alone; key and number decide all that is random."""
+def test_steps_update_the_average_and_micro_steps_change_the_random_numbers():
+    """All random numbers come from the key and the index of the micro-step."""
     config = VitPoseConfig(**TINY, decoder="simple")
     settings = OptimConfig(total_steps=9, warmup_steps=0, accumulate=2, ema_decay=0.75, learning_rate=0.1)
-    state, step = begin(random_model(config), settings, augmentation=Augmentation())
+    state, train_step = begin(random_model(config), settings, augmentation=Augmentation())
     average = {name: np.array(leaf) for name, leaf in state.ema.items()}
     batch = random_batch(config, ["coco"] * 3)
     values = []
     for number in range(4):
-        state, metrics = step(state, batch, KEY)
+        state, metrics = train_step(state, batch, KEY)
         values.append(float(metrics["loss"]))
         if number % 2:
             average = {name: 0.75 * average[name] + 0.25 * np.asarray(state.trained[name]) for name in average}
@@ -154,11 +154,11 @@ def test_averages_and_keys():
             np.testing.assert_allclose(leaf, average[name], atol=1e-6, err_msg=name)
     assert np.abs(average["backbone.norm.scale"] - np.asarray(state.trained["backbone.norm.scale"])).max() > 1e-3
 
-    # The first two steps have the same parameters: what differs is random.
+    # The first two micro-steps have the same parameters, so only random numbers differ.
     assert values[0] != values[1]
     for key, number in ((KEY, 0), (KEY, 1), (jax.random.key(4), 0)):
         _, _, state = init_state(random_model(config), settings)
-        _, metrics = step(state._replace(step=jnp.int32(number)), batch, key)
+        _, metrics = train_step(state._replace(micro_step=jnp.int32(number)), batch, key)
         assert (float(metrics["loss"]) == values[number]) == (key is KEY)
 
 
@@ -166,8 +166,8 @@ def test_mixed_precision_keeps_float32_parameters():
     config = VitPoseConfig(**TINY, decoder="simple")
     batch = random_batch(config, ["coco"] * 3)
     model = random_model(config, dtype=jnp.bfloat16, param_dtype=jnp.float32)
-    state, step = begin(model, OptimConfig(total_steps=9, drop_path=0.0), augmentation=NONE, remat=True)
-    state, metrics = step(state, batch, KEY)
+    state, train_step = begin(model, OptimConfig(total_steps=9, drop_path=0.0), augmentation=NONE, remat=True)
+    state, metrics = train_step(state, batch, KEY)
     assert {leaf.dtype for leaf in state.trained.values()} == {np.dtype("float32")}
     crops, targets, weights = crops_and_targets(config, batch)
     exact = jax.jit(lambda model, *batch: losses.joints_mse(model(batch[0]), *batch[1:]))(
@@ -177,7 +177,7 @@ def test_mixed_precision_keeps_float32_parameters():
     np.testing.assert_allclose(metrics["loss"], exact, rtol=0.05)
 
 
-def test_what_cannot_be_is_refused(unchecked):
+def test_make_train_step_checks_the_loss(unchecked):
     config = VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO, AP10K)}, decoder="simple")
     settings = OptimConfig(total_steps=9)
     model, optimizer = nnx.graphdef(abstract_vitpose(config)), make_optimizer(settings, config)

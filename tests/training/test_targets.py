@@ -1,4 +1,4 @@
-"""Training heatmaps against a plain NumPy version of the original's formulas, and through the decoding."""
+"""Target heatmaps against the original's formulas in plain NumPy, and decoded back to keypoints."""
 
 import jax
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def reference(keypoints, visible, crop_size, heatmap_size, sigma, udp):
 @pytest.mark.parametrize(
     ("crop_size", "heatmap_size", "sigma"), [(CROP, HEATMAP, 2), ((384, 288), (96, 72), 3), ((64, 96), (16, 24), 1)]
 )
-def test_equals_the_formulas(udp, crop_size, heatmap_size, sigma):
+def test_heatmaps_equal_the_formulas(udp, crop_size, heatmap_size, sigma):
     rng = np.random.default_rng(0)
     low, high = -0.3 * np.array(crop_size[::-1]), 1.3 * np.array(crop_size[::-1])
     keypoints = rng.uniform(low, high, (5, 14, 2)).astype(np.float32)
@@ -61,8 +61,8 @@ def test_equals_the_formulas(udp, crop_size, heatmap_size, sigma):
 
 
 @pytest.mark.parametrize("udp", [True, False])
-def test_the_edge_of_what_counts(udp):
-    """Every half pixel of the heatmap from where the square leaves the map on one side to the other."""
+def test_keypoints_count_until_their_square_leaves_the_heatmap(udp):
+    """In half heatmap pixels, from where the square leaves the map on one side to the other side."""
     less = 1 if udp else 0
     x = (np.arange(-9, 58, 0.5) + 0.01) * (192 - less) / (48 - less)
     keypoints = np.stack([np.stack([x, np.full_like(x, 100)], -1), np.stack([np.full_like(x, 50), x], -1)])
@@ -72,7 +72,7 @@ def test_the_edge_of_what_counts(udp):
     expected_heatmaps, expected_weights = reference(keypoints, visible, CROP, HEATMAP, 2, udp)
     np.testing.assert_array_equal(weights, expected_weights)
     np.testing.assert_allclose(heatmaps, expected_heatmaps, atol=1e-5)
-    # The original counts keypoints whose square ends just before the first column, where nothing is drawn.
+    # The original counts a keypoint whose square ends one pixel before the map, although nothing is drawn.
     assert ((np.asarray(weights[0]) == 1) & (np.asarray(heatmaps[0]).max(axis=(0, 1)) == 0)).sum() == 2
 
 
@@ -87,7 +87,7 @@ def test_each_crop_has_its_encoding():
             np.testing.assert_allclose(ours[np.array(crops)], theirs[np.array(crops)], atol=1e-5)
 
 
-def test_what_is_not_visible_may_be_anything():
+def test_invisible_keypoints_may_have_any_value():
     keypoints = jnp.asarray([[[jnp.nan, 3], [jnp.inf, -jnp.inf], [1e30, 2], [40, 40]]])
     heatmaps, weights = compiled(keypoints, jnp.asarray([[0, 0, 0, 2]]))
     np.testing.assert_array_equal(weights, [[0, 0, 0, 1]])
@@ -95,7 +95,7 @@ def test_what_is_not_visible_may_be_anything():
 
 
 def encode_and_decode(keypoints, extent, *, udp, decode):
-    """There and back; `extent` makes a region's pixels those of the crop."""
+    """Keypoints to heatmaps and back, with regions whose pixels are the crop's."""
     heatmaps, _ = gaussian_heatmaps(keypoints, jnp.ones(keypoints.shape[:2]), udp=udp)
     return decode_regions(heatmaps, Regions(extent / 2, extent), decode=decode)
 

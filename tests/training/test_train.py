@@ -1,4 +1,4 @@
-"""Trainings from files: what is read, written, measured; and that a training that was cut short ends as any other."""
+"""Training runs from files: settings, output files, evaluation, and exact resume after a kill or a Ctrl-C."""
 
 import json
 import pathlib
@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -13,11 +14,12 @@ import pytest
 from tests.support import programs
 from tests.support.cli import run
 from tests.support.training import assert_same_arrays, lines, settings, tensors, write_people
-from vitpose_jax import from_pretrained
+from vitpose_jax import from_pretrained, training
 from vitpose_jax.storage import parameters
 from vitpose_jax.training import config as configs
-from vitpose_jax.training import loop
+from vitpose_jax.training import loop, setup
 from vitpose_jax.training.config import TrainConfig, from_dict, read_config
+from vitpose_jax.training.optim import learning_rate
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -29,7 +31,7 @@ def people(tmp_path_factory) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def uninterrupted(people, tmp_path_factory) -> pathlib.Path:
-    """The output folder of a training of seven steps."""
+    """The output folder of a run of seven steps."""
     output = tmp_path_factory.mktemp("trained") / "output"
     result = loop.fit(settings(people, output))
     assert (result.step, result.finished, result.best) == (7, True, None)
@@ -37,7 +39,7 @@ def uninterrupted(people, tmp_path_factory) -> pathlib.Path:
     return output
 
 
-def test_a_training_leaves_its_files(people, uninterrupted):
+def test_a_run_writes_its_files(people, uninterrupted):
     losses = lines(uninterrupted)
     assert list(losses) == [1, 2, 3, 4, 5, 6, 7]
     assert len(set(losses.values())) == 7
@@ -49,14 +51,14 @@ def test_a_training_leaves_its_files(people, uninterrupted):
     assert [path.name for path in (uninterrupted / "checkpoints").iterdir()] == ["7"]
     assert read_config(uninterrupted / "config.json") == settings(people, uninterrupted)
     model = from_pretrained(uninterrupted / "last")
-    assert model.config == settings(people, uninterrupted).vitpose
-    with pytest.raises(ValueError, match="already holds a training"):
+    assert model.config == settings(people, uninterrupted).model
+    with pytest.raises(ValueError, match="already holds a training run"):
         loop.fit(settings(people, uninterrupted))
-    with pytest.raises(ValueError, match="the same training to resume, got others of batch_size, seed"):
+    with pytest.raises(ValueError, match="to resume it, got others for batch_size, seed"):
         loop.fit(settings(people, uninterrupted, batch_size=2, seed=3), resume=True)
 
 
-def test_resuming_after_a_kill_changes_no_bit(people, uninterrupted, tmp_path):
+def test_resuming_after_a_kill_is_bit_equal(people, uninterrupted, tmp_path):
     """A real SIGKILL, once a checkpoint is on disk and steps were made after it."""
     output = tmp_path / "output"
     path = tmp_path / "training.json"
@@ -81,22 +83,22 @@ def test_resuming_after_a_kill_changes_no_bit(people, uninterrupted, tmp_path):
     assert_same_arrays(tensors(result.model), tensors(uninterrupted / "last"))
 
 
-def test_control_c_saves_and_goes_on(people, uninterrupted, tmp_path, monkeypatch):
+def test_control_c_saves_and_resumes_bit_equal(people, uninterrupted, tmp_path, monkeypatch):
     output = tmp_path / "output"
-    make = loop.make_train_step
+    make = setup.make_train_step
 
     def interrupted(*arguments, **options):
-        step = make(*arguments, **options)
+        train_step = make(*arguments, **options)
 
         def run(state, batch, key):
-            if state.step == 4:
+            if state.micro_step == 4:
                 signal.raise_signal(signal.SIGINT)
-            return step(state, batch, key)
+            return train_step(state, batch, key)
 
         return run
 
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "make_train_step", interrupted)
+        patched.setattr(setup, "make_train_step", interrupted)
         handler = signal.getsignal(signal.SIGINT)
         result = loop.fit(settings(people, output))
         assert signal.getsignal(signal.SIGINT) is handler
@@ -108,41 +110,41 @@ def test_control_c_saves_and_goes_on(people, uninterrupted, tmp_path, monkeypatc
     assert_same_arrays(tensors(result.model), tensors(uninterrupted / "last"))
 
 
-def test_a_loss_that_is_not_finite_ends_it(people, tmp_path, monkeypatch):
+def test_a_loss_that_is_not_finite_ends_the_run(people, tmp_path, monkeypatch):
     output = tmp_path / "output"
-    make = loop.make_train_step
+    make = setup.make_train_step
 
     def poisoned(*arguments, **options):
-        step = make(*arguments, **options)
+        train_step = make(*arguments, **options)
 
         def run(state, batch, key):
-            if state.step == 4:
+            if state.micro_step == 4:
                 batch = batch._replace(weights=np.full_like(batch.weights, np.inf))
-            return step(state, batch, key)
+            return train_step(state, batch, key)
 
         return run
 
-    monkeypatch.setattr(loop, "make_train_step", poisoned)
-    with pytest.raises(loop.DivergenceError, match=r"step 5 of 7: loss is (nan|inf); the last checkpoint, of batch 3"):
+    monkeypatch.setattr(setup, "make_train_step", poisoned)
+    with pytest.raises(loop.DivergenceError, match=r"step 5 of 7: loss is (nan|inf); the last checkpoint, of step 3"):
         loop.fit(settings(people, output))
     assert [path.name for path in (output / "checkpoints").iterdir()] == ["3"]
     assert max(lines(output)) == 4
 
 
-def test_the_best_model_is_kept(people, tmp_path, monkeypatch, capsys):
-    """Of three evaluations the second is the best; both layouts are written."""
+def test_the_best_of_three_evaluations_is_written(people, tmp_path, monkeypatch, capsys):
+    """The second is the best. It is written in the native format and for transformers."""
     output = tmp_path / "output"
-    found = iter([0.2, 0.6, 0.4])
+    values = iter([0.2, 0.6, 0.4])
     seen = []
-    measure = loop._evaluate
+    measure = loop.evaluate_state
 
     def evaluated(config, dataset, state):
         metrics = measure(config, dataset, state)
         assert 0 <= metrics["AP"] <= 1
         seen.append({name: np.array(leaf) for name, leaf in (state.ema | state.rest).items()})
-        return {**metrics, "AP": next(found)}
+        return {**metrics, "AP": next(values)}
 
-    monkeypatch.setattr(loop, "_evaluate", evaluated)
+    monkeypatch.setattr(loop, "evaluate_state", evaluated)
     evaluation = {**people, "every_steps": 3, "max_batch": 8}
     result = loop.fit(settings(people, output, evaluation=evaluation, huggingface=True))
     assert result.model == output / "best" and result.best["AP"] == 0.6
@@ -161,16 +163,19 @@ def test_the_best_model_is_kept(people, tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def counting(monkeypatch):
-    """A step that only counts, and needs no compiling."""
+    """Replaces the micro-step by one that only counts and needs no compilation."""
 
     def make(*_, **__):
         names = ("loss", "accuracy", "gradient_norm", "learning_rate")
-        return lambda state, batch, key: (state._replace(step=state.step + 1), dict.fromkeys(names, np.float32(0.5)))
+        return lambda state, batch, key: (
+            state._replace(micro_step=state.micro_step + 1),
+            dict.fromkeys(names, np.float32(0.5)),
+        )
 
-    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(setup, "make_train_step", make)
 
 
-def test_accumulated_gradients_make_one_update(people, tmp_path, counting):
+def test_two_micro_steps_make_one_step(people, tmp_path, counting):
     optim = {"accumulate": 2}
     result = loop.fit(settings(people, tmp_path / "output", steps=3, batch_size=2, optim=optim))
     assert result.step == 3
@@ -178,8 +183,8 @@ def test_accumulated_gradients_make_one_update(people, tmp_path, counting):
     assert list(lines(tmp_path / "output")) == [1, 2, 3]
 
 
-def test_epochs_are_turned_into_steps(people, tmp_path, counting):
-    """Twelve people, four a step."""
+def test_epochs_are_converted_to_steps(people, tmp_path, counting):
+    """Twelve people, four in a step."""
     result = loop.fit(settings(people, tmp_path / "output", steps=None, epochs=2, checkpoint={"every_epochs": 1}))
     assert result.step == 6
 
@@ -221,18 +226,18 @@ def example(tmp_path) -> pathlib.Path:
     return path
 
 
-def test_a_file_is_read(example):
+def test_a_file_and_overrides_give_typed_settings(example):
     config = read_config(example, ["batch_size=16", "data.0.ratio=2", "output=over/there", "mesh.fsdp=2", 'init="x"'])
     assert (config.batch_size, config.output, config.mesh.fsdp, config.init) == (16, "over/there", 2, "x")
     assert config.data[0].ratio == 2.0 and config.data[0].weights == {"noisy_.*": 0.5}
-    assert config.vitpose.image_size == (128, 128) and config.vitpose.decoder == "simple"
-    (skeleton,) = config.vitpose.skeletons
+    assert config.model.image_size == (128, 128) and config.model.decoder == "simple"
+    (skeleton,) = config.model.skeletons
     assert skeleton.flip_pairs == ((1, 2),)
     assert config.protocol("dog").skeleton is skeleton
-    optim = config.optim_config(90)
+    optim = config.optim_for(90)
     assert (optim.learning_rate, optim.layer_decay, optim.frozen) == (1e-4, 0.75, ("attention",))
     assert (optim.drop_path, optim.total_steps) == (0.3, 90)
-    assert config.augment.rotation == 20 and config.augment.flip == 0.5
+    assert config.augmentation.rotation == 20 and config.augmentation.flip == 0.5
     assert from_dict(config.to_dict()) == config
 
 
@@ -244,35 +249,40 @@ def test_a_file_is_read(example):
         ("augmentation.rotate=3", "unknown key augmentation.rotate; did you mean rotation?"),
         ("model.widht=3", "unknown key model.widht; expected one of preset"),
         ("data.0.image=x", "unknown key data.0.image; did you mean images?"),
-        ("data.1.images=x", "expected a table, or a place in a list of tables, at 1"),
+        ("data.1.images=x", "expected a table, or the index of an item in a list, at 1"),
         ("skeletons.0.edge=[]", "unknown key skeletons.0.edge; did you mean edges?"),
         ("batch_size=many", "batch_size: expected a whole number, got 'many'"),
         ("batch_size=true", "batch_size: expected a whole number, got True"),
         ("batch_size=0", "batch_size: expected a positive number, got 0"),
         ("precision=float8", "precision: expected one of float32, bfloat16, got 'float8'"),
         ("steps=3", "expected one of epochs and steps"),
-        ("data=[]", "data: expected one data set or more"),
+        ("data=[]", "data: expected one dataset or more"),
         ("optim.betas=[0.9]", "optim.betas: expected 2 values"),
         ("optim.layer_decay=0", "layer_decay: expected a positive number, got 0"),
         ("augmentation.flip=2", "flip: expected a probability"),
         ("model.preset=basic", "no preset named 'basic'"),
         ('model.skeletons=["cat"]', "no skeleton named 'cat'; expected one of coco"),
-        ("data.0.dataset=cat", "no data set named 'cat'; expected one of coco"),
-        ("data.0.dataset=coco", "no dataset 'coco' in this model; it knows dog"),
+        ("data.0.dataset=cat", "no dataset named 'cat'; expected one of coco"),
+        ("data.0.dataset=coco", "'coco' in this model; it knows dog"),
         ("evaluation=3", "evaluation: expected a table, got 3"),
         ("evaluation.dataset=dog", "missing key evaluation.annotations"),
         ("checkpoint={every_steps=1, every_epochs=2}", "expected one of every_epochs and every_steps, got both"),
         ("nonsense", "nonsense: expected key=value"),
+        ("optim.total_steps=3", "unknown key optim.total_steps; did you mean warmup_steps?"),
+        ("skeletons.0.keypoints=nose", "skeletons.0.keypoints: expected a list, got 'nose'"),
+        ('model.skeletons=[["dog"]]', "model.skeletons.0: expected a table, got ['dog']"),
+        ("model=base", "model: expected a table, got 'base'"),
+        ("data.0.cache=disk", "data.0.cache: expected one of memory, got 'disk'"),
     ],
 )
-def test_what_a_file_must_not_say(example, override, message):
+def test_errors_name_the_key_and_what_was_expected(example, override, message):
     with pytest.raises(ValueError) as error:
         read_config(example, [override])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_files_that_cannot_be_read(tmp_path):
+def test_unreadable_files_are_named(tmp_path):
     with pytest.raises(FileNotFoundError):
         read_config(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("a = = 3")
@@ -280,21 +290,55 @@ def test_files_that_cannot_be_read(tmp_path):
         read_config(tmp_path / "bad.toml")
 
 
-def test_all_that_may_change_exists():
+def test_all_problems_of_a_file_are_listed_at_once(example):
+    overrides = ["batchsize=3", "seeed=1", "optim.betas=[0.9]", "optim.eps=x", "augmentation.flip=2", "data.0.image=x"]
+    with pytest.raises(ValueError) as error:
+        read_config(example, overrides)
+    assert str(error.value).removeprefix(f"{example}: ").split("; ") == [
+        "unknown key batchsize",
+        "did you mean batch_size?",
+        "unknown key seeed",
+        "did you mean seed?",
+        "unknown key data.0.image",
+        "did you mean images?",
+        "optim.betas: expected 2 values, got [0.9]",
+        "optim.eps: expected a number, got 'x'",
+        "augmentation: Augmentation: flip: expected a probability from 0 to 1, got 2",
+    ]
+
+
+def test_a_preset_must_have_a_field_to_fill_in(example):
+    """In a config.json every field is given: a preset would do nothing, silently."""
+    values = read_config(example).to_dict()
+    values["model"]["preset"] = "large"
+    with pytest.raises(ValueError, match=r"model\.preset: expected some fields to fill in"):
+        from_dict(values)
+
+
+def test_settings_that_a_resumed_run_may_change_exist():
     names = {field.name for field in configs.dataclasses.fields(TrainConfig)}
     assert set(configs.MAY_CHANGE) < names
 
 
 @pytest.mark.parametrize("path", sorted((pathlib.Path(__file__).parents[2] / "configs").glob("*.toml")), ids=str)
-def test_recipes_are_whole(path):
+def test_recipes_are_consistent(path):
+    """The schedule fits into the run, and the model has a head for each dataset and no other."""
     config = read_config(path)
-    assert config.optim_config(1000).learning_rate in (1e-4, 3e-4, 5e-4, 1e-3)
+    assert from_dict(config.to_dict()) == config
+    # In runs of epochs, an epoch has 20 steps or more.
+    total_steps = config.steps or round(config.epochs * 20)
+    optim = config.optim_for(total_steps)
+    assert optim.warmup_steps < total_steps / 2
+    steps = np.linspace(optim.warmup_steps, total_steps - 1, 16).round().astype(int)
+    rates = [float(learning_rate(optim)(step)) for step in steps.tolist()]
+    assert optim.learning_rate / 2 < rates[0] < 1.001 * optim.learning_rate
+    assert rates == sorted(rates, reverse=True) and rates[-1] < optim.learning_rate / 10
     assert {config.protocol(entry.dataset).skeleton.name for entry in config.data} == {
-        skeleton.name for skeleton in config.vitpose.skeletons
+        skeleton.name for skeleton in config.model.skeletons
     }
 
 
-def test_the_command_trains(capsys, people, tmp_path, counting, monkeypatch):
+def test_the_command_trains_and_tells_how_to_resume(capsys, people, tmp_path, counting, monkeypatch):
     path = tmp_path / "training.json"
     path.write_text(json.dumps(settings(people, tmp_path / "unused").to_dict()))
     output = tmp_path / "1e3"
@@ -305,7 +349,7 @@ def test_the_command_trains(capsys, people, tmp_path, counting, monkeypatch):
     assert run(capsys, "train", path, "steps=1", "--output", output) == (
         1,
         "",
-        f"vitpose-jax: error: {output}: already holds a training; resume it or choose another folder\n",
+        f"vitpose-jax: error: {output}: already holds a training run; resume it or choose another folder\n",
     )
     status, _, said = run(capsys, "train", path, "stepz=1")
     assert status == 1 and said.count("\n") == 1 and "did you mean steps?" in said
@@ -315,10 +359,18 @@ def test_the_command_trains(capsys, people, tmp_path, counting, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["vitpose-jax", "train", str(path), "--output", "x"])
     status, _, said = run(capsys, "train", path, "--output", "x")
     assert status == 130
-    assert f"to go on: vitpose-jax train {path} --output x --resume" in said
+    assert f"to resume: vitpose-jax train {path} --output x --resume" in said
 
 
-def test_help_needs_no_jax():
+def test_train_help_needs_no_jax():
     command = programs.command("help_without_jax", "train")
     done = subprocess.run(command, env=programs.environment(), check=True, capture_output=True, text=True)
     assert "--resume" in done.stdout
+
+
+def test_public_names_are_no_modules():
+    """A module of the same name would replace the function once it is imported."""
+    for name in training.__all__:
+        assert not isinstance(getattr(training, name), types.ModuleType), name
+    for path in pathlib.Path(training.__file__).parent.glob("*.py"):
+        assert path.stem not in training.__all__

@@ -1,4 +1,4 @@
-"""`vitpose-jax train`: a training from a TOML file."""
+"""`vitpose-jax train`: a training run from a TOML file."""
 
 import pathlib
 import sys
@@ -10,22 +10,22 @@ from vitpose_jax.cli.common import say
 
 
 def train(
-    config: Annotated[pathlib.Path, typer.Argument(help="A .toml file, or the config.json of a training.")],
+    config: Annotated[pathlib.Path, typer.Argument(help="A .toml file, or the config.json of a run.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="Other values: batch_size=32 optim.learning_rate=1e-4 ...")
+        list[str] | None, typer.Argument(help="Values to replace: batch_size=32 optim.learning_rate=1e-4 ...")
     ] = None,
-    output: Annotated[pathlib.Path | None, typer.Option(help="Folder for all that is written.", metavar="DIR")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the training in the output folder.")] = False,
+    output: Annotated[pathlib.Path | None, typer.Option(help="Output folder.", metavar="DIR")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Resume an interrupted run.")] = False,
     distributed: Annotated[
         bool, typer.Option("--distributed", help="One of several processes: call jax.distributed.initialize().")
     ] = False,
 ) -> None:
-    """Train a model, or fine-tune one."""
+    """Train or fine-tune a model."""
     from vitpose_jax.training.config import read_config
 
-    # Without a TOML quote a path could be taken for a number.
-    given = [*(overrides or []), *([f"output='{output}'"] if output else [])]
-    found = read_config(config, given)
+    # Quoted as in TOML: a folder may be named like a number.
+    replaced = [*(overrides or []), *([f"output='{output}'"] if output else [])]
+    settings = read_config(config, replaced)
 
     import jax
 
@@ -33,16 +33,16 @@ def train(
         jax.distributed.initialize()
     from vitpose_jax.training.loop import fit
 
-    result = fit(found, resume=resume, progress=sys.stderr.isatty())
+    result = fit(settings, resume=resume, progress=sys.stderr.isatty())
     if jax.process_index() == 0:
         print(f"step {result.step}: {result.model or result.checkpoint}")
         if not result.finished:
-            say(f"stopped after step {result.step}; to go on: {_again()}")
+            say(f"stopped after step {result.step}; to resume: {_resume_command()}")
     if not result.finished:
         raise typer.Exit(130)
 
 
-def _again() -> str:
-    """The command that goes on with this one."""
+def _resume_command() -> str:
+    """This command with --resume."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--resume"]
     return " ".join(["vitpose-jax", *arguments, "--resume"])

@@ -1,14 +1,13 @@
-"""Random crops for training, made on the device from one key; pure array functions, all of them jit-able.
+"""Random crops for training, made on the device from one key; pure functions of arrays that work under `jax.jit`.
 
-What happens to a region follows the original, in its order: its centre is jittered; it is mirrored; it becomes
-the upper or the lower half of the body; it is scaled and turned. The crop is then sampled from the image once,
-as preprocess.py does it. Changes of colour and random erasing, which the original does not have, are off by
-default.
+Regions change as in the original, in the same order: jitter of the centre, mirroring, half body, scale, rotation. The
+crop is then sampled once from the image, as in preprocess.py. Colour changes and random erasing, which the original
+does not have, are off by default.
 
-The original mirrors the whole image first. The same crop comes from reading the image at mirrored columns of
-the crop. Column x of the mirrored crop is column width - 1 - x of the upright one with UDP, and column
-width - x without it, where a crop's last column lies one step before the end of its region: so a non-UDP crop
-cannot be mirrored after it was made, it lacks a column. In both cases keypoints move with the pixels.
+The original mirrors the whole image first. Here the image is sampled at mirrored columns of the crop, which gives the
+same crop. Column x of the mirrored crop is column width - 1 - x of the upright crop with UDP, and column width - x
+without. Without UDP the last column of a crop is one step before the end of its region, so a finished crop cannot be
+mirrored: it lacks one column. In both cases keypoints move with the pixels.
 """
 
 import dataclasses
@@ -28,35 +27,34 @@ from vitpose_jax.pipeline.warp import Border, check_border, warp
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD
 
-# Red, green and blue to brightness and two differences of colour, as television once did; hues turn in the last two.
+# RGB to luma and two chroma channels (NTSC). Hue is a rotation in the two chroma channels.
 YIQ = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
-# Erased rectangles are up to this much wider than high, or higher than wide.
-WIDEST_ERASED = 1 / 0.3
+# Maximum ratio of the longer to the shorter side of an erased rectangle.
+MAX_ERASED_ASPECT = 1 / 0.3
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """How crops are varied in training. The defaults are the original's; `Augmentation.none()` varies nothing.
+    """How crops are varied in training. The defaults are the original's; `Augmentation.none()` changes nothing.
 
     Attributes:
-        jitter: largest shift of the centre, in widths and heights of the box.
-        jitter_probability: of a shift.
+        jitter: maximum shift of the centre, in widths and heights of the box.
+        jitter_probability: probability of a shift.
         flip: probability that a crop is mirrored.
-        half_body: probability that the region becomes that of the upper or lower body alone.
-        half_body_keypoints: more visible keypoints than this are needed for it.
-        half_body_padding: of the region of half a body, in place of the box's 1.25.
-        scale: deviation of the factor on the region's size, and its largest distance from 1.
-        rotation: deviation of the angle in degrees; twice that is the largest.
-        rotation_probability: of a turn.
-        brightness, contrast, saturation: largest distance from 1 of the factors on them; 0 for no change.
-            Contrast is changed about the mean brightness of the crop, what lies outside the image included.
-        hue: largest turn of the hues, as a share of the full circle; 0 for no change.
-        erasing: probability that a rectangle is blotted out with the mean colour (Zhong et al. 2020,
-            arXiv:1708.04896).
-        erased_area: smallest and largest rectangle, as a share of the crop.
+        half_body: probability that the region is reduced to the upper or the lower body.
+        half_body_keypoints: a half body needs more visible keypoints than this.
+        half_body_padding: padding of a half body's region, instead of the box's 1.25.
+        scale: standard deviation of the factor on the region's size, and its maximum distance from 1.
+        rotation: standard deviation of the angle in degrees; the maximum is twice that.
+        rotation_probability: probability of a rotation.
+        brightness, contrast, saturation: maximum distance of their factors from 1; 0 for no change. Contrast changes
+            about the mean luma of the crop, including pixels outside the image.
+        hue: maximum rotation of the hue, as a fraction of the full circle; 0 for no change.
+        erasing: probability that a rectangle is filled with the mean colour (Zhong et al. 2020, arXiv:1708.04896).
+        erased_area: smallest and largest area of the rectangle, as fractions of the crop.
 
     Raises:
-        ValueError: for a number out of its range.
+        ValueError: for a number out of range.
     """
 
     jitter: int | float = 0.2
@@ -94,17 +92,17 @@ class Augmentation:
 
     @classmethod
     def none(cls) -> "Augmentation":
-        """No change at all: the crops of inference."""
+        """No augmentation: the crops of inference."""
         return cls(jitter=0.0, flip=0.0, half_body=0.0, scale=0.0, rotation=0.0)
 
 
 class AugmentedRegions(NamedTuple):
-    """What to cut out of the images, one of each for every crop.
+    """The augmented regions of a batch of crops.
 
     Attributes:
-        center, scale: Float[n 2], in pixels of the image.
-        rotation: Float[n], degrees by which the region is turned in the image, before it is mirrored.
-        flip: Bool[n], whether the crop is mirrored left to right.
+        center, scale: centre and size, in pixels of the image.
+        rotation: angle of the region in the image, in degrees, before mirroring.
+        flip: whether the crop is mirrored left to right.
     """
 
     center: Float[Array, "n 2"]
@@ -116,17 +114,17 @@ class AugmentedRegions(NamedTuple):
 def skeleton_arrays(
     skeletons: Sequence[Skeleton], num_keypoints: int | None = None
 ) -> tuple[Int[np.ndarray, "skeletons K"], Bool[np.ndarray, "skeletons K"]]:
-    """What augmentation needs to know of skeletons, as arrays; index them by the data set of each crop.
+    """Skeletons as arrays for augmentation; index them with the dataset of each crop.
 
     Args:
-        skeletons: for example those of a model's heads.
-        num_keypoints: K, at least the largest skeleton's; None for just that.
+        skeletons: for example the skeletons of a model's heads.
+        num_keypoints: K; None for that of the largest skeleton.
 
     Returns:
-        flip_indices, int32, and upper_body. Keypoints that a skeleton does not have stay where they are.
+        flip_indices, int32, and upper_body. A keypoint that a skeleton does not have is its own mirror image.
 
     Raises:
-        ValueError: where a skeleton has more than `num_keypoints`.
+        ValueError: if a skeleton has more than `num_keypoints` keypoints.
     """
     largest = max(skeleton.num_keypoints for skeleton in skeletons)
     num_keypoints = largest if num_keypoints is None else num_keypoints
@@ -152,23 +150,26 @@ def augment_regions(
     extent: Float[Array, "n 2"] | None = None,
     augmentation: Augmentation = Augmentation(),
 ) -> AugmentedRegions:
-    """Vary the regions of a batch.
+    """Augment the regions of a batch at random.
 
     Args:
-        key: decides everything random.
+        key: key of all random numbers.
         center, scale: of each region in pixels of its image, from `boxes_to_regions`.
-        keypoints: (x, y) in pixels of the image; where not visible they may be anything.
-        visible: which keypoints are labelled: those above 0.
-        upper_body: which keypoints belong to the upper body; where none does, there are no half bodies.
-        size: height and width of the crops; only their ratio counts.
-        extent: width and height of the boxes, in which jitter is measured; None for the regions without their
-            padding, which is a little more for boxes of another aspect. 0 for no jitter.
-        augmentation: how; static under `jax.jit`.
+        keypoints: (x, y) in pixels of the image; any value if not visible.
+        visible: labelled keypoints are above 0.
+        upper_body: True for keypoints of the upper body; a skeleton without any gets no half bodies.
+        size: height and width of the crops; only their ratio matters.
+        extent: width and height of the boxes, the unit of jitter; None for the regions without their padding, which are
+            slightly larger than boxes of another aspect. 0 for no jitter.
+        augmentation: how regions are varied; static under `jax.jit`.
+
+    Returns:
+        The augmented regions.
     """
     n = len(center)
-    # Every number is drawn, used or not: what is turned off does not change the rest.
-    even_key, normal_key = jax.random.split(key)
-    if_jitter, jitter_x, jitter_y, if_flip, if_half, if_turn = jax.random.uniform(even_key, (6, n))
+    # All numbers are drawn, even if unused: turning one augmentation off does not change the others.
+    uniform_key, normal_key = jax.random.split(key)
+    if_jitter, jitter_x, jitter_y, if_flip, if_half, if_rotate = jax.random.uniform(uniform_key, (6, n))
     which_half, factor, angle = jax.random.normal(normal_key, (3, n))
 
     if augmentation.jitter:
@@ -178,16 +179,16 @@ def augment_regions(
     flip = if_flip < augmentation.flip
     if augmentation.half_body:
         enough = jnp.sum(visible > 0, axis=1) > augmentation.half_body_keypoints
-        # The original compares a normal number with 0.5, where an even one may have been meant: 69 % upper.
+        # The original compares a normal number with 0.5, perhaps instead of a uniform one: 69 % are upper bodies.
         half_center, half_scale, possible = _half_bodies(keypoints, visible > 0, upper_body, which_half < 0.5, size)
-        wanted = (enough & possible & (if_half < augmentation.half_body))[:, None]
-        center = jnp.where(wanted, half_center, center)
-        scale = jnp.where(wanted, half_scale * augmentation.half_body_padding, scale)
+        take_half = (enough & possible & (if_half < augmentation.half_body))[:, None]
+        center = jnp.where(take_half, half_center, center)
+        scale = jnp.where(take_half, half_scale * augmentation.half_body_padding, scale)
     if augmentation.scale:
         spread = augmentation.scale
         scale = scale * jnp.clip(1 + spread * factor, 1 - spread, 1 + spread)[:, None]
     degrees = augmentation.rotation * jnp.clip(angle, -2, 2)
-    rotation = jnp.where(if_turn < augmentation.rotation_probability, degrees, 0.0)
+    rotation = jnp.where(if_rotate < augmentation.rotation_probability, degrees, 0.0)
     return AugmentedRegions(center, scale, rotation, flip)
 
 
@@ -210,22 +211,22 @@ def augment_crops(
     mean: tuple[float, ...] = IMAGENET_MEAN,
     std: tuple[float, ...] = IMAGENET_STD,
 ) -> tuple[Float[Array, "n height width 3"], Float[Array, "n K 2"], Bool[Array, "n K"] | Num[Array, "n K"]]:
-    """Crops for training and where the keypoints are in them.
+    """Augmented crops for training, and their keypoints.
 
     Args:
-        key: decides everything random.
-        pixels, shapes: images and each crop's place among them, as `warp` wants them.
+        key: key of all random numbers.
+        pixels, shapes: flat pixel buffer of the images, and start, height and width of each crop's image, as in `warp`.
         center, scale, keypoints, visible, upper_body, extent, augmentation: as in `augment_regions`.
         flip_indices: of each crop's skeleton, see `skeleton_arrays`.
         size: height and width of the crops.
-        udp: the affine map of preprocess.py, one for all or one for each crop.
-        border: what lies outside the image, see preprocess.py.
-        mean, std: for each channel, of pixels scaled to 0..1.
+        udp: the affine map (preprocess.py), for all crops or for each.
+        border: pixel values outside the image, see preprocess.py.
+        mean, std: of each channel, for pixels scaled to 0..1.
 
     Returns:
-        crops, normalised, float32; keypoints, (x, y) in pixels of the crops; visible. Both of the latter are in the
-        order of the skeleton again where the crop is mirrored. Keypoints that have left the crop stay visible:
-        `gaussian_heatmaps` decides by how far they are from it.
+        crops, float32, normalised; keypoints, (x, y) in pixels of the crops; visible. In mirrored crops keypoints and
+        visible are reordered, so they are in the order of the skeleton. Keypoints outside the crop stay visible:
+        `gaussian_heatmaps` decides by their distance.
 
     Raises:
         ValueError: for an unknown border.
@@ -248,8 +249,8 @@ def augment_crops(
     grid = jnp.broadcast_to(jnp.stack([columns, rows], axis=-1), (len(center), height, width, 2))
     regions, flip = Regions(regions.center, regions.scale, regions.rotation), regions.flip
     sources = crop_to_image(_mirror(grid, flip, width, udp), regions, size, udp=udp)
-    grey = warp(PackedImages(pixels, shapes), sources, border=border)
-    crops = normalize(_change_colors(color_key, grey, augmentation), mean, std)
+    crops = warp(PackedImages(pixels, shapes), sources, border=border)
+    crops = normalize(_change_colors(color_key, crops, augmentation), mean, std)
     if augmentation.erasing:
         crops = jnp.where(_erased(erase_key, len(crops), size, augmentation)[..., None], 0.0, crops)
 
@@ -263,7 +264,7 @@ def augment_crops(
 def _mirror(
     points: Float[Array, "n *points 2"], flip: Bool[Array, " n"], width: int, udp: bool | Bool[Array, " n"]
 ) -> Float[Array, "n *points 2"]:
-    """Points of a crop in its mirror image, where `flip`; its own inverse. See the top of this file."""
+    """Points of a crop in its mirror image, for crops with `flip`; its own inverse. See the top of this file."""
     per_crop = (len(flip), *(1,) * (points.ndim - 2))
     last = jnp.broadcast_to(width - jnp.asarray(udp, jnp.float32), len(flip)).reshape(per_crop)
     x = jnp.where(flip.reshape(per_crop), last - points[..., 0], points[..., 0])
@@ -277,9 +278,9 @@ def _half_bodies(
     prefer_upper: Bool[Array, " n"],
     size: tuple[int, int],
 ) -> tuple[Float[Array, "n 2"], Float[Array, "n 2"], Bool[Array, " n"]]:
-    """Centre and size, not yet padded, of the visible keypoints of half a body, and where there is one.
+    """Centre and unpadded size of the visible keypoints of half a body, and whether there is such a half.
 
-    A half needs three keypoints to be chosen over the other one; `half_body_transform` of the original.
+    A half with fewer than three keypoints is not preferred over the other; `half_body_transform` of the original.
     """
     upper, lower = visible & upper_body, visible & ~upper_body
     enough_upper, enough_lower = (jnp.sum(half, axis=1) > 2 for half in (upper, lower))
@@ -293,45 +294,44 @@ def _half_bodies(
     )
     aspect = size[1] / size[0]
     width = jnp.maximum(extent[:, 0], extent[:, 1] * aspect)
-    # Keypoints in one place make no region.
+    # Keypoints at a single place have no extent.
     possible = (count >= 2) & (width > 0) & jnp.any(upper_body, axis=1)
     return center, jnp.stack([width, width / aspect], axis=-1), possible
 
 
 def _change_colors(
-    key: PRNGKeyArray, grey: Float[Array, "n height width 3"], augmentation: Augmentation
+    key: PRNGKeyArray, pixels: Float[Array, "n height width 3"], augmentation: Augmentation
 ) -> Float[Array, "n height width 3"]:
-    """Change brightness, contrast, saturation and hue; grey levels stay within 0 to 255.
+    """Change brightness, contrast, saturation and hue; pixel values stay within 0 to 255.
 
-    All four together are one matrix for the three colours and one number added to them: contrast is changed
-    about the mean brightness of the crop.
+    All four are one affine map of the three colours: a matrix, and a shift, as contrast changes about the mean luma.
     """
     spreads = (augmentation.brightness, augmentation.contrast, augmentation.saturation, augmentation.hue)
     if not any(spreads):
-        return grey
-    draws = jax.random.uniform(key, (4, len(grey)), minval=-1, maxval=1)
+        return pixels
+    draws = jax.random.uniform(key, (4, len(pixels)), minval=-1, maxval=1)
     brightness, contrast, saturation = (1 + spread * draw for spread, draw in zip(spreads[:3], draws[:3], strict=True))
     angle = 2 * math.pi * augmentation.hue * draws[3]
     cos, sin = saturation * jnp.cos(angle), saturation * jnp.sin(angle)
     zero, one = jnp.zeros_like(angle), jnp.ones_like(angle)
-    turns = jnp.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=-1).reshape(-1, 3, 3)
+    rotations = jnp.stack([one, zero, zero, zero, cos, -sin, zero, sin, cos], axis=-1).reshape(-1, 3, 3)
     exact = jax.lax.Precision.HIGHEST
-    matrices = jnp.einsum("ij,njk,kl->nil", np.linalg.inv(YIQ), turns, YIQ, precision=exact).astype(jnp.float32)
+    matrices = jnp.einsum("ij,njk,kl->nil", np.linalg.inv(YIQ), rotations, YIQ, precision=exact).astype(jnp.float32)
     matrices *= (brightness * contrast)[:, None, None]
-    middle = jnp.mean(grey, axis=(1, 2)) @ jnp.asarray(YIQ[0], jnp.float32)
-    shift = brightness * (1 - contrast) * middle
-    levels = jnp.einsum("nij,nhwj->nhwi", matrices, grey, precision=exact)
-    return jnp.clip(levels + shift[:, None, None, None], 0.0, 255.0)
+    mean_luma = jnp.mean(pixels, axis=(1, 2)) @ jnp.asarray(YIQ[0], jnp.float32)
+    shift = brightness * (1 - contrast) * mean_luma
+    changed = jnp.einsum("nij,nhwj->nhwi", matrices, pixels, precision=exact)
+    return jnp.clip(changed + shift[:, None, None, None], 0.0, 255.0)
 
 
 def _erased(
     key: PRNGKeyArray, n: int, size: tuple[int, int], augmentation: Augmentation
 ) -> Bool[Array, "n height width"]:
-    """The pixels of one random rectangle in each crop that gets one; it lies inside the crop."""
+    """True inside a random rectangle of each crop, with probability `erasing`; the rectangle is inside the crop."""
     if_erase, area, aspect, top, left = jax.random.uniform(key, (5, n))
     smallest, largest = augmentation.erased_area
     area = (smallest + (largest - smallest) * area) * math.prod(size)
-    aspect = jnp.exp(math.log(WIDEST_ERASED) * (2 * aspect - 1))
+    aspect = jnp.exp(math.log(MAX_ERASED_ASPECT) * (2 * aspect - 1))
     sides = jnp.asarray(size, jnp.float32)[:, None]
     lengths = jnp.minimum(jnp.sqrt(area * jnp.stack([1 / aspect, aspect])), sides)
     starts = jnp.stack([top, left]) * (sides - lengths)

@@ -1,13 +1,14 @@
-"""Distillation: a small model, the student, learns from a large one that is trained, the teacher.
+"""Distillation: a small model, the student, learns from a large trained model, the teacher.
 
 Two ways, alone or together (ViTPose, arXiv:2204.12484):
 
-    output    the loss gains weight x the mean squared difference between the heatmaps of student and teacher
-    token     the teacher, all of it frozen, learns a token that is appended to its patches; the student gets that
-              token, frozen, beside its own patches (`VitPoseConfig.knowledge_token`)
+    output    adds to the loss: weight x the mean squared difference between the heatmaps of student and teacher
+    token     the frozen teacher learns a token that is appended to its patches; the student gets this token, frozen,
+              beside its own patches (`VitPoseConfig.knowledge_token`)
 
-The teacher is computed inside the compiled step, on the student's crops, and predicts. Its parameters are an argument
-of the program: they are neither constants of it nor part of the state.
+The teacher runs inside the compiled micro-step, on the student's crops, in evaluation mode. Its parameters are an
+argument
+of the program: they are neither constants in it nor part of the state.
 """
 
 from collections.abc import Iterable
@@ -31,27 +32,35 @@ TOKEN = "backbone.knowledge_token.token"
 
 
 class Teacher(NamedTuple):
-    """A teacher made ready for a student; from `make_teacher`.
+    """A teacher that fits a student; from `make_teacher`.
 
     Attributes:
-        graphdef: of the teacher, set to predict.
+        graphdef: the teacher's graph, in evaluation mode.
         tensors: its parameters, by flat name.
-        weight: of the heatmaps' difference in the loss.
-        numbers: the teacher's number for each data set of the student; an int for a student with one head.
+        weight: weight of the heatmaps' mean squared difference in the loss.
+        dataset_index: the teacher's `dataset_index` for each of the student's; an int if the student has one head.
         num_keypoints: channels of the student's heatmaps.
     """
 
     graphdef: nnx.GraphDef
     tensors: Tensors
     weight: float
-    numbers: int | Int[np.ndarray, " datasets"]
+    dataset_index: int | Int[np.ndarray, " datasets"]
     num_keypoints: int
 
     def heatmaps(
         self, tensors: Tensors, crops: Float[Array, "n height width channels"], dataset_index: Int[Array, " n"]
     ) -> Float[Array, "n rows columns K"]:
-        """What the student is to give for crops; `tensors` are the teacher's, as an argument of the program."""
-        index = self.numbers if isinstance(self.numbers, int) else jnp.asarray(self.numbers)[dataset_index]
+        """The teacher's heatmaps of crops.
+
+        Args:
+            tensors: the teacher's parameters, as an argument of the program.
+            crops: the student's crops, normalised.
+            dataset_index: the student's, of each crop.
+        """
+        index = self.dataset_index
+        if not isinstance(index, int):
+            index = jnp.asarray(index)[dataset_index]
         return merge(self.graphdef, tensors)(crops, index)[..., : self.num_keypoints]
 
 
@@ -66,61 +75,61 @@ def make_teacher(
     """A teacher for a student.
 
     Args:
-        model: of any width and depth, in any dtype.
-        student: its configuration.
-        weight: of the heatmaps' difference in the loss.
-        mesh: of the training; the teacher's parameters are laid out as the student's.
-        source: where the teacher comes from, for the error.
+        model: the teacher, of any width, depth and dtype.
+        student: the student's configuration.
+        weight: weight of the heatmaps' mean squared difference in the loss.
+        mesh: the mesh of the run; the teacher's parameters are sharded like the student's.
+        source: name of the teacher, for errors.
 
     Raises:
-        ValueError: where the two do not see the same crops or do not give the same heatmaps; all of that at once.
+        ValueError: if teacher and student take different crops or return different heatmaps, listing all differences.
     """
-    theirs = model.config
-    parameters.raise_problems(_disagreements(theirs, student), source=str(source))
+    config = model.config
+    parameters.raise_problems(_differences(config, student), source=str(source))
     model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
     tensors = parameters.flatten(model)
     heads = [skeleton.name for skeleton in student.skeletons]
-    numbers = [theirs.dataset_index(name) if name in heads else 0 for name in student.datasets]
+    indices = [config.dataset_index(name) if name in heads else 0 for name in student.datasets]
     return Teacher(
         graphdef=nnx.graphdef(model),
         tensors=tensors if mesh is None else put_parameters(tensors, mesh),
         weight=weight,
-        numbers=theirs.dataset_index(heads[0]) if len(heads) == 1 else np.array(numbers, np.int32),
+        dataset_index=config.dataset_index(heads[0]) if len(heads) == 1 else np.array(indices, np.int32),
         num_keypoints=max(skeleton.num_keypoints for skeleton in student.skeletons),
     )
 
 
 def with_token(model: VitPose, source: str | Path | VitPose) -> VitPose:
-    """A student with the knowledge token of another model, in the place of its own.
+    """The student with the knowledge token of another model instead of its own.
 
     Args:
-        model: with a `knowledge_token` as wide as the other's.
-        source: a ViTPose that has learnt a token: a model, or whatever `from_pretrained` reads.
+        model: the student; its `knowledge_token` has the width of the other model's.
+        source: a ViTPose that has learnt a token: a model, or anything `from_pretrained` reads.
 
     Raises:
-        ValueError: where the source has no token or one of another width, or the model has none.
+        ValueError: if the source has no token, or its token has another width than the student's.
     """
-    given = source if isinstance(source, VitPose) else load_vitpose(source)
+    teacher = source if isinstance(source, VitPose) else load_vitpose(source)
     where = "the token's model" if isinstance(source, VitPose) else str(source)
-    width = 0 if given is None else given.config.knowledge_token
+    width = 0 if teacher is None else teacher.config.knowledge_token
     if not width:
-        raise ValueError(f"{where}: expected a ViTPose that has learnt a knowledge token, got one without")
+        raise ValueError(f"{where}: expected a ViTPose with a knowledge token, got one without")
     if width != model.config.knowledge_token:
         raise ValueError(f"{where}: expected a knowledge token of width {model.config.knowledge_token}, got {width}")
     abstract = abstract_vitpose(model.config, dtype=model.backbone.dtype, param_dtype=model.backbone.param_dtype)
-    return parameters.fill(abstract, parameters.flatten(model) | {TOKEN: parameters.flatten(given)[TOKEN]})
+    return parameters.fill(abstract, parameters.flatten(model) | {TOKEN: parameters.flatten(teacher)[TOKEN]})
 
 
-def _disagreements(teacher: VitPoseConfig, student: VitPoseConfig) -> Iterable[str]:
+def _differences(teacher: VitPoseConfig, student: VitPoseConfig) -> Iterable[str]:
     for name in ("image_size", "num_channels", "image_mean", "image_std", "heatmap_size"):
         if getattr(teacher, name) != getattr(student, name):
             yield f"{name}: expected {getattr(student, name)}, as the student's, got {getattr(teacher, name)}"
-    held = {skeleton.name: skeleton.keypoints for skeleton in teacher.skeletons}
+    heads = {skeleton.name: skeleton.keypoints for skeleton in teacher.skeletons}
     for skeleton in student.skeletons:
-        if skeleton.name not in held:
-            yield f"expected a head for {skeleton.name}, got heads for {', '.join(held)}"
-        elif held[skeleton.name] != skeleton.keypoints:
+        if skeleton.name not in heads:
+            yield f"expected a head for {skeleton.name}, got heads for {', '.join(heads)}"
+        elif heads[skeleton.name] != skeleton.keypoints:
             yield (
                 f"head {skeleton.name}: expected the student's {skeleton.num_keypoints} keypoints, "
-                f"got {len(held[skeleton.name])} others"
+                f"got {len(heads[skeleton.name])} others"
             )

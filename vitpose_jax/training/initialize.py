@@ -1,4 +1,4 @@
-"""Where a training starts: a new head on a backbone that has learnt to see, as the original's on MAE's."""
+"""The model at the start of a run: new heads on a pretrained backbone, as the original starts from MAE."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
-# What a source need not have.
+# Parameters that are initialised at random if the source does not have them.
 NEW = ("heads.", "backbone.knowledge_token.")
 
 
@@ -25,34 +25,35 @@ def initialize(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
 ) -> VitPose:
-    """A model to train: the backbone of a source, and heads that are new or, where they fit, a ViTPose's.
+    """A model to train: the backbone of a source, and its heads if they fit; other heads are new.
 
-    A knowledge token is new where the source has none.
+    A knowledge token is new if the source has none.
 
     Args:
-        config: of the model to be; crops, patches, windows, experts and skeletons may differ from the source's.
-        source: of the backbone, as of `load_backbone`: MAE, DINOv2, or another ViTPose, whose heads are taken
-            over for the data sets that have the same name and keypoints here, with the same decoder.
-        rngs: for what is new; heads are N(0, 0.001).
-        dtype, param_dtype: in which the model computes, and in which it stores its parameters.
+        config: configuration of the new model. Crop size, patches, windows, experts and skeletons may differ from the
+            source's.
+        source: a backbone, as in `load_backbone`: MAE, DINOv2, or another ViTPose. A head of a ViTPose is copied if the
+            new model has a head of the same name and keypoints, and the decoders are the same.
+        rngs: for new parameters; heads are drawn from N(0, 0.001).
+        dtype, param_dtype: dtype of the computation, and of the parameters.
 
     Raises:
-        ValueError: as `load_backbone`.
+        ValueError: as in `load_backbone`.
     """
-    given = source if isinstance(source, VitPose) else load_vitpose(source)
+    pretrained = source if isinstance(source, VitPose) else load_vitpose(source)
 
     @jax.jit
-    def fresh(key: Key[Array, ""]) -> dict[str, Array]:
+    def new_parameters(key: Key[Array, ""]) -> dict[str, Array]:
         model = VitPose(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(key))
         return {name: leaf for name, leaf in parameters.flatten(model).items() if name.startswith(NEW)}
 
-    tensors = fresh(rngs.params())
-    tensors |= load_backbone(source if given is None else given, config)
-    if given is not None and given.config.decoder == config.decoder:
-        known = {(skeleton.name, skeleton.keypoints) for skeleton in given.config.skeletons}
+    tensors = new_parameters(rngs.params())
+    tensors |= load_backbone(source if pretrained is None else pretrained, config)
+    if pretrained is not None and pretrained.config.decoder == config.decoder:
+        flat = parameters.flatten(pretrained)
+        heads = {(skeleton.name, skeleton.keypoints) for skeleton in pretrained.config.skeletons}
         for skeleton in config.skeletons:
-            if (skeleton.name, skeleton.keypoints) in known:
-                prefix = f"heads.{skeleton.name}."
-                tensors |= {name: leaf for name, leaf in parameters.flatten(given).items() if name.startswith(prefix)}
+            if (skeleton.name, skeleton.keypoints) in heads:
+                tensors |= {name: leaf for name, leaf in flat.items() if name.startswith(f"heads.{skeleton.name}.")}
     abstract = abstract_vitpose(config, dtype=dtype, param_dtype=param_dtype)
-    return parameters.fill(abstract, tensors, source=str(source) if given is None else "the ViTPose")
+    return parameters.fill(abstract, tensors, source=str(source) if pretrained is None else "the ViTPose")

@@ -1,19 +1,19 @@
-"""The loop of training: batches, steps, measuring, saving; and going on where it was cut short.
+"""The training loop: micro-steps, evaluations, checkpoints; a run can be interrupted and resumed.
 
     output/
-      config.json      the training, as it was read
+      config.json      the settings, presets written out
       metrics.jsonl    one line for each report and each evaluation
       checkpoints/     the last state, and that of the best model (checkpoints.py)
-      best/            the best model, or `last/` where nobody measures; a native folder for `from_pretrained`
-      tensorboard/     where asked for
+      best/            the best model, in the native format (`from_pretrained`)
+      last/            the final model, if there is no [evaluation]
+      tensorboard/     with log.tensorboard
 
-While a step is computed, the next batch is read and the metrics of the step before are looked at: an error in them is
-found one step late, and never saved.
+While the device computes a micro-step, the host reads the next batch and checks the metrics of the previous one. So an
+invalid loss is noticed one micro-step late; its state is never saved.
 """
 
 import contextlib
 import dataclasses
-import json
 import math
 import pathlib
 import signal
@@ -25,45 +25,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.sharding import Mesh
 
-from vitpose_jax import checkpoint, convert, from_pretrained
-from vitpose_jax.datasets.dataset import Dataset, read_dataset
+from vitpose_jax import checkpoint, convert
+from vitpose_jax.datasets.dataset import Dataset
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.runner import evaluate
-from vitpose_jax.evaluation.scoring import check_scorable
 from vitpose_jax.storage import parameters
-from vitpose_jax.storage.atomic import write_whole
-from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
-from vitpose_jax.training.checkpoints import Checkpoints
-from vitpose_jax.training.config import TrainConfig, changed
-from vitpose_jax.training.data import Loader, make_loader
-from vitpose_jax.training.distill import Teacher, make_teacher, with_token
-from vitpose_jax.training.initialize import initialize
-from vitpose_jax.training.people import PersonSource
-from vitpose_jax.training.reports import METRICS, Log, cut
-from vitpose_jax.training.sharding import make_mesh, put_batch, to_host
-from vitpose_jax.training.step import TrainState, init_state, make_train_step
+from vitpose_jax.storage.tensors import CONFIG_FILE
+from vitpose_jax.training.config import EvaluationConfig, TrainConfig
+from vitpose_jax.training.reports import Log
+from vitpose_jax.training.setup import CHECKPOINTS, Run, prepare
+from vitpose_jax.training.sharding import put_batch, to_host
+from vitpose_jax.training.step import TrainState
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
-
-CONFIG, CHECKPOINTS = "config.json", "checkpoints"
 
 
 class DivergenceError(ValueError):
-    """The loss, or a gradient, is not finite."""
+    """The loss or the norm of the gradients is NaN or infinite."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FitResult:
-    """What a training came to.
+    """The result of a training run.
 
     Attributes:
-        step: updates made, those of earlier parts of the training included.
-        finished: False where it was interrupted.
-        model: folder of the best model, or of the last where nobody measured; None where there is none yet.
-        best: all metrics of the best model; None where nobody measured.
-        checkpoint: folder of the last checkpoint.
+        step: number of updates, including those before a resume.
+        finished: False if the run was interrupted.
+        model: folder of the best model, or of the final one without [evaluation]; None if there is none yet.
+        best: all metrics of the best model; None before the first evaluation.
+        checkpoint: folder of the last checkpoint; None if there is none yet.
     """
 
     step: int
@@ -74,287 +64,172 @@ class FitResult:
 
 
 def fit(config: TrainConfig, *, resume: bool = False, progress: bool = False) -> FitResult:
-    """Train.
+    """Train a model.
 
-    With `jax.distributed` initialised every process calls this alike, with an output folder that all share.
-    Ctrl-C, or the signal to terminate, ends the training after the present step; its state is saved.
+    Ctrl-C, or a signal to terminate, ends the run after the current step and saves its state. With `jax.distributed`
+    every process makes the same call, with an output folder that all of them share.
 
     Args:
-        config: all about it.
-        resume: go on with the training in the output folder, where there is one.
-        progress: a bar on standard error.
+        config: settings of the run.
+        resume: continue the run in the output folder, if there is one.
+        progress: show a bar on standard error.
 
     Raises:
-        ValueError: where the output folder holds a training and `resume` is not set, or that is another one; for
-            data, models and devices that do not fit.
-        DivergenceError: where the loss is not finite; naming the step, and the last checkpoint, which stays.
+        ValueError: if the output folder holds a run and `resume` is False, or a run with other settings; for data,
+            models and devices that do not fit the settings.
+        DivergenceError: if the loss is not finite, naming the step and the last checkpoint.
     """
-    output = pathlib.Path(config.output)
-    _prepare(config, output, resume=resume)
-    accumulate = config.optim_config(1).accumulate
-    processes, first = jax.process_count(), jax.process_index() == 0
-    mesh = None
-    if len(jax.devices()) > 1:
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    elif config.mesh.fsdp != 1 or config.mesh.data not in (None, 1):
-        raise ValueError(f"mesh: expected 1 x 1 with one device, got {config.mesh.data} x {config.mesh.fsdp}")
-    if config.batch_size % len(jax.devices()):
-        raise ValueError(
-            f"batch_size: expected a multiple of the {len(jax.devices())} devices, got {config.batch_size}"
-        )
-
-    with contextlib.ExitStack() as stack:
-        teacher = _teacher(config, mesh)
-        measured = _measured(config)
-        loader = stack.enter_context(contextlib.closing(_loader(config)))
-        per_epoch = max(1, loader.steps_per_epoch // accumulate)
-        total = config.steps or max(1, round(config.epochs * per_epoch))
-        optim_config = config.optim_config(total)
-        model = _model(config)
-        graphdef, optimizer, state = init_state(model, optim_config, mesh)
-        evaluate_every = _every(config.evaluation, per_epoch, default=10)
-        save_every = _every(config.checkpoint, per_epoch, default=1)
-        run = make_train_step(
-            config.vitpose,
-            graphdef,
-            optimizer,
-            optim_config=optim_config,
-            augmentation=config.augment,
-            loss=config.loss,
-            sigma=config.sigma,
-            remat=config.remat,
-            mesh=mesh,
-            teacher=teacher,
-        )
-        checkpoints = stack.enter_context(Checkpoints(output / CHECKPOINTS))
-        best: dict[str, float] | None = None
-        if checkpoints.last is not None:
-            state, position, note = checkpoints.restore(state)
-            loader.set_state(position)
-            best = note["best"]
-        if first:
-            cut(output / METRICS, int(state.step) // accumulate)
-            write_whole(output / CONFIG, (json.dumps(config.to_dict(), indent=1) + "\n").encode())
-        log = stack.enter_context(Log(config, total, accumulate, progress=progress and first, shown=first))
-        log.start(int(state.step))
-        stopped = stack.enter_context(_signals())
-        key = jax.random.key(config.seed)
-
-        def save(value: float | None = None) -> None:
-            checkpoints.save(state, loader.get_state(), {"best": best}, value=value)
-
-        def check(step: int, metrics: dict[str, Any]) -> None:
-            values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-            bad = [name for name in ("loss", "gradient_norm") if not math.isfinite(values[name])]
-            if bad:
-                checkpoints.wait()
-                last = checkpoints.last
-                kept = "no checkpoint was saved yet" if last is None else f"the last checkpoint, of batch {last}, stays"
-                raise DivergenceError(
-                    f"step {step // accumulate + 1} of {total}: {bad[0]} is {values[bad[0]]}; {kept} "
-                    f"in {output / CHECKPOINTS}. A lower learning rate or gradient clipping may help"
-                )
-            log.step(step, values)
-
-        pending: tuple[int, dict[str, Any]] | None = None
-        step = int(state.step)
-        while step < total * accumulate:
-            batch = next(loader)
-            state, metrics = run(state, batch if mesh is None else put_batch(batch, mesh), key)
-            if pending is not None:
-                check(*pending)
-            pending, step = (step, metrics), step + 1
-            update, whole = divmod(step, accumulate)
-            if whole:
-                continue
-            ends, stop = update == total, _agreed(stopped, processes)
-            if not (ends or stop or update % save_every == 0 or (measured and update % evaluate_every == 0)):
-                continue
-            check(*pending)
-            pending = None
-            value = None
-            if measured and (ends or update % evaluate_every == 0):
-                found = _evaluate(config, measured, state)
-                value = _value(config, found)
-                log.write({"step": update, **{f"evaluation/{name}": number for name, number in found.items()}})
-                if best is None or value > _value(config, best):
-                    best = found
-                    _export(config, state, output / "best", first)
-            elif ends and not measured:
-                _export(config, state, output / "last", first)
-            save(value)
-            if stop:
-                break
-        checkpoints.wait()
-        last = checkpoints.last
-        folder = output / ("best" if measured else "last")
+    first = jax.process_index() == 0
+    with (
+        prepare(config, resume=resume) as run,
+        Log(config, run.total_steps, run.accumulate, progress=progress and first, shown=first) as log,
+        _caught_signals() as signals,
+    ):
+        log.start(run.micro_step // run.accumulate)
+        _train(run, log, signals)
+        run.checkpoints.wait()
+        last = run.checkpoints.last
+        folder = run.output / ("last" if run.eval_dataset is None else "best")
         return FitResult(
-            step=step // accumulate,
-            finished=step == total * accumulate,
+            step=run.micro_step // run.accumulate,
+            finished=run.micro_step == run.total_steps * run.accumulate,
             model=folder if (folder / CONFIG_FILE).exists() else None,
-            best=best,
-            checkpoint=None if last is None else output / CHECKPOINTS / str(last),
+            best=run.best,
+            checkpoint=None if last is None else run.output / CHECKPOINTS / str(last),
         )
 
 
-def _prepare(config: TrainConfig, output: pathlib.Path, *, resume: bool) -> None:
-    """See that the output folder is free, or holds the training to go on with; and that all of it can be written."""
-    if config.huggingface:
-        # Now, and not when the best model has been found.
-        convert.check_writable(config.vitpose, "huggingface")
-    held = output / CONFIG
-    if not held.exists():
-        return
-    if not resume:
-        raise ValueError(f"{output}: already holds a training; resume it or choose another folder")
-    differing = changed(read_json(held), config.to_dict())
-    if differing:
-        raise ValueError(f"{held}: expected the same training to resume, got others of {', '.join(differing)}")
+def _train(run: Run, log: Log, signals: list[int]) -> None:
+    """Train to the last step, or until a signal comes."""
+    key = jax.random.key(run.config.seed)
+    pending: tuple[int, dict[str, Any]] | None = None
+    while run.micro_step < run.total_steps * run.accumulate:
+        batch = next(run.loader)
+        run.state, metrics = run.train_step(run.state, batch if run.mesh is None else put_batch(batch, run.mesh), key)
+        if pending is not None:
+            _report(run, log, *pending)
+        pending = run.micro_step, metrics
+        run.micro_step += 1
+        step, remaining = divmod(run.micro_step, run.accumulate)
+        if remaining:
+            continue
+        last, interrupted = step == run.total_steps, _any_process(bool(signals))
+        evaluates = run.eval_dataset is not None and (last or step % run.evaluate_every == 0)
+        if last or interrupted or evaluates or step % run.save_every == 0:
+            _report(run, log, *pending)
+            pending = None
+            value = _evaluate(run, log, step) if evaluates else None
+            if last and run.eval_dataset is None:
+                _export(run, "last")
+            run.checkpoints.save(run.state, run.loader.get_state(), {"best": run.best}, value=value)
+        if interrupted:
+            return
 
 
-def _measured(config: TrainConfig) -> Dataset | None:
-    """The data set of the evaluation, once it is known that it can be measured."""
-    asked = config.evaluation
-    if asked is None:
-        return None
-    dataset = read_dataset(
-        config.protocol(asked.dataset),
-        asked.annotations,
-        asked.images,
-        detections=asked.detections,
-        head_boxes=asked.head_boxes,
-    )
-    check_scorable(dataset)
-    if dataset.protocol.metric != "pckh" and not dataset.protocol.skeleton.sigmas:
-        raise ValueError(f"evaluation: {dataset.protocol.name}: average precision needs sigmas in its skeleton")
-    return dataset
+def _report(run: Run, log: Log, micro_step: int, metrics: dict[str, Any]) -> None:
+    """Log the metrics of a micro-step (its index, from 0) once it is computed.
 
-
-def _loader(config: TrainConfig) -> Loader:
-    """The batches of this process."""
-    sources = [
-        PersonSource.read(
-            config.protocol(entry.dataset),
-            entry.annotations,
-            entry.images if isinstance(entry.images, str) else list(entry.images),
-            size=config.vitpose.image_size,
-            augmentation=config.augment,
-            weights=entry.weights,
-            min_keypoints=entry.min_keypoints,
-            cache=entry.cache,
-            skip_broken=entry.skip_broken,
-        )
-        for entry in config.data
-    ]
-    ratios = [entry.ratio for entry in config.data]
-    return make_loader(
-        sources,
-        batch_size=config.batch_size // jax.process_count(),
-        seed=config.seed,
-        config=config.vitpose,
-        ratios=None if None in ratios else ratios,
-        num_threads=config.loader.threads,
-        num_workers=config.loader.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
-def _model(config: TrainConfig) -> VitPose:
-    options: dict[str, Any] = {"dtype": jnp.dtype(config.precision), "param_dtype": jnp.float32}
-    rngs = nnx.Rngs(config.seed)
-    if config.init is None:
-        model = VitPose(config.vitpose, **options, rngs=rngs)
-    else:
-        model = initialize(config.vitpose, config.init, **options, rngs=rngs)
-    asked = config.distillation
-    return model if asked is None or asked.token is None else with_token(model, asked.token)
-
-
-def _teacher(config: TrainConfig, mesh: Mesh | None) -> Teacher | None:
-    asked = config.distillation
-    if asked is None or asked.teacher is None:
-        return None
-    model = from_pretrained(asked.teacher, dtype=jnp.dtype(config.precision))
-    return make_teacher(model, config.vitpose, weight=asked.weight, mesh=mesh, source=asked.teacher)
-
-
-def _every(part: Any, per_epoch: int, *, default: int) -> int:
-    """Updates between two."""
-    if part is not None and part.every_steps is not None:
-        return part.every_steps
-    epochs = default if part is None or part.every_epochs is None else part.every_epochs
-    return max(1, round(epochs * per_epoch))
-
-
-def trained_model(config: TrainConfig, state: TrainState) -> VitPose:
-    """The model that a state holds, ready to predict: its averaged parameters where there are some.
-
-    In several processes all call alike, and each has it whole.
+    Raises:
+        DivergenceError: if the loss or the norm of the gradients is not finite.
     """
-    tensors = to_host((state.trained if state.ema is None else state.ema) | state.rest)
-    abstract = abstract_vitpose(config.vitpose, dtype=jnp.dtype(config.precision), param_dtype=jnp.float32)
-    return parameters.fill(abstract, tensors, source="the state of the training")
+    values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+    for name in ("loss", "gradient_norm"):
+        if not math.isfinite(values[name]):
+            run.checkpoints.wait()
+            last = run.checkpoints.last
+            where = "there is no checkpoint yet"
+            if last is not None:
+                where = (
+                    f"the last checkpoint, of step {last // run.accumulate}, is {run.output / CHECKPOINTS / str(last)}"
+                )
+            raise DivergenceError(
+                f"step {micro_step // run.accumulate + 1} of {run.total_steps}: {name} is {values[name]}; {where}. "
+                "A lower learning rate or gradient clipping may help"
+            )
+    log.micro_step(micro_step, values)
 
 
-def _evaluate(config: TrainConfig, dataset: Dataset, state: TrainState) -> dict[str, float]:
-    asked = config.evaluation
-    devices = jax.local_devices()
-    # The estimator shares batches out among powers of two.
-    devices = devices[: min(1 << (len(devices).bit_length() - 1), asked.max_batch)]
-    estimator = PoseEstimator(
-        trained_model(config, state),
-        max_batch=asked.max_batch,
-        border="opencv",
-        stretch=dataset.protocol.stretch,
-        devices=devices if len(devices) > 1 else None,
-    )
-    metrics = evaluate(estimator, dataset, flip_test=asked.flip_test, limit=asked.limit).metrics
-    return {name: float(value) for name, value in metrics.items()}
+def _evaluate(run: Run, log: Log, step: int) -> float:
+    """Evaluate the model, write it if it is the best so far, and return the metric that decides."""
+    metrics = evaluate_state(run.config, run.eval_dataset, run.state)
+    value = _value(run.config.evaluation, metrics)
+    log.write({"step": step, **{f"evaluation/{name}": number for name, number in metrics.items()}})
+    if run.best is None or value > _value(run.config.evaluation, run.best):
+        run.best = metrics
+        _export(run, "best")
+    return value
 
 
-def _value(config: TrainConfig, metrics: dict[str, float]) -> float:
-    """The number that decides what is best; one that could not be measured is worse than any."""
-    name = config.evaluation.metric or next((name for name in ("AP", "PCKh@0.5") if name in metrics), None)
+def _value(evaluation: EvaluationConfig, metrics: dict[str, float]) -> float:
+    """The metric that decides which model is best, higher is better; NaN counts as worst."""
+    name = evaluation.metric or next((name for name in ("AP", "PCKh@0.5") if name in metrics), None)
     if name not in metrics:
         raise ValueError(f"evaluation.metric: expected one of {', '.join(metrics)}, got {name!r}")
     return -math.inf if math.isnan(metrics[name]) else metrics[name]
 
 
-def _export(config: TrainConfig, state: TrainState, folder: pathlib.Path, first: bool) -> None:
-    model = trained_model(config, state)
-    if first:
-        checkpoint.save(model, folder, overwrite=True)
-        if config.huggingface:
-            convert.write(model, folder.with_name(f"{folder.name}-huggingface"), to="huggingface", overwrite=True)
+def _export(run: Run, name: str) -> None:
+    """Write the model to a folder of the output, and for transformers if `huggingface` is set."""
+    model = trained_model(run.config, run.state)
+    if jax.process_index() == 0:
+        checkpoint.save(model, run.output / name, overwrite=True)
+        if run.config.huggingface:
+            convert.write(model, run.output / f"{name}-huggingface", to="huggingface", overwrite=True)
+
+
+def trained_model(config: TrainConfig, state: TrainState) -> VitPose:
+    """The model of a state, ready to predict: with averaged parameters if `ema_decay` is set.
+
+    All processes make the same call; each gets the whole model.
+    """
+    tensors = to_host((state.trained if state.ema is None else state.ema) | state.rest)
+    abstract = abstract_vitpose(config.model, dtype=jnp.dtype(config.precision), param_dtype=jnp.float32)
+    return parameters.fill(abstract, tensors, source="the state of the training")
+
+
+def evaluate_state(config: TrainConfig, dataset: Dataset, state: TrainState) -> dict[str, float]:
+    """The metrics of a state's model on a dataset, as `config.evaluation` says; on the devices of this process."""
+    options = config.evaluation
+    devices = jax.local_devices()
+    # The estimator splits batches over a power of two of devices.
+    devices = devices[: min(1 << (len(devices).bit_length() - 1), options.max_batch)]
+    estimator = PoseEstimator(
+        trained_model(config, state),
+        max_batch=options.max_batch,
+        border="opencv",
+        stretch=dataset.protocol.stretch,
+        devices=devices if len(devices) > 1 else None,
+    )
+    metrics = evaluate(estimator, dataset, flip_test=options.flip_test, limit=options.limit).metrics
+    return {name: float(value) for name, value in metrics.items()}
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[list[int]]:
-    """Signals that came; the second Ctrl-C is not caught any more. Nothing is caught outside the main thread."""
-    came: list[int] = []
+def _caught_signals() -> Iterator[list[int]]:
+    """A list of the signals that came. A second Ctrl-C interrupts at once. Other threads catch none."""
+    signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
-        yield came
+        yield signals
         return
 
     def note(number: int, frame: types.FrameType | None) -> None:
-        came.append(number)
-        signal.signal(number, before[number])
+        signals.append(number)
+        signal.signal(number, handlers[number])
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
+    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
         signal.signal(number, note)
     try:
-        yield came
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def _agreed(stopped: list[int], processes: int) -> bool:
-    """Whether any process was asked to stop; all find the same."""
-    if processes == 1:
-        return bool(stopped)
+def _any_process(value: bool) -> bool:
+    """Whether the value is True in any process; the same answer in all of them."""
+    if jax.process_count() == 1:
+        return value
     from jax.experimental import multihost_utils
 
-    return bool(np.any(multihost_utils.process_allgather(np.asarray([bool(stopped)]))))
+    return bool(np.any(multihost_utils.process_allgather(np.asarray([value]))))

@@ -1,6 +1,6 @@
-"""Losses and the training metric, on heatmaps. Arithmetic is float32 whatever the dtype of the predictions.
+"""Losses and the training metric, on heatmaps. The arithmetic is float32 for predictions of any dtype.
 
-What is not finite in a prediction shows in the loss, also where its weight is 0.
+NaN or infinity in a prediction makes the loss NaN or infinity, even at weight 0.
 """
 
 import jax
@@ -15,7 +15,7 @@ def keypoint_errors(
     target: Float[Array, "n height width K"],
     weights: Float[Array, "n K"] | None = None,
 ) -> Float[Array, "n K"]:
-    """Mean squared error of each heatmap, both multiplied by its weight before; None for no weights."""
+    """Mean squared error of each heatmap. The difference is multiplied by the heatmap's weight first; None for none."""
     difference = predicted.astype(jnp.float32) - target.astype(jnp.float32)
     if weights is not None:
         difference *= weights.astype(jnp.float32)[:, None, None, :]
@@ -29,15 +29,15 @@ def joints_mse(
     *,
     use_target_weight: bool = True,
 ) -> Float[Array, ""]:
-    """The loss ViTPose is trained with; `JointsMSELoss` of the original.
+    """The loss of ViTPose; `JointsMSELoss` of the original.
 
-    The mean over all keypoints of all crops, those of weight 0 included: few visible keypoints make a small
-    loss.
+    The mean over all keypoints of all crops, including keypoints of weight 0: the loss is small if few keypoints are
+    visible.
 
     Args:
         predicted, target: heatmaps.
-        weights: of each heatmap, from `gaussian_heatmaps`.
-        use_target_weight: False to count every heatmap fully.
+        weights: weight of each heatmap, from `gaussian_heatmaps`.
+        use_target_weight: False for weight 1 everywhere.
     """
     return jnp.mean(keypoint_errors(predicted, target, weights if use_target_weight else None))
 
@@ -50,17 +50,21 @@ def online_hard_keypoints(
     top_k: int = 8,
     use_target_weight: bool = True,
 ) -> Float[Array, ""]:
-    """As `joints_mse`, of the `top_k` worst keypoints of each crop alone; `JointsOHKMMSELoss` of the original.
+    """`joints_mse` over the `top_k` keypoints with the largest error of each crop; `JointsOHKMMSELoss` of the original.
+
+    Args:
+        predicted, target, weights, use_target_weight: as in `joints_mse`.
+        top_k: keypoints that count in a crop.
 
     Raises:
-        ValueError: where there are fewer than `top_k` keypoints, or `top_k` is not positive.
+        ValueError: if `top_k` is not from 1 to K.
     """
     if not 1 <= top_k <= predicted.shape[-1]:
         raise ValueError(f"top_k: expected 1 to {predicted.shape[-1]}, the number of keypoints, got {top_k}")
     errors = keypoint_errors(predicted, target, weights if use_target_weight else None)
-    # An error that is not a number must not be left out.
-    worst, _ = jax.lax.top_k(jnp.where(jnp.isnan(errors), jnp.inf, errors), top_k)
-    return jnp.mean(worst)
+    # top_k could leave NaN out.
+    largest, _ = jax.lax.top_k(jnp.where(jnp.isnan(errors), jnp.inf, errors), top_k)
+    return jnp.mean(largest)
 
 
 def joints_mse_by_dataset(
@@ -70,34 +74,35 @@ def joints_mse_by_dataset(
     dataset_index: Int[Array, " n"],
     num_keypoints: tuple[int, ...],
 ) -> Float[Array, " datasets"]:
-    """The losses of the heads of a ViTPose++ on one batch of several data sets; their sum is what is minimised.
+    """The losses of the heads of a ViTPose++ on a batch of several datasets; the loss of the batch is their sum.
 
-    As in the original (`TopDownMoE`), each head's loss is a mean over the whole batch in which the crops of other
-    data sets count 0: its size is proportional to the head's share of the batch. To weigh the data sets by
-    themselves, divide by that share.
+    As in the original (`TopDownMoE`), the loss of a head is a mean over the whole batch in which crops of other
+    datasets count 0. So it is proportional to the head's fraction of the batch. For equal weights of the datasets,
+    divide by that fraction.
 
     Args:
-        predicted: of each crop, the heatmaps of its own head in the first channels, as `VitPose` returns them.
-        target, weights: as in `joints_mse`; channels beyond a head's own are not read.
-        dataset_index: of each crop.
-        num_keypoints: of each data set's head, in the order of `dataset_index`; 0 where it has none.
+        predicted: heatmaps of each crop's own head in the first channels, as `VitPose` returns them.
+        target, weights: as in `joints_mse`; channels that the head does not have are not read.
+        dataset_index: dataset of each crop.
+        num_keypoints: keypoints of each dataset's head, in the order of `dataset_index`; 0 for a dataset without a
+            head.
 
     Returns:
-        One loss for each data set; all of them NaN where a crop's data set has no head.
+        The loss of each dataset; all are NaN if a crop's dataset has no head.
 
     Raises:
-        ValueError: for a head with more keypoints than there are channels.
+        ValueError: for a head with more keypoints than channels.
     """
     n, channels = weights.shape
     if not all(0 <= count <= channels for count in num_keypoints):
         raise ValueError(f"num_keypoints: expected 0 to {channels}, the number of channels, got {num_keypoints}")
     errors = keypoint_errors(predicted, target, weights)
     counts = jnp.asarray(num_keypoints)
-    mine = dataset_index[:, None] == jnp.arange(len(num_keypoints))
-    own = jnp.arange(channels) < counts[:, None]
-    sums = jnp.sum(jnp.where(mine[:, :, None] & own, errors[:, None, :], 0.0), axis=(0, 2))
-    every_crop_counts = jnp.all(jnp.any(mine & (counts > 0), axis=1))
-    return jnp.where(every_crop_counts, sums / (n * jnp.maximum(counts, 1)), jnp.nan)
+    belongs = dataset_index[:, None] == jnp.arange(len(num_keypoints))
+    has_channel = jnp.arange(channels) < counts[:, None]
+    sums = jnp.sum(jnp.where(belongs[:, :, None] & has_channel, errors[:, None, :], 0.0), axis=(0, 2))
+    every_crop_has_a_head = jnp.all(jnp.any(belongs & (counts > 0), axis=1))
+    return jnp.where(every_crop_has_a_head, sums / (n * jnp.maximum(counts, 1)), jnp.nan)
 
 
 def heatmap_pck(
@@ -107,27 +112,27 @@ def heatmap_pck(
     *,
     threshold: float = 0.05,
 ) -> Float[Array, ""]:
-    """The share of keypoints whose peak is near the target's; `pose_pck_accuracy` of the original.
+    """The fraction of keypoints whose peak is near the target's; `pose_pck_accuracy` of the original.
 
-    A peak is near where the distance is below `threshold`, after x was divided by the height and y by the width
-    of the heatmap: so it is in the original, whose numbers these are to be compared with. Heatmaps without a
-    positive pixel have their peak at (-1, -1).
+    A peak is near if its distance is below `threshold`, after dividing x by the height and y by the width of the
+    heatmap. The original does it so, and this metric is for comparison with it. A heatmap without a positive pixel has
+    its peak at (-1, -1).
 
     Args:
         predicted, target: heatmaps.
-        weights: keypoints with a weight of 0 do not count.
+        weights: keypoints with weight 0 do not count.
+        threshold: maximum normalised distance of a correct peak.
 
     Returns:
-        The mean over keypoints of the share among crops; keypoints that no crop has are left out. 0 where there
-        are none at all.
+        The fraction of crops for each keypoint, averaged over the keypoints that occur; 0 if none occurs.
     """
     height, width = predicted.shape[1:3]
     counted = weights > 0
     predicted_peaks, target_peaks = (_positive_peaks(heatmaps) for heatmaps in (predicted, target))
     distance = jnp.linalg.norm((predicted_peaks - target_peaks) / jnp.asarray([height, width], jnp.float32), axis=-1)
     crops = jnp.sum(counted, axis=0)
-    share = jnp.sum(counted & (distance < threshold), axis=0) / jnp.maximum(crops, 1)
-    return jnp.sum(share) / jnp.maximum(jnp.sum(crops > 0), 1)
+    fraction = jnp.sum(counted & (distance < threshold), axis=0) / jnp.maximum(crops, 1)
+    return jnp.sum(fraction) / jnp.maximum(jnp.sum(crops > 0), 1)
 
 
 def _positive_peaks(heatmaps: Float[Array, "n height width K"]) -> Float[Array, "n K 2"]:

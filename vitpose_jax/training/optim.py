@@ -1,7 +1,7 @@
-"""The original's optimiser: AdamW whose learning rate falls from block to block towards the input.
+"""The optimiser of the original: AdamW with a learning rate that gets smaller from block to block towards the input.
 
-Parameters to be trained are a dict from flat name to array, and so are gradients and the optimiser's moments:
-names decide what is frozen, decayed, scaled and sharded (`rules.match_rules`). A training step is
+Trained parameters are a dict from flat name to array. So are the gradients and the optimiser's moments. Rules on the
+names decide what is frozen, decayed, scaled and sharded (`name_rules.match_rules`). A step is
 
     model = training_view(model, optim_config.frozen)
     graphdef, trained, rest = split(model, optim_config.frozen)
@@ -16,7 +16,7 @@ names decide what is frozen, decayed, scaled and sharded (`rules.match_rules`). 
     updates, state = optimizer.update(gradients, state, trained)
     trained = optax.apply_updates(trained, updates)
 
-`rest` holds what no gradient reaches: frozen parameters, and BatchNorm's running mean and variance.
+`rest` holds the arrays without a gradient: frozen parameters, and BatchNorm's running mean and variance.
 """
 
 import dataclasses
@@ -44,8 +44,8 @@ Tensors = dict[str, Array]
 
 SCHEDULES = ("step", "cosine")
 
-# What the paper freezes, besides patterns of one's own. The last two are for distillation: a student keeps the token
-# it was given; a teacher learns one and nothing else.
+# Names for what the papers freeze. The last two are for distillation: a student keeps the token of its teacher; a
+# teacher learns a token and nothing else.
 FROZEN = {
     "attention": r"backbone\.blocks\.(attention|norm1)\..+",
     "ffn": r"backbone\.(patch_embed|blocks\.(mlp|norm2))\..+",
@@ -54,36 +54,37 @@ FROZEN = {
     "all_but_knowledge_token": r"(?!backbone\.knowledge_token\.token$).+",
 }
 
-# No decay for what is one-dimensional in the original; the blocks' are stacked here and have one axis more.
+# The original does not decay one-dimensional parameters. In blocks these have two axes here: blocks are stacked.
 WEIGHT_DECAY = ((r".+[._]bias|.+\.scale|.+\.pos_embed|.+\.token", False), (r".+[._]kernel", True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How to train; the defaults are those of ViTPose-B on COCO.
+    """The settings of the optimiser; the defaults train ViTPose-B on COCO.
 
     Attributes:
-        total_steps: updates of the parameters in the whole training.
-        learning_rate: of the head, after warm-up.
-        betas, eps: of Adam.
-        weight_decay: decoupled, as AdamW's: the learning rate multiplies it. None for biases, norms, positions.
-        layer_decay: a block's learning rate over that of the next; the embedding has the lowest.
-        clip_norm: largest norm of all gradients together; None does not clip.
+        total_steps: number of updates in the whole run; None until the length of the run is known.
+        learning_rate: learning rate of the heads after warm-up.
+        betas, eps: Adam's.
+        weight_decay: decoupled weight decay, multiplied by the learning rate as in AdamW. Biases, norms and position
+            embeddings are not decayed.
+        layer_decay: learning rate of a block divided by that of the next; the patch embedding has the lowest.
+        clip_norm: maximum norm of all gradients together; None for no clipping.
         warmup_steps, warmup_ratio: the rate rises linearly from warmup_ratio x learning_rate.
         schedule: "step" (times 0.1 at each of `milestones`) or "cosine" (down to 0).
-        milestones: where "step" goes down: whole numbers are steps, fractions are of `total_steps`.
-        accumulate: gradients averaged for one update.
-        frozen: what is not trained: "attention" (with its norm), "ffn" (with its norm and the embedding, as
-            the original freezes it), "backbone", "knowledge_token", "all_but_knowledge_token", or regular
-            expressions that match whole flat names. BatchNorm whose scale is frozen predicts, and is not changed.
-        drop_path: stochastic depth, for the call of the model.
-        ema_decay: of the exponential moving average of the parameters (`update_ema`); None for no average.
+        milestones: when "step" lowers the rate: whole numbers are steps, fractions are of `total_steps`.
+        accumulate: number of micro-steps (batches) whose gradients are averaged for one step.
+        frozen: what is not trained: "attention" (with its norm), "ffn" (with its norm and the patch embedding, as in
+            the original), "backbone", "knowledge_token", "all_but_knowledge_token", or regular expressions that match
+            whole flat names. A BatchNorm with a frozen scale uses its running statistics and does not change them.
+        drop_path: stochastic depth rate of the last block.
+        ema_decay: decay of the exponential moving average of the parameters (`update_ema`); None for no average.
 
     Raises:
-        ValueError: naming the field, what was expected and what came.
+        ValueError: listing all fields that are out of range, with what was expected and what came.
     """
 
-    total_steps: int
+    total_steps: int | None = None
     learning_rate: float = 5e-4
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
@@ -106,8 +107,9 @@ class OptimConfig:
 
     def _problems(self):
         for name in ("total_steps", "accumulate"):
-            if getattr(self, name) < 1:
-                yield f"{name}: expected 1 or more, got {getattr(self, name)}"
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                yield f"{name}: expected 1 or more, got {value}"
         for name in ("learning_rate", "eps", "layer_decay"):
             if not getattr(self, name) > 0:
                 yield f"{name}: expected a positive number, got {getattr(self, name)}"
@@ -128,16 +130,16 @@ class OptimConfig:
             yield f"milestones: expected positive steps, or fractions of total_steps below 1, got {self.milestones}"
 
     @classmethod
-    def preset(cls, name: str, *, total_steps: int, **changes: Any) -> "OptimConfig":
-        """What the original trained a model with: "base" on COCO, "plus-base" on six data sets, ...
+    def preset(cls, name: str, *, total_steps: int | None = None, **changes: Any) -> "OptimConfig":
+        """The settings of the original for a model: "base" on COCO, "plus-base" on six datasets, ...
 
         Args:
-            name: of a preset of `VitPoseConfig`.
-            total_steps: 210 epochs in the original, with 512 crops a step on COCO.
-            **changes: other fields.
+            name: name of a preset of `VitPoseConfig`.
+            total_steps: number of updates. The original trains for 210 epochs, with 512 crops a step on COCO.
+            **changes: fields that differ from the preset.
 
         Raises:
-            ValueError: for a name that is not known, listing those that are.
+            ValueError: for an unknown name, listing the known ones.
         """
         if name not in PRESETS:
             raise ValueError(f"no preset named {name!r}; expected one of {', '.join(PRESETS)}")
@@ -159,26 +161,26 @@ PRESETS["plus-huge"]["layer_decay"] = 0.8
 
 
 def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.GradientTransformation:
-    """The optimiser of the parameters that `split` gives for training.
+    """The optimiser of the trained parameters (`split`).
 
-    One update: clip all gradients by their common norm; Adam; add the decay; multiply by the scale of the
-    parameter's layer and the learning rate of the step. Equal to torch's `clip_grad_norm_` and `AdamW` with a
-    group of parameters for each layer.
+    One update: clip all gradients by their common norm; Adam; add the weight decay; multiply by the scale of the
+    parameter's layer and the learning rate of the step. Equal to torch's `clip_grad_norm_` and `AdamW` with one
+    parameter group for each layer.
 
     Args:
-        config: of the training.
-        vitpose: of the model.
+        config: settings, with `total_steps`.
+        vitpose: configuration of the model.
 
     Returns:
-        A transformation of dicts by flat name. With `accumulate` above 1, `update` returns zeros until it has
-        met that many gradients.
+        A transformation of dicts by flat name. With `accumulate` above 1, `update` returns zeros until it has seen
+        that many gradients. Its `init` raises ValueError if the parameters are not the trained ones, listing all
+        differences.
 
     Raises:
-        ValueError: where `frozen` matches nothing or everything; and its `init`, for parameters other than
-            those to be trained, all of them listed.
+        ValueError: if `frozen` matches nothing or everything, or if `total_steps` is None.
     """
     all_shapes = parameter_shapes(vitpose)
-    shapes = {name: all_shapes[name] for name, kept in trainable(config.frozen, all_shapes).items() if kept}
+    shapes = {name: all_shapes[name] for name, trains in trainable(config.frozen, all_shapes).items() if trains}
     all_scales = layer_scales(vitpose, config.layer_decay)
     scales = {name: np.reshape(all_scales[name], (-1,) + (1,) * (len(shapes[name]) - 1)) for name in shapes}
     decays = {name: config.weight_decay * decayed for name, decayed in match_rules(WEIGHT_DECAY, all_shapes).items()}
@@ -196,42 +198,47 @@ def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.Gradien
         optimizer = optax.MultiSteps(optimizer, config.accumulate).gradient_transformation()
 
     def init(trained: Tensors) -> optax.OptState:
-        parameters.raise_problems(parameters.differences(shapes, trained), source="the parameters to be trained")
+        parameters.raise_problems(parameters.differences(shapes, trained), source="the trained parameters")
         return optimizer.init(trained)
 
     return optax.GradientTransformation(init, optimizer.update)
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
-    """From the number of a step, from 0, to its learning rate.
+    """The schedule: from the index of a step, from 0, to its learning rate.
 
-    As mmcv's linear warm-up over its step or cosine policy, with steps in the place of epochs.
+    Same as mmcv's linear warm-up over its step or cosine policy, in steps instead of epochs.
+
+    Raises:
+        ValueError: if `total_steps` is None.
     """
+    if config.total_steps is None:
+        raise ValueError("OptimConfig: total_steps: expected the number of updates in the run, got None")
     steps = [round(at * config.total_steps) if isinstance(at, float) else at for at in config.milestones]
 
     def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
         step = jnp.asarray(step)
         warm = jnp.minimum(1, step / config.warmup_steps) if config.warmup_steps else 1
         if config.schedule == "step":
-            course = 0.1 ** jnp.sum(step >= jnp.asarray(steps, jnp.int32))
+            factor = 0.1 ** jnp.sum(step >= jnp.asarray(steps, jnp.int32))
         else:
-            course = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1, step / config.total_steps)))
-        return config.learning_rate * course * (config.warmup_ratio + (1 - config.warmup_ratio) * warm)
+            factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1, step / config.total_steps)))
+        return config.learning_rate * factor * (config.warmup_ratio + (1 - config.warmup_ratio) * warm)
 
     return rate
 
 
 def layer_scales(config: VitPoseConfig, decay: float) -> dict[str, Float[np.ndarray, " _"]]:
-    """What the learning rate of every parameter is multiplied by.
+    """The factor on the learning rate of each parameter.
 
     Args:
-        config: of the model.
-        decay: from one layer to the one before it.
+        config: configuration of the model.
+        decay: factor from one layer to the layer before it.
 
     Returns:
-        By flat name: decay^(depth + 1) for the embedding, decay^(depth - i) for block i, from 0, and 1 for the
-        last norm, the heads and a knowledge token. Parameters of the blocks have depth numbers, for their leading
-        axis; others one.
+        By flat name: decay^(depth + 1) for the patch embedding, decay^(depth - i) for block i, from 0, and 1 for the
+        last norm, the heads and a knowledge token. Parameters of the blocks have `depth` factors, one for each index
+        of their leading axis; other parameters have one factor.
     """
     depth = config.num_layers
     rules = (
@@ -246,72 +253,72 @@ def trainable(frozen: Sequence[str], names: Sequence[str] | dict[str, Any]) -> d
     """Whether each parameter is trained.
 
     Args:
-        frozen: as of `OptimConfig`.
+        frozen: as in `OptimConfig`.
         names: flat names of parameters.
 
     Raises:
-        ValueError: where something frozen matches no name, or where nothing is left to train.
+        ValueError: if an entry of `frozen` matches no name, or if no parameter is left to train.
     """
-    kept = match_rules([*((FROZEN.get(pattern, pattern), False) for pattern in frozen), (r".+", True)], names)
-    if not any(kept.values()):
-        raise ValueError(f"frozen: expected something left to train, got {tuple(frozen)}")
-    return kept
+    trains = match_rules([*((FROZEN.get(pattern, pattern), False) for pattern in frozen), (r".+", True)], names)
+    if not any(trains.values()):
+        raise ValueError(f"frozen: expected at least one parameter left to train, got {tuple(frozen)}")
+    return trains
 
 
 @functools.lru_cache(maxsize=8)
 def parameter_shapes(config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of a model's parameters by flat name, without BatchNorm's running statistics."""
+    """Shapes of the parameters of a model by flat name, without BatchNorm's running statistics."""
     flat = nnx.to_flat_state(nnx.state(abstract_vitpose(config), nnx.Param))
     return dict(sorted((".".join(map(str, path)), tuple(variable.get_value().shape)) for path, variable in flat))
 
 
 def training_view(model: VitPose, frozen: Sequence[str] = ()) -> VitPose:
-    """The model set to train: BatchNorm uses the batch and counts it, but where its scale is frozen.
+    """The model in training mode: a BatchNorm normalises with the batch and updates its statistics, unless frozen.
 
     Args:
         model: its arrays are shared.
-        frozen: as of `OptimConfig`.
+        frozen: as in `OptimConfig`. A BatchNorm is frozen if its scale is.
 
     Raises:
-        ValueError: as `trainable`.
+        ValueError: as in `trainable`.
     """
-    kept = trainable(frozen, parameter_shapes(model.config))
+    trains = trainable(frozen, parameter_shapes(model.config))
     return nnx.view(
         model,
-        only=lambda path, _: kept.get(".".join(map(str, (*path, "scale"))), False),
+        only=lambda path, _: trains.get(".".join(map(str, (*path, "scale"))), False),
         use_running_average=False,
         raise_if_not_found=False,
     )
 
 
 def split(model: VitPose, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef, Tensors, Tensors]:
-    """The parts of a model: what is static, the parameters to be trained, and all other arrays, by flat name.
+    """A model as its static graph, its trained parameters and all its other arrays, by flat name.
 
     Args:
-        model: its arrays are shared with the parts.
-        frozen: as of `OptimConfig`.
+        model: its arrays are shared with the result.
+        frozen: as in `OptimConfig`.
 
     Raises:
-        ValueError: as `trainable`.
+        ValueError: as in `trainable`.
     """
     tensors, statistics = parameters.flatten(model), batch_stats(model)
-    kept = trainable(frozen, [name for name in tensors if name not in statistics])
-    trained = {name: leaf for name, leaf in tensors.items() if kept.get(name)}
+    trains = trainable(frozen, [name for name in tensors if name not in statistics])
+    trained = {name: leaf for name, leaf in tensors.items() if trains.get(name)}
     return nnx.graphdef(model), trained, {name: leaf for name, leaf in tensors.items() if name not in trained}
 
 
 def merge(graphdef: nnx.GraphDef, *tensors: Tensors) -> VitPose:
-    """The model again, a new one that shares no variable: the inverse of `split`, with any arrays by those names."""
+    """A new model, with variables of its own, from a graph and arrays by flat name; the inverse of `split`."""
     flat = [(tuple(name.split(".")), leaf) for part in tensors for name, leaf in part.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), copy=True)
 
 
 def batch_stats(model: VitPose) -> Tensors:
-    """BatchNorm's running means and variances by flat name; nothing for the simple decoder."""
+    """BatchNorm's running means and variances by flat name; empty for the simple decoder."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
     return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
 
 
 def update_ema(average: Tensors, tensors: Tensors, decay: float) -> Tensors:
-    """The exponential moving average after one more step: decay x average + (1 - decay) x tensors, by name."""
+    """The moving average after one more step: decay x average + (1 - decay) x tensors, by flat name."""
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, tensors)

@@ -1,10 +1,11 @@
 """Training on several devices and several machines.
 
-The mesh has two axes. Crops of a batch are shared out over both. Parameters, with what the optimiser keeps of them,
-are whole on every device of "data" and shared out over "fsdp" (fully sharded data parallelism): with fsdp=1, plain
-data parallelism, every device holds all of them. XLA puts in the communication.
+The mesh has two axes, "data" and "fsdp". The crops of a batch are split over both. Parameters and the optimiser's
+moments are replicated over "data" and split over "fsdp" (fully sharded data parallelism). With fsdp=1 every device
+holds all of
+them: plain data parallelism. XLA inserts the communication.
 
-BatchNorm uses the whole batch, whatever the number of devices.
+BatchNorm uses the whole batch on any number of devices.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from vitpose_jax.training.name_rules import match_rules
 AXES = ("data", "fsdp")
 Tree = TypeVar("Tree")
 
-# The first axis that may be shared out; None for none. Blocks are scanned over along their axis 0.
+# The first axis that may be split; None for none. Axis 0 of the blocks' parameters is the block: it is scanned over.
 FSDP = (
     (r".+[._]bias|.+\.scale|.+\.mean|.+\.var|.+\.token", None),
     (r"backbone\.blocks\..+", 1),
@@ -32,14 +33,14 @@ def make_mesh(data: int | None = None, fsdp: int = 1, *, devices: Sequence[jax.D
     """A mesh of devices.
 
     Args:
-        data: devices, or groups of `fsdp` devices, that each hold the whole state; None for all there are.
-        fsdp: devices that share one state.
-        devices: None for all, those of other processes included.
+        data: number of groups; each holds the whole state. None for as many as there are devices for.
+        fsdp: devices in a group.
+        devices: None for all devices of all processes.
 
     Raises:
-        ValueError: where data x fsdp is not the number of devices.
+        ValueError: if data x fsdp is not the number of devices.
     """
-    # Process by process: each has a stretch of every batch to itself.
+    # Sorted by process: each process has a contiguous part of every batch.
     devices = sorted(
         jax.devices() if devices is None else devices, key=lambda device: (device.process_index, device.id)
     )
@@ -52,25 +53,25 @@ def make_mesh(data: int | None = None, fsdp: int = 1, *, devices: Sequence[jax.D
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Whole on every device."""
+    """The sharding that puts whole arrays on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Axis 0 is shared out over all devices."""
+    """The sharding that splits axis 0 over all devices."""
     return NamedSharding(mesh, PartitionSpec(AXES))
 
 
 def parameter_specs(shapes: dict[str, tuple[int, ...]], fsdp: int) -> dict[str, PartitionSpec]:
-    """For each parameter, which of its axes is shared out over "fsdp".
+    """The axis of each parameter that is split over "fsdp".
 
     Args:
         shapes: by flat name.
-        fsdp: number of devices that share.
+        fsdp: devices in a group.
 
     Returns:
-        By name: the largest of the axes that `FSDP` allows and whose length `fsdp` divides; of equal ones the last.
-        Parameters without such an axis are whole everywhere.
+        By flat name: the longest of the axes that `FSDP` allows and whose length is a multiple of `fsdp`; of equal ones
+        the last. Parameters without such an axis are replicated.
     """
     specs = {}
     for name, first in match_rules(FSDP, shapes).items():
@@ -84,10 +85,11 @@ def parameter_specs(shapes: dict[str, tuple[int, ...]], fsdp: int) -> dict[str, 
 
 
 def state_sharding(state: Tree, mesh: Mesh) -> Tree:
-    """How a `TrainState` lies on a mesh: what belongs to a parameter, as that parameter; all else whole everywhere.
+    """The shardings of a `TrainState`: moments and averages as their parameter, everything else replicated.
 
     Args:
-        state: or its shapes; anything in which parameters, their moments and averages stand under flat names.
+        state: a state or its shapes. Parameters, moments and averages are in dicts by flat name.
+        mesh: from `make_mesh`.
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     shapes = {_name(path): leaf.shape for path, leaf in leaves if leaf.ndim and _name(path)}
@@ -98,20 +100,21 @@ def state_sharding(state: Tree, mesh: Mesh) -> Tree:
 
 
 def _name(path: tuple[Any, ...]) -> str | None:
-    """The flat name a leaf stands under."""
+    """The flat name of a leaf; None if it is not in a dict."""
     last = path[-1] if path else None
     return last.key if isinstance(last, jax.tree_util.DictKey) and isinstance(last.key, str) else None
 
 
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:
-    """A batch on the devices of a mesh; in several processes, the batch of all.
+    """A batch on the devices of a mesh: the parts of all processes together.
 
     Args:
-        batch: a `TrainingBatch` of host arrays, in each process its own share of the crops, all of one number, with
-            the images of these.
+        batch: a `TrainingBatch` of host arrays: this process's crops and their images. The number of crops is the
+            same in all processes.
+        mesh: from `make_mesh`.
 
     Raises:
-        ValueError: where the devices of this process do not divide the number of crops.
+        ValueError: if the number of crops is not a multiple of this process's devices.
     """
     n, devices = len(batch.shapes), mesh.local_mesh.size
     if n % devices:
@@ -121,7 +124,7 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
         rows = int(np.max(multihost_utils.process_allgather(np.asarray([rows]))))
     rows = -(-rows // devices) * devices
     pixels = np.pad(batch.pixels, ((0, rows - len(batch.pixels)), (0, 0)))
-    # Images of this process begin behind those of the processes before it.
+    # The images of this process come after those of earlier processes in the global pixel buffer.
     starts = np.array([jax.process_index() * rows, 0, 0], batch.shapes.dtype)
     batch = batch._replace(pixels=pixels, shapes=batch.shapes + starts)
     sharding = batch_sharding(mesh)
@@ -129,14 +132,14 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def put_parameters(tensors: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
-    """Parameters by flat name on the devices of a mesh, as those of a state lie there."""
+    """Parameters by flat name on the devices of a mesh, sharded as in a state."""
     tensors = {name: np.asarray(leaf) for name, leaf in tensors.items()}
     specs = parameter_specs({name: leaf.shape for name, leaf in tensors.items()}, mesh.shape["fsdp"])
     return {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in tensors.items()}
 
 
 def to_host(tree: Tree) -> Tree:
-    """Whole arrays in the memory of the host, of every process."""
+    """Whole arrays in host memory, in every process."""
     if jax.process_count() > 1:
         return jax.tree.map(lambda leaf: np.asarray(multihost_utils.process_allgather(leaf, tiled=True)), tree)
     return jax.device_get(tree)

@@ -1,16 +1,19 @@
-"""One step of training, from images to new parameters, as one compiled program.
+"""One micro-step of training, from a batch of images to new parameters, as one compiled program.
 
     batch: images, regions, keypoints
-      augment_crops         crops and keypoints in them, varied at random
+      augment_crops         crops and the keypoints in them, augmented at random
       gaussian_heatmaps     targets and their weights
       VitPose               heatmaps, in the model's dtype; parameters stay float32
-      Teacher               its heatmaps of the same crops, where one is learnt from (distill.py)
+      Teacher               its heatmaps of the same crops, with distillation (distill.py)
       loss, gradients
-      make_optimizer        clipping, Adam, decay, learning rates
-      update_ema            the average of the parameters, where it is kept
+      make_optimizer        clipping, Adam, weight decay, learning rates
+      update_ema            the moving average of the parameters, with `ema_decay`
 
-Everything random comes from one key and the number of the step: a training that was interrupted goes on as if it had
-not been, and the number of devices does not matter.
+A micro-step is one batch. A step is one update of the parameters: with `accumulate` above 1 only every `accumulate`-th
+micro-step updates them.
+
+All random numbers come from one key and the index of the micro-step: a resumed run gives the same result as one that
+was not interrupted, on any number of devices.
 """
 
 from collections.abc import Callable
@@ -49,17 +52,17 @@ Metrics = dict[str, Float[Array, ""]]
 
 
 class TrainState(NamedTuple):
-    """All that a step changes; arrays are by flat name (`parameters.flatten`).
+    """Everything a micro-step changes. Arrays are stored by flat name (`parameters.flatten`).
 
     Attributes:
-        step: batches seen.
-        trained: parameters that are trained.
+        micro_step: number of batches so far, int32.
+        trained: the trained parameters.
         rest: frozen parameters, and BatchNorm's running statistics.
-        opt_state: of the optimiser.
-        ema: the average of `trained`; None where none is kept.
+        opt_state: state of the optimiser.
+        ema: moving average of `trained`; None without `ema_decay`.
     """
 
-    step: Int[Array, ""]
+    micro_step: Int[Array, ""]
     trained: Tensors
     rest: Tensors
     opt_state: optax.OptState
@@ -72,18 +75,19 @@ TrainStep = Callable[[TrainState, TrainingBatch, PRNGKeyArray], tuple[TrainState
 def init_state(
     model: VitPose, optim_config: OptimConfig, mesh: Mesh | None = None
 ) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
-    """What a training begins with.
+    """The state before the first micro-step.
 
     Args:
         model: its parameters are copied.
-        optim_config: of the training.
-        mesh: of devices, over which the state is laid out (sharding.py); None for JAX's default device.
+        optim_config: settings of the optimiser, with `total_steps`.
+        mesh: devices over which the state is sharded (sharding.py); None for JAX's default device.
 
     Returns:
-        The graph of the model, set to train; the optimiser; the state. All three are for `make_train_step`.
+        The graph of the model in training mode, the optimiser and the state: the arguments of `make_train_step` and of
+        its result.
 
     Raises:
-        ValueError: as `split` and `make_optimizer`, for what is frozen.
+        ValueError: as in `split` and `make_optimizer`, for `frozen` and `total_steps`.
     """
     model = training_view(model, optim_config.frozen)
     graphdef, trained, rest = split(model, optim_config.frozen)
@@ -94,14 +98,14 @@ def init_state(
         copied = jax.tree.map(jnp.copy, (trained, rest))
         return TrainState(jnp.zeros((), jnp.int32), *copied, optimizer.init(trained), ema)
 
-    # Parameters cross to the mesh as host arrays: every process has them, and keeps its part.
+    # Parameters reach the mesh as host arrays: every process has all of them and keeps its part.
     trained, rest = jax.device_get((trained, rest))
     if mesh is None:
         return graphdef, optimizer, jax.jit(create)(trained, rest)
-    layout = state_sharding(jax.eval_shape(create, trained, rest), mesh)
-    trained = {name: jax.device_put(leaf, layout.trained[name]) for name, leaf in trained.items()}
-    rest = {name: jax.device_put(leaf, layout.rest[name]) for name, leaf in rest.items()}
-    return graphdef, optimizer, jax.jit(create, out_shardings=layout)(trained, rest)
+    sharding = state_sharding(jax.eval_shape(create, trained, rest), mesh)
+    trained = {name: jax.device_put(leaf, sharding.trained[name]) for name, leaf in trained.items()}
+    rest = {name: jax.device_put(leaf, sharding.rest[name]) for name, leaf in rest.items()}
+    return graphdef, optimizer, jax.jit(create, out_shardings=sharding)(trained, rest)
 
 
 def make_train_step(
@@ -118,26 +122,27 @@ def make_train_step(
     mesh: Mesh | None = None,
     teacher: Teacher | None = None,
 ) -> TrainStep:
-    """The compiled step.
+    """The compiled program of a micro-step.
 
     Args:
-        model_config: of the model. With several heads each crop is for the head of its data set.
-        graphdef, optimizer: from `init_state`. The dtype in which the model computes is in the graph.
-        optim_config: of the training: stochastic depth, the average, the learning rate to be reported.
-        augmentation: of the crops.
-        loss: "mse", or "ohkm" for the 8 worst keypoints of each crop alone.
-        sigma: of the targets, in heatmap pixels; None for 2 where heatmaps are 64 high, and so in proportion.
-        remat: compute the blocks again for the gradient instead of keeping what they made.
-        border: what lies outside an image, see preprocess.py.
-        mesh: of the state and the batches (`sharding.put_batch`); None for one device.
-        teacher: a model to learn from, too; from `make_teacher`, on the same mesh.
+        model_config: configuration of the model. With several heads, each crop trains the head of its dataset.
+        graphdef, optimizer: from `init_state`. The graph holds the dtype in which the model computes.
+        optim_config: settings of the optimiser; used for stochastic depth, the moving average and the reported
+            learning rate.
+        augmentation: how crops are varied.
+        loss: "mse", or "ohkm" for the 8 keypoints with the largest error of each crop.
+        sigma: standard deviation of the targets in heatmap pixels; None for 2 at 64 rows, in proportion at other sizes.
+        remat: recompute the blocks for the gradient instead of storing their intermediate values.
+        border: pixel values outside an image, see preprocess.py.
+        mesh: the mesh of the state and the batches (`sharding.put_batch`); None for one device.
+        teacher: a model to learn from as well, from `make_teacher` on the same mesh.
 
     Returns:
-        A function of the state, which is used up; a batch; and a key, the same for all steps. It gives the new state
-        and the metrics: "loss", "accuracy" (`heatmap_pck`), "gradient_norm" before clipping, "learning_rate"; with
-        several heads also "loss/coco", "accuracy/coco" and so on: these losses add up to the whole. With a teacher
-        "distillation", the mean squared difference from its heatmaps: all keypoints count, labelled or not; and
-        "loss" has weight x that added.
+        A function (state, batch, key) -> (new state, metrics). The state is donated. The key is the same for all
+        micro-steps. Metrics: "loss", "accuracy" (`heatmap_pck`), "gradient_norm" before clipping, "learning_rate"; with
+        several heads also "loss/coco", "accuracy/coco" and so on, where the losses add up to "loss". With a teacher
+        also "distillation", the mean squared difference from its heatmaps over all keypoints, labelled or not;
+        "loss" includes it, times the teacher's weight.
 
     Raises:
         ValueError: for an unknown loss, or "ohkm" with several heads.
@@ -156,9 +161,9 @@ def make_train_step(
     ) -> tuple[Float[Array, "n height width 3"], Float[Array, "n rows columns K"], Float[Array, "n K"]]:
         pixels = batch.pixels
         if mesh is not None:
-            # A crop may be of an image that came to another device.
+            # The image of a crop may be on another device.
             pixels = jax.lax.with_sharding_constraint(pixels, replicated(mesh))
-        # A label's weight goes with its keypoint, also in a mirrored crop; 0 is as not labelled.
+        # Mirroring moves the weight of a label with its keypoint; weight 0 means not labelled.
         crops, keypoints, labels = augment_crops(
             key,
             pixels,
@@ -181,7 +186,7 @@ def make_train_step(
         )
         return crops, targets, counted * labels
 
-    def objective(trained, rest, crops, targets, weights, dataset_index, taught, key):
+    def objective(trained, rest, crops, targets, weights, dataset_index, teacher_heatmaps, key):
         model = merge(graphdef, trained, rest)
         index = dataset_index if len(heads) > 1 else model_config.dataset_index()
         heatmaps = model(crops, index, drop_path=optim_config.drop_path, key=key, remat=remat)
@@ -191,58 +196,59 @@ def make_train_step(
             value = jnp.sum(losses)
             for name in heads:
                 index = model_config.dataset_index(name)
-                mine = jnp.where((dataset_index == index)[:, None], weights, 0.0)
-                metrics |= {f"loss/{name}": losses[index], f"accuracy/{name}": heatmap_pck(heatmaps, targets, mine)}
+                own_weights = jnp.where((dataset_index == index)[:, None], weights, 0.0)
+                metrics[f"loss/{name}"] = losses[index]
+                metrics[f"accuracy/{name}"] = heatmap_pck(heatmaps, targets, own_weights)
         else:
             value = (joints_mse if loss == "mse" else online_hard_keypoints)(heatmaps, targets, weights)
-        if taught is not None:
-            everything = jnp.ones_like(weights)
+        if teacher_heatmaps is not None:
+            ones = jnp.ones_like(weights)
             if len(heads) > 1:
-                losses = joints_mse_by_dataset(heatmaps, taught, everything, dataset_index, num_keypoints)
+                losses = joints_mse_by_dataset(heatmaps, teacher_heatmaps, ones, dataset_index, num_keypoints)
                 metrics["distillation"] = jnp.sum(losses)
             else:
-                metrics["distillation"] = joints_mse(heatmaps, taught, everything)
+                metrics["distillation"] = joints_mse(heatmaps, teacher_heatmaps, ones)
             value += teacher.weight * metrics["distillation"]
         return value, (rest | batch_stats(model), metrics)
 
     def train_step(
-        state: TrainState, batch: TrainingBatch, key: PRNGKeyArray, teachers: Tensors | None = None
+        state: TrainState, batch: TrainingBatch, key: PRNGKeyArray, teacher_tensors: Tensors | None = None
     ) -> tuple[TrainState, Metrics]:
-        augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.step))
+        augment_key, drop_key = jax.random.split(jax.random.fold_in(key, state.micro_step))
         crops, targets, weights = crops_and_targets(batch, augment_key)
         if mesh is not None:
             crops = jax.lax.with_sharding_constraint(crops, batch_sharding(mesh))
-        taught = None if teacher is None else teacher.heatmaps(teachers, crops, batch.dataset_index)
+        teacher_heatmaps = None if teacher is None else teacher.heatmaps(teacher_tensors, crops, batch.dataset_index)
         (value, (rest, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
-            state.trained, state.rest, crops, targets, weights, batch.dataset_index, taught, drop_key
+            state.trained, state.rest, crops, targets, weights, batch.dataset_index, teacher_heatmaps, drop_key
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
         trained = optax.apply_updates(state.trained, updates)
         ema = state.ema
         if ema is not None:
-            # With accumulated gradients only every so many steps change anything.
-            updated = (state.step + 1) % optim_config.accumulate == 0
+            # Only the last micro-step of a step changes the parameters.
+            updated = (state.micro_step + 1) % optim_config.accumulate == 0
             averaged = update_ema(ema, trained, optim_config.ema_decay)
             ema = jax.tree.map(lambda new, old: jnp.where(updated, new, old), averaged, ema)
         metrics |= {
             "loss": value,
             "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": rate(state.step // optim_config.accumulate),
+            "learning_rate": rate(state.micro_step // optim_config.accumulate),
         }
-        return TrainState(state.step + 1, trained, rest, opt_state, ema), metrics
+        return TrainState(state.micro_step + 1, trained, rest, opt_state, ema), metrics
 
-    # The teacher's parameters are an argument: as constants they would be compiled in.
-    teachers = () if teacher is None else (teacher.tensors,)
+    # The teacher's parameters are an argument: constants would be compiled into the program.
+    teacher_tensors = () if teacher is None else (teacher.tensors,)
     if mesh is None:
-        step = jax.jit(train_step, donate_argnums=0)
-        return step if teacher is None else lambda *arguments: step(*arguments, *teachers)
+        program = jax.jit(train_step, donate_argnums=0)
+        return program if teacher is None else lambda *arguments: program(*arguments, *teacher_tensors)
     compiled: list[TrainStep] = []
 
     def run(state: TrainState, batch: TrainingBatch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         if not compiled:
-            # The new state lies as the old one did.
-            layout = jax.tree.map(lambda leaf: leaf.sharding, state)
-            compiled.append(jax.jit(train_step, donate_argnums=0, out_shardings=(layout, replicated(mesh))))
-        return compiled[0](state, batch, key, *teachers)
+            # The new state has the sharding of the old one.
+            sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
+            compiled.append(jax.jit(train_step, donate_argnums=0, out_shardings=(sharding, replicated(mesh))))
+        return compiled[0](state, batch, key, *teacher_tensors)
 
     return run

@@ -1,11 +1,11 @@
-"""From keypoints in pixels of a crop to the heatmaps that the network is trained on.
+"""Target heatmaps from keypoints in pixels of a crop.
 
-Two encodings, which go with the two affine maps of preprocess.py:
+Two encodings, for the two affine maps of preprocess.py:
 
-* `udp=True`: the Gaussian's centre is where the keypoint is, between pixels (Huang et al. 2020,
-  arXiv:1911.07524); `_udp_generate_target` of the original.
-* `udp=False`: its centre is the nearest pixel; `_msra_generate_target` of the original. The up to half a
-  pixel of the heatmap that is lost here is not won back by any decoding.
+* `udp=True`: the Gaussian is centred at the exact keypoint, between pixels (Huang et al. 2020, arXiv:1911.07524);
+  `_udp_generate_target` of the original.
+* `udp=False`: it is centred at the nearest pixel; `_msra_generate_target` of the original. This loses up to half a
+  heatmap pixel, which no decoding can recover.
 """
 
 import jax.numpy as jnp
@@ -21,21 +21,21 @@ def gaussian_heatmaps(
     sigma: float = 2.0,
     udp: bool | Bool[Array, " n"] = True,
 ) -> tuple[Float[Array, "n height width K"], Float[Array, "n K"]]:
-    """Heatmaps with a Gaussian of height 1 at each keypoint, and how much each of them counts.
+    """Heatmaps with a Gaussian of height 1 at each keypoint, and their weights.
 
-    Outside a square of 3 sigma around the nearest pixel the Gaussian is 0, as in the original.
+    The Gaussian is 0 outside a square of 3 sigma around the nearest pixel, as in the original.
 
     Args:
-        keypoints: (x, y) in pixels of the crop; where not visible they may be anything.
-        visible: which keypoints are labelled: those above 0.
-        crop_size: height and width of the crops.
-        heatmap_size: height and width of the heatmaps.
-        sigma: deviation of the Gaussian in heatmap pixels; 2 for 64 x 48, 3 for 96 x 72.
-        udp: the encoding, one for all or one for each crop; see the top of this file.
+        keypoints: (x, y) in pixels of the crop; any value if not visible.
+        visible: labelled keypoints are above 0.
+        crop_size: height and width of the crops, in pixels.
+        heatmap_size: height and width of the heatmaps, in pixels.
+        sigma: standard deviation of the Gaussian in heatmap pixels; 2 for 64 x 48, 3 for 96 x 72.
+        udp: the encoding (see the top of this file), for all crops or for each.
 
     Returns:
-        heatmaps, float32, and weights, float32: 1 for a visible keypoint whose square touches the heatmap, else
-        0. Heatmaps of weight 0 are 0.
+        heatmaps, float32, and weights, float32: 1 for a visible keypoint whose square touches the heatmap, else 0.
+        Heatmaps of weight 0 are 0.
     """
     radius = int(3 * sigma)
     size = jnp.asarray(heatmap_size[::-1], jnp.float32)
@@ -43,9 +43,10 @@ def gaussian_heatmaps(
     inset = udp.astype(jnp.float32)
     stride = (jnp.asarray(crop_size[::-1], jnp.float32) - inset) / (size - inset)
     exact = keypoints.astype(jnp.float32) / stride
-    # Towards zero, as the original's int(): from -1.5 to -0.5 the nearest pixel is taken to be 0.
+    # Rounds towards zero, like int() in the original: from -1.5 to -0.5 the nearest pixel is taken as 0.
     nearest = jnp.trunc(exact + 0.5)
-    # The upper bound is exclusive, and one more pixel beyond the map still counts, as in the original.
+    # As in the original: the upper bound is exclusive, and a square that ends one pixel before the map still touches
+    # it.
     touches = jnp.all((nearest - radius < size) & (nearest + radius + 1 >= 0), axis=-1)
     counts = (visible > 0) & touches
 

@@ -1,0 +1,253 @@
+"""From the settings of a training run to everything its loop needs: data, model, devices, checkpoints.
+
+check_output         the output folder is free, or holds this run
+choose_mesh          devices
+load_teacher         for distillation
+load_eval_dataset    checked to be complete enough for its metrics
+open_loader          batches of this process
+create_model         pretrained or random parameters
+init_state, make_train_step     step.py
+Checkpoints          the last state, if there is one
+"""
+
+import contextlib
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from vitpose_jax import convert, from_pretrained
+from vitpose_jax.datasets.dataset import Dataset, read_dataset
+from vitpose_jax.evaluation.scoring import check_scorable
+from vitpose_jax.storage.atomic import write_whole
+from vitpose_jax.training.checkpoints import Checkpoints
+from vitpose_jax.training.config import (
+    CheckpointConfig,
+    EvaluationConfig,
+    TrainConfig,
+    differing_settings,
+    read_config,
+)
+from vitpose_jax.training.data import Loader, make_loader
+from vitpose_jax.training.distill import Teacher, make_teacher, with_token
+from vitpose_jax.training.initialize import initialize
+from vitpose_jax.training.people import PersonSource
+from vitpose_jax.training.reports import METRICS, truncate_metrics
+from vitpose_jax.training.sharding import make_mesh
+from vitpose_jax.training.step import TrainState, TrainStep, init_state, make_train_step
+from vitpose_jax.vitpose.modeling import VitPose
+
+CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+
+
+@dataclasses.dataclass(kw_only=True)
+class Run:
+    """A training run, ready for its loop. The last three fields change in the loop.
+
+    Attributes:
+        config: its settings.
+        output: its folder.
+        mesh: the devices; None for one device.
+        loader: batches of this process.
+        eval_dataset: the dataset to evaluate on; None for no evaluation.
+        checkpoints: in the output folder.
+        train_step: the compiled micro-step.
+        accumulate: micro-steps in a step.
+        total_steps: steps in the whole run.
+        evaluate_every, save_every: steps between two evaluations, and between two checkpoints.
+        state: the present state.
+        micro_step: number of batches so far; equal to `state.micro_step`, without waiting for the device.
+        best: all metrics of the best model so far; None before the first evaluation.
+    """
+
+    config: TrainConfig
+    output: pathlib.Path
+    mesh: Mesh | None
+    loader: Loader
+    eval_dataset: Dataset | None
+    checkpoints: Checkpoints
+    train_step: TrainStep
+    accumulate: int
+    total_steps: int
+    evaluate_every: int
+    save_every: int
+    state: TrainState
+    micro_step: int = 0
+    best: dict[str, float] | None = None
+
+
+@contextlib.contextmanager
+def prepare(config: TrainConfig, *, resume: bool) -> Iterator[Run]:
+    """A run at its start, or at its last checkpoint. Its loader and checkpoints are closed at the end of the `with`.
+
+    Raises:
+        ValueError: as in `fit`.
+    """
+    output = pathlib.Path(config.output)
+    check_output(config, resume=resume)
+    mesh = choose_mesh(config)
+    teacher = load_teacher(config, mesh)
+    eval_dataset = load_eval_dataset(config)
+    with contextlib.closing(open_loader(config)) as loader:
+        accumulate = config.optim.accumulate
+        steps_per_epoch = max(1, loader.micro_steps_per_epoch // accumulate)
+        total_steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+        optim_config = config.optim_for(total_steps)
+        graphdef, optimizer, state = init_state(create_model(config), optim_config, mesh)
+        train_step = make_train_step(
+            config.model,
+            graphdef,
+            optimizer,
+            optim_config=optim_config,
+            augmentation=config.augmentation,
+            loss=config.loss,
+            sigma=config.sigma,
+            remat=config.remat,
+            mesh=mesh,
+            teacher=teacher,
+        )
+        with Checkpoints(output / CHECKPOINTS) as checkpoints:
+            run = Run(
+                config=config,
+                output=output,
+                mesh=mesh,
+                loader=loader,
+                eval_dataset=eval_dataset,
+                checkpoints=checkpoints,
+                train_step=train_step,
+                accumulate=accumulate,
+                total_steps=total_steps,
+                evaluate_every=_steps_between(config.evaluation, steps_per_epoch, default_epochs=10),
+                save_every=_steps_between(config.checkpoint, steps_per_epoch, default_epochs=1),
+                state=state,
+            )
+            if checkpoints.last is not None:
+                run.state, loader_state, note = checkpoints.restore(state)
+                loader.set_state(loader_state)
+                run.micro_step, run.best = int(run.state.micro_step), note["best"]
+            del state
+            if jax.process_index() == 0:
+                truncate_metrics(output / METRICS, run.micro_step // accumulate)
+                write_whole(output / CONFIG, (json.dumps(config.to_dict(), indent=1) + "\n").encode())
+            yield run
+
+
+def check_output(config: TrainConfig, *, resume: bool) -> None:
+    """Check that the output folder is free or holds the run to resume, and that the model can be written.
+
+    Raises:
+        ValueError: if the folder holds a run and `resume` is False; if the run has other settings, naming them; if
+            `huggingface` is set for a model that transformers does not have.
+    """
+    if config.huggingface:
+        # Before training, not after it.
+        convert.check_writable(config.model, "huggingface")
+    path = pathlib.Path(config.output) / CONFIG
+    if not path.exists():
+        return
+    if not resume:
+        raise ValueError(f"{config.output}: already holds a training run; resume it or choose another folder")
+    names = differing_settings(read_config(path), config)
+    if names:
+        raise ValueError(f"{path}: expected the settings of this run to resume it, got others for {', '.join(names)}")
+
+
+def choose_mesh(config: TrainConfig) -> Mesh | None:
+    """The mesh of all devices; None for one device.
+
+    Raises:
+        ValueError: if the settings do not fit the number of devices.
+    """
+    count = len(jax.devices())
+    if count == 1 and (config.mesh.fsdp != 1 or config.mesh.data not in (None, 1)):
+        raise ValueError(f"mesh: expected 1 x 1 with one device, got {config.mesh.data} x {config.mesh.fsdp}")
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp) if count > 1 else None
+    if config.batch_size % count:
+        raise ValueError(f"batch_size: expected a multiple of the {count} devices, got {config.batch_size}")
+    return mesh
+
+
+def load_teacher(config: TrainConfig, mesh: Mesh | None) -> Teacher | None:
+    """The teacher of `config.distillation`; None without one."""
+    distillation = config.distillation
+    if distillation is None or distillation.teacher is None:
+        return None
+    model = from_pretrained(distillation.teacher, dtype=jnp.dtype(config.precision))
+    return make_teacher(model, config.model, weight=distillation.weight, mesh=mesh, source=distillation.teacher)
+
+
+def load_eval_dataset(config: TrainConfig) -> Dataset | None:
+    """The dataset of `config.evaluation`; None without one.
+
+    Raises:
+        ValueError: as in `read_dataset` and `check_scorable`.
+    """
+    evaluation = config.evaluation
+    if evaluation is None:
+        return None
+    dataset = read_dataset(
+        config.protocol(evaluation.dataset),
+        evaluation.annotations,
+        evaluation.images,
+        detections=evaluation.detections,
+        head_boxes=evaluation.head_boxes,
+    )
+    check_scorable(dataset)
+    return dataset
+
+
+def open_loader(config: TrainConfig) -> Loader:
+    """The batches of this process, from all datasets of `config.data`."""
+    sources = [
+        PersonSource.read(
+            config.protocol(entry.dataset),
+            entry.annotations,
+            entry.images if isinstance(entry.images, str) else list(entry.images),
+            size=config.model.image_size,
+            augmentation=config.augmentation,
+            weights=entry.weights,
+            min_keypoints=entry.min_keypoints,
+            cache=entry.cache,
+            skip_broken=entry.skip_broken,
+        )
+        for entry in config.data
+    ]
+    ratios = [entry.ratio for entry in config.data]
+    return make_loader(
+        sources,
+        batch_size=config.batch_size // jax.process_count(),
+        seed=config.seed,
+        config=config.model,
+        ratios=None if None in ratios else ratios,
+        num_threads=config.loader.threads,
+        num_workers=config.loader.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def create_model(config: TrainConfig) -> VitPose:
+    """The model before the first step: from `config.init` or random, with the knowledge token of distillation."""
+    dtypes = {"dtype": jnp.dtype(config.precision), "param_dtype": jnp.float32}
+    rngs = nnx.Rngs(config.seed)
+    if config.init is None:
+        model = VitPose(config.model, **dtypes, rngs=rngs)
+    else:
+        model = initialize(config.model, config.init, **dtypes, rngs=rngs)
+    if config.distillation is None or config.distillation.token is None:
+        return model
+    return with_token(model, config.distillation.token)
+
+
+def _steps_between(
+    part: EvaluationConfig | CheckpointConfig | None, steps_per_epoch: int, *, default_epochs: int
+) -> int:
+    if part is not None and part.every_steps is not None:
+        return part.every_steps
+    epochs = default_epochs if part is None or part.every_epochs is None else part.every_epochs
+    return max(1, round(epochs * steps_per_epoch))
