@@ -1,4 +1,4 @@
-"""What docs/research.md shows, runs: every block of it, on tiny models of drawn people, and it learns."""
+"""What docs/guides/research.md shows, runs: every block of it, on tiny models of drawn people, and it learns."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ from vitpose_jax.training.config import TrainConfig, from_dict
 from vitpose_jax.training.distill import TOKEN
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "research.md").read_text()
+PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "guides" / "research.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -202,6 +202,6 @@ def test_the_token_is_frozen_by_its_source(people, tmp_path):
 
 def test_the_page_is_covered_and_its_links_lead_somewhere():
     assert sum(len(blocks(section, "toml")) for section in SECTIONS) == PAGE.count("```toml") == 5
-    folder = pathlib.Path(__file__).parents[2] / "docs"
-    for link in re.findall(r"\]\(([^)]+)\)", PAGE):
+    folder = pathlib.Path(__file__).parents[2] / "docs" / "guides"
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGE):
         assert (folder / link).exists(), link
