@@ -1,4 +1,4 @@
-"""Every block of docs/research.md runs on tiny models and drawn people, and the models learn."""
+"""Every block of docs/guides/research.md runs on tiny models and drawn people, and the models learn."""
 
 import pathlib
 import re
@@ -16,7 +16,7 @@ from vitpose_jax.training.config import TrainConfig, from_dict
 from vitpose_jax.training.distill import TOKEN
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 
-PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "research.md").read_text()
+PAGE = (pathlib.Path(__file__).parents[2] / "docs" / "guides" / "research.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.+?)\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -202,6 +202,6 @@ def test_a_token_from_another_model_is_frozen(people, tmp_path):
 
 def test_all_blocks_of_the_page_are_tested_and_its_links_exist():
     assert sum(len(blocks(section, "toml")) for section in SECTIONS) == PAGE.count("```toml") == 5
-    folder = pathlib.Path(__file__).parents[2] / "docs"
-    for link in re.findall(r"\]\(([^)]+)\)", PAGE):
+    folder = pathlib.Path(__file__).parents[2] / "docs" / "guides"
+    for link in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", PAGE):
         assert (folder / link).exists(), link

@@ -1,6 +1,6 @@
 """TrainConfig: every setting of a training run, read from a TOML file and from `key=value` on the command line.
 
-A file names what differs from the defaults. docs/training.md shows one.
+A file names what differs from the defaults. docs/guides/train.md shows one.
 """
 
 from __future__ import annotations
