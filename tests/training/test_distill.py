@@ -137,7 +137,7 @@ def test_a_students_loss_with_a_teacher():
     before = copied(state)
     assert set(before) == set(parameters.flatten(model))
     batch = random_batch(config, ["coco"] * 3)
-    program = jax.make_jaxpr(step)(state, batch, KEY).eqns[-1].params["jaxpr"]
+    program = jax.make_jaxpr(train_step)(state, batch, KEY).eqns[-1].params["jaxpr"]
     assert sum(np.size(constant) for constant in program.consts) < 1000
     largest = max(np.size(leaf) for leaf in teacher.tensors.values())
     assert largest in [np.prod(variable.aval.shape) for variable in program.jaxpr.invars]
@@ -237,7 +237,7 @@ def test_with_token_takes_a_model_or_a_folder(tmp_path):
     for name, leaf in parameters.flatten(model).items():
         expected = token_of(taught) if name == TOKEN else parameters.flatten(student)[name]
         np.testing.assert_array_equal(leaf, expected, err_msg=name)
-    with pytest.raises(ValueError, match="expected a ViTPose that has learnt a knowledge token, got one without"):
+    with pytest.raises(ValueError, match="expected a ViTPose with a knowledge token, got one without"):
         with_token(student, plain)
     with pytest.raises(ValueError, match="expected a knowledge token of width 12, got 24"):
         with_token(random_model(VitPoseConfig(**SMALL, knowledge_token=12)), taught)

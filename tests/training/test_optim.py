@@ -187,7 +187,7 @@ def test_init_lists_parameters_that_do_not_fit():
         optimizer.init(tensors)
     with pytest.raises(ValueError, match=r"rules: expected every rule to match.* by backbone.norm$"):
         optim.make_optimizer(OptimConfig(total_steps=9, frozen=("backbone.norm",)), vitpose)
-    with pytest.raises(ValueError, match="something left to train"):
+    with pytest.raises(ValueError, match="frozen: expected at least one parameter left to train"):
         optim.make_optimizer(OptimConfig(total_steps=9, frozen=(".+",)), vitpose)
 
 
