@@ -8,6 +8,7 @@ image   a path, a PIL image or a uint8 array
 Detections
 """
 
+import concurrent.futures
 import dataclasses
 import functools
 import numbers
@@ -30,7 +31,7 @@ from vitpose_jax.rtdetr.modeling import RtDetr
 from vitpose_jax.rtdetr.postprocess import Objects, find_objects
 from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix
 from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
-from vitpose_jax.serving.flow import PREFETCH, ItemError, JobQueue, read_ahead, run, stream
+from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
 
 # Default: objects with a higher score, of these classes.
@@ -74,13 +75,13 @@ class _DetectorItem(Item):
 class _Job(NamedTuple):
     """A batch of images on the device, and where its detections go."""
 
-    objects: Objects
+    objects: concurrent.futures.Future[Objects]
     items: Sequence[Any]
     detector: "Detector"
     options: DetectorOptions
 
     def collect(self) -> None:
-        boxes, scores, class_ids = map(np.asarray, self.objects)
+        boxes, scores, class_ids = map(np.asarray, self.objects.result())
         for item, *row in zip(self.items, boxes, scores, class_ids, strict=False):
             item.detections = self.detector.to_detections(row[0], row[1], row[2], self.options)
 
@@ -122,6 +123,8 @@ class Detector:
         self.threshold, self.labels, self.max_detections = threshold, labels, max_detections
         self.check_options()
         self._program = Program(model, _detect)
+        # A CPU computes two images at once faster than one after the other; an accelerator is only fed from here.
+        self._pool = concurrent.futures.ThreadPoolExecutor(MAX_JOBS)
 
     @classmethod
     def from_pretrained(
@@ -294,13 +297,21 @@ class Detector:
 
     def _start(self, images: PackedImages, items: Sequence[Any], options: DetectorOptions) -> Iterator[_Job]:
         for rows, size in split_rows(len(items), self.max_batch):
-            shapes = images.shapes[rows]
-            resized = [self._resize(images.pixels, shape) for shape in shapes]
-            padding = size - len(resized)
-            sizes = np.pad(shapes[:, 1:].astype(np.float32), ((0, padding), (0, 0)), mode="edge")
-            yield _Job(
-                self._program(resized + resized[-1:] * padding, sizes, options.classes), items[rows], self, options
-            )
+            objects = self._pool.submit(self._run, images.pixels, images.shapes[rows], size, options)
+            yield _Job(objects, items[rows], self, options)
+
+    def _run(
+        self,
+        pixels: UInt8[Array | np.ndarray, "p 3"],
+        shapes: Int[Array | np.ndarray, "images 3"],
+        size: int,
+        options: DetectorOptions,
+    ) -> Objects:
+        """Resize images and run the network; the last image is repeated to fill the batch."""
+        resized = [self._resize(pixels, shape) for shape in np.asarray(shapes)]
+        padding = size - len(resized)
+        sizes = np.pad(np.asarray(shapes)[:, 1:].astype(np.float32), ((0, padding), (0, 0)), mode="edge")
+        return self._program(resized + resized[-1:] * padding, sizes, options.classes)
 
     def _resize(
         self, pixels: UInt8[Array | np.ndarray, "p 3"], shape: Int[np.ndarray, "3"]
