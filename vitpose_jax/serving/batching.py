@@ -69,7 +69,7 @@ def check_power_of_two(max_batch: int) -> None:
     """Check the largest size of a batch.
 
     Raises:
-        ValueError: where it is no power of two.
+        ValueError: if it is not a power of two.
     """
     if max_batch < 1 or max_batch & (max_batch - 1):
         raise ValueError(f"max_batch: expected a power of two, got {max_batch}")
@@ -104,7 +104,7 @@ def groups(
 ) -> Iterator[list[AnyItem | Exception]]:
     """Consecutive items, until their boxes or pixels fill a group.
 
-    An exception stands in the place of an item that failed, and keeps that place.
+    An exception takes the place of an item that failed, and keeps that place.
     """
     group: list[AnyItem | Exception] = []
     pixels = boxes = 0
