@@ -73,7 +73,10 @@ def auc(
 def epe(
     predicted: Num[np.ndarray, "n K 2"], target: Num[np.ndarray, "n K 2"], visible: Bool[np.ndarray, "n K"]
 ) -> float:
-    """End-point error (EPE): the mean distance over all visible keypoints, 0 without any. `keypoint_epe` of mmpose."""
+    """End-point error (EPE): the mean distance over all visible keypoints, 0 without any. `keypoint_epe` of mmpose.
+
+    In the unit of the keypoints; arguments as in `pck`.
+    """
     return nme(predicted, target, visible, np.ones((len(predicted), 2)))
 
 
