@@ -29,7 +29,7 @@ class Summary:
 
 
 def log(message: str) -> None:
-    """The default place of messages: the logger "vitpose_jax"."""
+    """Where messages go by default: the logger "vitpose_jax"."""
     _log.warning(message)
 
 

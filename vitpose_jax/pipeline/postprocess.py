@@ -174,7 +174,7 @@ def decode_regions(
 ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
     """As `decode_heatmaps`, for the regions that were cropped."""
     if len(heatmaps) != regions.count:
-        raise ValueError(f"heatmaps: expected those of {regions.count} boxes, got {len(heatmaps)}")
+        raise ValueError(f"heatmaps: expected one row for each of {regions.count} boxes, got {len(heatmaps)}")
     heatmaps = jnp.asarray(heatmaps, jnp.float32)
     peaks, scores = find_peaks(heatmaps)
     points = jnp.where(scores[..., None] > 0, refine(heatmaps, peaks, decode), peaks)
