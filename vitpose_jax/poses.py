@@ -159,7 +159,7 @@ class Poses:
             {"poses": [{"skeleton": "coco", "box": [x, y, width, height],
                         "keypoints": [{"name": "nose", "x": 398.18, "y": 181.81, "score": 0.87}, ...]}, ...]}
 
-        Coordinates are in pixels of the image, rounded to five decimals; null where they are not finite. With boxes of
+        Coordinates are in pixels of the image, rounded to five decimals; null if they are not finite. With boxes of
         a detector, each pose also has a "box_score".
         """
         if self.box_scores is None:
@@ -258,7 +258,7 @@ class Poses:
 def _points(
     keypoints: Float[np.ndarray, "*rows 2"], scores: Float[np.ndarray, "*rows"]
 ) -> Float[np.ndarray, "*rows 3"]:
-    """x, y, score in float64; zeros where one of them is not finite."""
+    """x, y, score in float64; zeros if one of them is not finite."""
     points = np.concatenate([keypoints, scores[..., None]], axis=-1).astype(np.float64)
     return np.where(np.isfinite(points).all(axis=-1, keepdims=True), points, 0)
 

@@ -1,8 +1,8 @@
 """From an image to the people in it in one XLA program: the detector, its boxes, the crops, the poses.
 
 `PoseEstimator` with a detector runs two programs: the host reads the boxes in between and computes as many crops as
-there are people. Here one program always computes `max_people` crops and drops the empty ones: one round trip to the
-device less, some crops computed in vain. benchmarks/detection.py measures both.
+there are people. Here one program always computes `max_people` crops and drops the empty ones. This saves one
+round trip to the device, and computes some empty crops. benchmarks/detection.py measures both.
 """
 
 from typing import NamedTuple

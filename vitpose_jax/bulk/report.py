@@ -34,5 +34,5 @@ def log(message: str) -> None:
 
 
 def progress_bar(results: Iterable, total: int, *, shown: bool) -> Iterable:
-    """The results, with a progress bar on standard error where it is shown."""
+    """The results, with a progress bar on standard error if `shown`."""
     return tqdm(results, total=total, unit="image", disable=not shown, file=sys.stderr)

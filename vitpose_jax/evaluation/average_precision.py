@@ -249,7 +249,7 @@ def _targets(
 ) -> Targets:
     """The annotations of the chosen images, with what the evaluation needs and nothing else.
 
-    `annotators_counts`: take "num_keypoints" from the file, where it has one; False: count visible keypoints.
+    `annotators_counts`: take "num_keypoints" from the file, if it has one; False: count visible keypoints.
     """
     chosen = set(annotations.images if image_ids is None else image_ids)
     check_measurable(annotations, use_area=use_area, crowd_index=crowd_index, image_ids=chosen)

@@ -92,7 +92,7 @@ def find_peaks(heatmaps: Float[Array, "n height width K"]) -> tuple[Float[Array,
 def refine(
     heatmaps: Float[Array, "n height width K"], points: Float[Array, "n K 2"], decode: Decode = "udp"
 ) -> Float[Array, "n K 2"]:
-    """Move the highest pixels to where the peaks are between pixels.
+    """Move points from the highest pixels to the peaks, which lie between pixels.
 
     Args:
         heatmaps: float32.
@@ -204,7 +204,7 @@ def decode_heatmaps(
         They are not probabilities and can exceed 1.
 
     Raises:
-        ValueError: for an unknown decoding; where the numbers of boxes and heatmaps differ; for boxes without area or
+        ValueError: for an unknown decoding; if the numbers of boxes and heatmaps differ; for boxes without area or
             not finite, unless traced by `jax.jit`.
     """
     if not isinstance(boxes, jax.core.Tracer):

@@ -78,7 +78,7 @@ def check_power_of_two(max_batch: int) -> None:
 def batch_sizes(count: int, max_batch: int, min_batch: int = 1) -> list[int]:
     """Powers of two, in falling order, that together hold `count` boxes with little padding.
 
-    In the last one at most a quarter is padding, or more where it is `min_batch`. `min_batch` and `max_batch` are
+    At most a quarter of the last one is padding, unless its size is `min_batch`. `min_batch` and `max_batch` are
     powers of two.
     """
     sizes = []
