@@ -230,7 +230,7 @@ def measure(options: argparse.Namespace, device: Any) -> list[dict]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The knobs."""
+    """The options."""
     names = [part.__name__ for part in PARTS]
     options = arguments(__doc__, presets=PRESETS)
     options.add_argument("--target", choices=TARGETS, default=TARGET)

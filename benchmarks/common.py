@@ -1,4 +1,4 @@
-"""What the benchmarks share: command-line knobs, timing in interleaved rounds, the machine, and result files.
+"""What the benchmarks share: command-line options, timing in interleaved rounds, the machine, and result files.
 
 Programs that are compared run in turn (A B A B ...) in one process, warm: a noisy machine slows all of them alike.
 A table shows medians. Where a limit of the machine is given, it is timed in the same rounds.
@@ -43,7 +43,7 @@ def arguments(
     peers: list[str] | None = None,
     rounds: int | None = None,
 ) -> argparse.ArgumentParser:
-    """A command line with the knobs that a benchmark has, and their defaults; a knob without default is left out."""
+    """A command line with a benchmark's options and their defaults; an option without default is left out."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     if presets is not None:
         parser.add_argument("--presets", nargs="+", default=presets, help=f"models; {TINY!r} shows that it runs")

@@ -140,7 +140,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The knobs."""
+    """The options."""
     options = arguments(__doc__, presets=PRESETS, people=PEOPLE, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
     options.add_argument("--detectors", nargs="+", default=DETECTORS, choices=list(ARCHITECTURES))
     return options

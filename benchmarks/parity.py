@@ -57,7 +57,7 @@ MODELS = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """The knobs."""
+    """The options."""
     options = arguments(__doc__)
     options.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS), metavar="MODEL")
     options.add_argument("--worker", choices=["reference", "ours"], help=argparse.SUPPRESS)

@@ -236,7 +236,7 @@ def measure_programs(label: dict, programs: dict[str, Callable], config: VitPose
 
 
 def parser() -> argparse.ArgumentParser:
-    """The knobs."""
+    """The options."""
     options = arguments(__doc__, presets=PRESETS, people=PEOPLE, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
     options.add_argument("--flip", nargs="+", type=lambda text: text == "yes", default=FLIP, metavar="yes|no")
     options.add_argument("--stages", nargs="*", default=STAGES, choices=[*STAGES, *MORE_STAGES])

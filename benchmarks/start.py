@@ -75,7 +75,7 @@ def measure_one(preset: str, people: int, rounds: int) -> list[dict]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The knobs."""
+    """The options."""
     return arguments(__doc__, presets=PRESETS, people=PEOPLE, rounds=ROUNDS)
 
 

@@ -216,7 +216,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The knobs; models with one head only."""
+    """The options; models with one head only."""
     options = arguments(__doc__, presets=PRESETS, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
     options.add_argument("--crops", nargs="+", type=int, default=CROPS, help="crops in a batch")
     options.add_argument("--remat", action="store_true", help="recompute the blocks in the backward pass")

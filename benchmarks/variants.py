@@ -276,7 +276,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The knobs."""
+    """The options."""
     names = [part.__name__ for part in PARTS]
     options = arguments(__doc__, presets=PRESETS, rounds=ROUNDS)
     options.add_argument("--batches", nargs="+", type=int, default=BATCHES, help="crops in a batch")

@@ -69,7 +69,7 @@ def open_source(
     Args:
         path: a folder with a config.json; or a .safetensors, .pth, .pt or .bin file, with a config.json beside it
             unless it has the original format.
-        formats: those to expect.
+        formats: the formats to expect.
         config: instead of the configuration in the checkpoint, or the one inferred from an original file.
         image_size: of an original file, as in `infer_config`.
 

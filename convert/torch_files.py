@@ -56,7 +56,7 @@ def open_tensors(path: Path) -> dict[str, LazyTensor]:
         ValueError: if a file is missing, damaged or truncated, would run code, or holds no tensors; or if torch is
             needed and not installed.
     """
-    if path.name.endswith(".index.json"):
+    if _is_index(path):
         return _open_shards(path)
     if path.suffix == ".safetensors":
         return open_safetensors(path)

@@ -5,6 +5,7 @@ import functools
 import graphlib
 import os
 import pathlib
+import re
 import subprocess
 import sys
 import tomllib
@@ -120,6 +121,14 @@ WAYS_IN = {name for name in MODULES if name == "vitpose_jax" or name.endswith(".
 
 def test_the_order_names_every_file_and_every_folder():
     assert {room(name) for name in MODULES} - {"vitpose_jax"} == set(ORDER)
+
+
+def test_the_architecture_page_draws_the_same_order_and_the_same_tree():
+    page = (ROOT / "docs" / "explain" / "architecture.md").read_text()
+    (drawing,) = re.findall(r"^    skeletons <- (?:.+\n)+", page, re.MULTILINE)
+    assert tuple(re.findall(r"\w+", drawing)) == ORDER
+    (tree,) = re.findall(r"^    vitpose_jax/\n(?:.+\n)+", page, re.MULTILINE)
+    assert set(ORDER) <= set(re.findall(r"\w+", tree))
 
 
 @pytest.mark.parametrize("module", sorted(set(MODULES) - WAYS_IN), ids=lambda name: name.removeprefix("vitpose_jax."))

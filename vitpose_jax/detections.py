@@ -16,11 +16,11 @@ COCO_CATEGORIES = tuple(sorted(set(range(1, 91)) - {12, 26, 29, 30, 45, 66, 68, 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
 class Detections:
-    """The objects found in one image, by falling score.
+    """The objects found in one image, the highest score first.
 
     Attributes:
-        boxes: x, y, width, height in pixels of the image; they may leave it by a little.
-        scores: 0 to 1.
+        boxes: float32, x, y, width, height in pixels of the image; they can extend a little beyond it.
+        scores: float32, 0 to 1.
         class_ids: for each object, the index of its class in `classes`.
         classes: the names of all classes that the detector knows.
     """
@@ -65,7 +65,11 @@ class Detections:
     def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Results in the format of COCO's evaluation and of `vitpose-jax predict --boxes`, one dict for each object.
 
-        COCO's 80 classes get COCO's category_id, of which 1 is a person. Other classes are counted from 1.
+        COCO's 80 classes get COCO's category_id, of which 1 is a person. Other detectors' classes are numbered
+        from 1.
+
+        Args:
+            image_id: of the image in the annotation file.
         """
         coco = len(self.classes) == len(COCO_CATEGORIES)
         return [

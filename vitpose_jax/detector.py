@@ -48,12 +48,12 @@ class DetectorOptions(NamedTuple):
 
     Attributes:
         threshold: objects have a higher score.
-        classes: which of the detector's classes are looked for.
-        max_detections: of an image.
+        class_mask: True for each of the detector's classes to find.
+        max_detections: the maximum number of objects in an image.
     """
 
     threshold: float
-    classes: Bool[np.ndarray, " classes"]
+    class_mask: Bool[np.ndarray, " classes"]
     max_detections: int
 
 
@@ -97,14 +97,14 @@ class Detector:
         threshold: minimum score, from 0 to less than 1; objects have a higher one. Each call can override it.
         labels: names of the classes to look for; "animals" for COCO's ten, "all" for every class. Each call can
             override them.
-        max_detections: of an image, those with the highest scores; None for as many as the network has queries. Each
-            call can override it.
+        max_detections: the maximum number of objects in an image, the highest-scoring; None for the network's number of
+            queries. Each call can override it.
         max_batch: most images in one batch, a power of two; None for the default of the device: 1 on CPUs, 8
             elsewhere.
 
     Raises:
-        ValueError: for a max_batch that is no power of two, a threshold outside 0 to 1, a max_detections below 1, or a
-            class that the detector does not know.
+        ValueError: for a max_batch that is not a power of two, a threshold outside 0 to 1, a max_detections below 1, or
+            a class that the detector does not know.
     """
 
     def __init__(
@@ -150,8 +150,8 @@ class Detector:
             kwargs: for the class: threshold, labels, max_detections, max_batch.
 
         Raises:
-            ValueError: where the source is not found, is damaged or is no RT-DETR, or where tensors are missing,
-                unexpected or have another shape: all of them are listed at once.
+            ValueError: if the source is not found, is damaged or is not an RT-DETR; or listing at once all tensors that
+                are missing, unexpected or have a wrong shape.
         """
         folder = resolve_source(
             source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
@@ -192,7 +192,7 @@ class Detector:
             threshold, labels, max_detections: see the class; None for the class's.
 
         Returns:
-            `Detections`, or a list of them for a list of images; empty where nothing is found.
+            `Detections`, or a list of them for a list of images; empty if nothing is found.
 
         Raises:
             ValueError, TypeError, FileNotFoundError: as the class, and for an image that cannot be read.
@@ -258,7 +258,7 @@ class Detector:
         labels: str | Sequence[str] | None = None,
         max_detections: int | None = None,
     ) -> DetectorOptions:
-        """Check the options of a call; None stands for the class's.
+        """Check the options of a call; None means the class's.
 
         Raises:
             ValueError, TypeError: as the class.
@@ -270,8 +270,8 @@ class Detector:
         count = self.config.num_queries if count is None else count
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
             raise ValueError(f"max_detections: expected a positive whole number, got {count!r}")
-        classes = choose_classes(self.labels if labels is None else labels, self.config.labels)
-        return DetectorOptions(float(threshold), classes, int(count))
+        class_mask = choose_classes(self.labels if labels is None else labels, self.config.labels)
+        return DetectorOptions(float(threshold), class_mask, int(count))
 
     def to_detections(
         self,
@@ -281,7 +281,7 @@ class Detector:
         options: DetectorOptions,
     ) -> Detections:
         """The objects of one image that pass the options."""
-        # A box without area is of no use to anyone.
+        # Boxes without area cannot be cropped.
         rows = np.flatnonzero((scores > options.threshold) & (boxes[:, 2:] > 0).all(axis=1))[: options.max_detections]
         return Detections(boxes=boxes[rows], scores=scores[rows], class_ids=class_ids[rows], classes=self.config.labels)
 
@@ -311,7 +311,7 @@ class Detector:
         resized = [self._resize(pixels, shape) for shape in np.asarray(shapes)]
         padding = size - len(resized)
         sizes = np.pad(np.asarray(shapes)[:, 1:].astype(np.float32), ((0, padding), (0, 0)), mode="edge")
-        return self._program(resized + resized[-1:] * padding, sizes, options.classes)
+        return self._program(resized + resized[-1:] * padding, sizes, options.class_mask)
 
     def _resize(
         self, pixels: UInt8[Array | np.ndarray, "p 3"], shape: Int[np.ndarray, "3"]
@@ -324,11 +324,11 @@ def _detect(
     model: RtDetr,
     images: list[UInt8[Array, "height width 3"]],
     sizes: Float[Array, "n 2"],
-    classes: Bool[Array, " classes"],
+    class_mask: Bool[Array, " classes"],
 ) -> Objects:
     """One batch through the network."""
     output = model(prepare(jnp.stack(images), model.config))
-    return find_objects(output.logits, output.boxes, sizes, classes, model.config.num_queries)
+    return find_objects(output.logits, output.boxes, sizes, class_mask, model.config.num_queries)
 
 
 @jax.jit

@@ -34,7 +34,7 @@ from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, check_power_of_two
 from vitpose_jax.serving.flow import PREFETCH, ItemError, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
-from vitpose_jax.serving.requests import Dataset, Datasets, Request, check_request, is_sequence
+from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence
 from vitpose_jax.vitpose.modeling import VitPose
 
 Boxes: TypeAlias = Any  # anything that `check_boxes` takes: an (n, 4) array or n rows of four numbers
@@ -64,7 +64,7 @@ class _PoseItem(Item):
         request: without boxes until the detector found them.
         box_scores: of the detector.
         keypoints, scores: filled as batches come back.
-        pending: how many boxes have not come back.
+        pending: the number of boxes whose results have not come back.
     """
 
     request: Request
@@ -137,7 +137,7 @@ class PoseEstimator:
         model: a `VitPose`; later changes to it are not seen.
         max_batch: most boxes in one batch, a power of two. Longer lists are split, so memory is bounded. None for the
             default of the device: 16 on CPUs, which larger batches slow down, 64 elsewhere.
-        border: what lies outside the image, "scipy" as in transformers or "opencv" as in the original.
+        border: how pixels outside the image count, "scipy" as in transformers or "opencv" as in the original.
         padding: factor on the sides of the boxes.
         stretch: crop each box with its own aspect, stretched to the crop, as the original does for MPII.
         devices: split every batch among these; a power of two of them, at most `max_batch`. None for JAX's default
@@ -145,7 +145,7 @@ class PoseEstimator:
         detector: finds the boxes of images that come without.
 
     Raises:
-        ValueError: for a max_batch or a number of devices that is no power of two, or an unknown border.
+        ValueError: for a max_batch or a number of devices that is not a power of two, or an unknown border.
     """
 
     def __init__(
@@ -222,7 +222,7 @@ class PoseEstimator:
         images: ImageLike,
         boxes: Boxes | None = None,
         *,
-        dataset: Datasets = None,
+        dataset: DatasetKeys = None,
         flip_test: bool = False,
         decode: Decode = "udp",
     ) -> Poses: ...
@@ -232,7 +232,7 @@ class PoseEstimator:
         images: Sequence[ImageLike],
         boxes: Sequence[Boxes | None] | None = None,
         *,
-        dataset: Dataset | Sequence[Datasets] = None,
+        dataset: DatasetKey | Sequence[DatasetKeys] = None,
         flip_test: bool = False,
         decode: Decode = "udp",
     ) -> list[Poses]: ...
@@ -242,7 +242,7 @@ class PoseEstimator:
         images: ImageLike | Sequence[ImageLike],
         boxes: Any = None,
         *,
-        dataset: Datasets | Sequence[Datasets] = None,
+        dataset: DatasetKeys | Sequence[DatasetKeys] = None,
         flip_test: bool = False,
         decode: Decode = "udp",
     ) -> Poses | list[Poses]:
@@ -265,7 +265,7 @@ class PoseEstimator:
                 without a head, or an unknown decoding.
         """
         if not isinstance(images, list | tuple):
-            image, choice = cast(ImageLike, images), cast(Datasets, dataset)
+            image, choice = cast(ImageLike, images), cast(DatasetKeys, dataset)
             return self([image], [boxes], dataset=[choice], flip_test=flip_test, decode=decode)[0]
         get_decoding(decode)
         boxes = [None] * len(images) if boxes is None else boxes
@@ -275,7 +275,7 @@ class PoseEstimator:
                 raise ValueError(f"{name}: expected one entry for each of {len(images)} images, got {len(entries)}")
         # All requests are checked before the first image is read.
         requests = [
-            check_request(self.config, row, cast(Datasets, choice), flip_test=flip_test, name=f"boxes[{index}]")
+            check_request(self.config, row, cast(DatasetKeys, choice), flip_test=flip_test, name=f"boxes[{index}]")
             for index, (row, choice) in enumerate(zip(boxes, datasets, strict=True))
         ]
         items = read_ahead(lambda pair: self._read(*pair), zip(images, requests, strict=True))
@@ -287,7 +287,7 @@ class PoseEstimator:
         self,
         items: Iterable[tuple],
         *,
-        dataset: Datasets = None,
+        dataset: DatasetKeys = None,
         flip_test: bool = False,
         decode: Decode = "udp",
         prefetch: int = PREFETCH,
@@ -301,7 +301,7 @@ class PoseEstimator:
 
         Args:
             items: (image, boxes) or (image, boxes, dataset), each as for a call.
-            dataset: of items that do not name one.
+            dataset: for items that do not name one.
             flip_test, decode: as for a call.
             prefetch: images read ahead. They share batches; with 1, each goes to the device by itself.
             errors: "raise" an item's error in its turn, after all results before it; or "return" it in the place of
@@ -317,9 +317,9 @@ class PoseEstimator:
         get_decoding(decode)
 
         def read(entry: tuple) -> _PoseItem:
-            image, boxes, *rest = entry
+            image, boxes, *choice = entry
             return self._read(
-                image, check_request(self.config, boxes, rest[0] if rest else dataset, flip_test=flip_test)
+                image, check_request(self.config, boxes, choice[0] if choice else dataset, flip_test=flip_test)
             )
 
         yield from stream(
@@ -337,7 +337,7 @@ class PoseEstimator:
         image_size: tuple[int, int] = (512, 512),
         num_boxes: int | None = None,
         *,
-        dataset: Dataset = None,
+        dataset: DatasetKey = None,
         flip_test: bool = False,
         decode: Decode = "udp",
     ) -> None:
@@ -405,5 +405,5 @@ class PoseEstimator:
             # The detector runs on one device: that one's copy of the pixels.
             pixels = cast(jax.Array, images.pixels).addressable_data(0)
             detections = self.detector.detect_packed(PackedImages(pixels, images.shapes[indices]))
-            for index, found in zip(indices, detections, strict=True):
-                items[index].set_boxes(found.boxes, found.scores)
+            for index, objects in zip(indices, detections, strict=True):
+                items[index].set_boxes(objects.boxes, objects.scores)

@@ -40,7 +40,7 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
     Returns:
         The pixel values, 0 to 255. The result can be the input array itself or a view of it: do not write to it.
         Files and PIL images are turned to their EXIF orientation. Grey values are repeated for all three channels,
-        alpha is dropped, of 16 bits the upper 8 are kept, palettes and CMYK are converted as by Pillow. For an
+        alpha is dropped, 16-bit values are cut to their upper 8 bits, Pillow converts palettes and CMYK. For an
         animation, this is the first frame.
 
     Raises:

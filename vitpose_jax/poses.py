@@ -32,10 +32,10 @@ class Poses:
         keypoints: float32 (x, y) in pixels of the image, pixel centres at integers. K is the largest number of
             keypoints of the skeletons; slots that a row's skeleton does not have hold NaN.
         scores: peak values of the heatmaps. They are not probabilities and can exceed 1. 0 in unused slots.
-        boxes: x, y, width, height in pixels of the image, as the caller or the detector gave them.
+        boxes: x, y, width, height in pixels of the image, unchanged, from the caller or the detector.
         skeleton_index: for each row, the index of its skeleton in `skeletons`.
         skeletons: static; one, unless datasets were mixed in one call.
-        box_scores: of the detector that found the boxes; None where the caller gave them, or where a box is the whole
+        box_scores: of the detector that found the boxes; None if the caller gave them, or if the box is the whole
             image.
     """
 
@@ -67,7 +67,7 @@ class Poses:
             box_scores: (n,) of a detector, or None.
 
         Raises:
-            ValueError: where shapes disagree with each other or with the skeletons, or an index is out of range.
+            ValueError: if shapes disagree with each other or with the skeletons, or an index is out of range.
         """
         skeletons = (skeletons,) if isinstance(skeletons, Skeleton) else tuple(skeletons)
         if not skeletons:
@@ -104,7 +104,7 @@ class Poses:
         """The skeleton of all rows.
 
         Raises:
-            ValueError: where rows have several; select the rows of one, as in `poses[poses.skeleton_index == 0]`.
+            ValueError: if rows have several; select the rows of one, as in `poses[poses.skeleton_index == 0]`.
         """
         if len(self.skeletons) == 1:
             return self.skeletons[0]
@@ -159,7 +159,7 @@ class Poses:
             {"poses": [{"skeleton": "coco", "box": [x, y, width, height],
                         "keypoints": [{"name": "nose", "x": 398.18, "y": 181.81, "score": 0.87}, ...]}, ...]}
 
-        Coordinates are in pixels of the image, rounded to five decimals; null where they are not finite. With boxes of
+        Coordinates are in pixels of the image, rounded to five decimals; null if they are not finite. With boxes of
         a detector, each pose also has a "box_score".
         """
         if self.box_scores is None:
@@ -191,11 +191,11 @@ class Poses:
 
         Args:
             image_id: of the image in the annotation file.
-            box_scores: the detector's scores, (n,); None for the `box_scores` of the poses, or 1 without any.
+            box_scores: the detector's scores, (n,); None for the `box_scores` of the poses, or 1 if they have none.
             category_id: of all rows; 1 is COCO's person.
 
         Raises:
-            ValueError: where box_scores is not n finite numbers.
+            ValueError: if box_scores is not n finite numbers.
         """
         box_scores = self.box_scores if box_scores is None else box_scores
         weights = np.ones(len(self)) if box_scores is None else np.asarray(box_scores, np.float64)
@@ -242,7 +242,7 @@ class Poses:
         ones with `key_points.visible = key_points.keypoint_confidence > threshold`.
 
         Raises:
-            ImportError: where supervision is not installed.
+            ImportError: if supervision is not installed.
         """
         try:
             from supervision import KeyPoints
@@ -258,7 +258,7 @@ class Poses:
 def _points(
     keypoints: Float[np.ndarray, "*rows 2"], scores: Float[np.ndarray, "*rows"]
 ) -> Float[np.ndarray, "*rows 3"]:
-    """x, y, score in float64; zeros where one of them is not finite."""
+    """x, y, score in float64; zeros if one of them is not finite."""
     points = np.concatenate([keypoints, scores[..., None]], axis=-1).astype(np.float64)
     return np.where(np.isfinite(points).all(axis=-1, keepdims=True), points, 0)
 

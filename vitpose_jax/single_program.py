@@ -1,8 +1,8 @@
 """From an image to the people in it in one XLA program: the detector, its boxes, the crops, the poses.
 
 `PoseEstimator` with a detector runs two programs: the host reads the boxes in between and computes as many crops as
-there are people. Here one program always computes `max_people` crops and drops the empty ones: one round trip to the
-device less, some crops for nothing. benchmarks/detection.py measures both.
+there are people. Here one program always computes `max_people` crops and drops the empty ones. This saves one
+round trip to the device, and computes some empty crops. benchmarks/detection.py measures both.
 """
 
 from typing import NamedTuple
@@ -28,7 +28,7 @@ class People(NamedTuple):
     """The `max_people` highest-scoring boxes of an image and the poses in them.
 
     Attributes:
-        boxes: x y w h in pixels of the image; the whole image where a box is empty.
+        boxes: x y w h in pixels of the image; the whole image if there is no person for a row.
         box_scores: of the detector.
         occupied: whether the box holds a person: a score above the threshold and an area.
         keypoints: (x, y) in pixels of the image.
@@ -47,7 +47,7 @@ def find_people(
     images: PackedImages,
     down: Float[Array, "2 height rows"],
     across: Float[Array, "2 width columns"],
-    classes: Bool[Array, " classes"],
+    class_mask: Bool[Array, " classes"],
     threshold: Float[Array, ""],
     *,
     max_people: int,
@@ -61,7 +61,7 @@ def find_people(
         models: the detector's network and the pose network.
         images: one image, from `pack_images`.
         down, across: `resize_matrix` of its height and its width.
-        classes: the detector's classes that count as people.
+        class_mask: True for the detector's classes that count as people.
         threshold: people have a higher score.
         max_people: n.
         dataset_index, flip_test, decode: see `predict`.
@@ -70,7 +70,7 @@ def find_people(
     _, height, width = shape = images.shapes[0]
     image = unpack_image(images.pixels, shape, (down.shape[2], across.shape[2]))
     output = detector(prepare(resize(image, down, across), detector.config)[None])
-    objects = find_objects(output.logits, output.boxes, shape[None, 1:], classes, max_people)
+    objects = find_objects(output.logits, output.boxes, shape[None, 1:], class_mask, max_people)
     boxes, box_scores = objects.boxes[0], objects.scores[0]
     occupied = (box_scores > threshold) & (boxes[:, 2:] > 0).all(axis=-1)
     boxes = jnp.where(occupied[:, None], boxes, jnp.stack([jnp.zeros(()), jnp.zeros(()), width, height]))
@@ -88,7 +88,7 @@ class SingleProgramEstimator:
     Args:
         model: a `VitPose`.
         detector: its network, threshold and labels are used.
-        max_people: that many crops are always computed; more people are not found.
+        max_people: the number of crops that are always computed; more people are not found.
 
     Raises:
         ValueError: for a `max_people` below 1 or above the detector's number of queries.
@@ -120,7 +120,7 @@ class SingleProgramEstimator:
         """
         get_decoding(decode)
         dataset_index, skeleton = self.config.dataset_index(dataset), self.config.skeleton(dataset)
-        threshold, classes, max_detections = self.detector.check_options()
+        threshold, class_mask, max_detections = self.detector.check_options()
         pixels = load_image(image)
         sides = pixels.shape[:2]
         down, across = (resize_matrix(*pair) for pair in zip(sides, self.detector.config.image_size, strict=True))
@@ -128,7 +128,7 @@ class SingleProgramEstimator:
             pack_images([pixels], pixel_bucket(sides[0] * sides[1])),
             down,
             across,
-            classes,
+            class_mask,
             np.float32(threshold),
             max_people=self.max_people,
             dataset_index=dataset_index,

@@ -1,4 +1,4 @@
-"""Skeletons: which keypoints the channels of a head stand for.
+"""Skeletons: which keypoint each channel of a head is.
 
 One object holds everything that depends on the order of the keypoints: their names, which of them are mirror images
 (`flip_pairs`), which are joined by a line (`edges`), how much annotators disagree (`sigmas`, for OKS) and which belong
@@ -70,7 +70,7 @@ class Skeleton:
 
     @functools.cached_property
     def flip_indices(self) -> tuple[int, ...]:
-        """For each of the K channels of a mirrored image, the index of its channel in the image as it was."""
+        """For each of the K channels of a mirrored image, the index of its channel without mirroring."""
         indices = list(range(self.num_keypoints))
         for left, right in self.flip_pairs:
             indices[left], indices[right] = right, left

@@ -6,7 +6,7 @@ from .native import NATIVE
 from .original import ORIGINAL
 from .rtdetr import RTDETR
 
-# Whole models, for `from_pretrained`; and those of them that are also written.
+# Whole models that `from_pretrained` reads, and the formats that are also written.
 VITPOSE_FORMATS = (NATIVE, HUGGINGFACE, ORIGINAL)
 WRITTEN_FORMATS = (NATIVE, HUGGINGFACE)
 

@@ -71,8 +71,7 @@ class Format:
         name: as in `Description.format` and error messages.
         network: kind of network, for error messages: "ViTPose" or "detector".
         mark: name of a tensor that tells the format from the others.
-        model_types: values of "model_type" in config.json that stand for this format; () for a format without a
-            config.json.
+        model_types: values of "model_type" in config.json that name this format; () for a format without a config.json.
         read_config: (path, tensors, **hints) -> configuration. `path` is the folder or file; the hints of a whole
             model are `image_size`, those of a backbone `config`, the configuration to start from. Raises ValueError
             for a configuration that the library does not know or cannot do.
@@ -84,7 +83,7 @@ class Format:
         shapes: config -> the shape of every target, by flat name.
         prepare: (tensors, source=where) -> the tensors that the rules name, still lazy.
         finish: the last step when a backbone is read: arrays by target name -> arrays of the model.
-        pytorch: whether the tensors are those of PyTorch. If so, all are written in one dtype, with step counters for
+        pytorch: whether PyTorch reads the files. If so, all tensors are written in one dtype, with step counters for
             BatchNorm. If not, names, arrays and dtypes are the model's.
     """
 

@@ -75,7 +75,7 @@ def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | 
 
 
 def _rules(config: VitPoseConfig) -> Iterable[Rule]:
-    # Names and arrays are those of the model.
+    # Names and arrays are the model's own.
     return ((name, name, "same") for name in vitpose_shapes(config))
 
 

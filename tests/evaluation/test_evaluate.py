@@ -21,9 +21,8 @@ from tests.support.datasets import SAMPLES, read_sample
 from tests.support.evaluation import SQUARE, small_dataset, small_estimator
 from tests.support.images import random_image
 from tests.support.models import random_model
-from vitpose_jax import PoseEstimator, Poses, VitPoseConfig, checkpoint
+from vitpose_jax import ItemError, PoseEstimator, Poses, VitPoseConfig, checkpoint
 from vitpose_jax.datasets import PROTOCOLS
-from vitpose_jax.estimator import ItemError
 from vitpose_jax.evaluation import Dataset, evaluate, read_dataset
 from vitpose_jax.evaluation.journal import Journal
 from vitpose_jax.evaluation.oks import instance_scores

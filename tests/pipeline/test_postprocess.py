@@ -170,5 +170,5 @@ def test_unknown_decoding():
 
 
 def test_heatmaps_and_boxes_must_go_together(unchecked):
-    with pytest.raises(ValueError, match="heatmaps: expected those of 1 boxes, got 2"):
+    with pytest.raises(ValueError, match="heatmaps: expected one row for each of 1 boxes, got 2"):
         postprocess.decode_heatmaps(np.ones((2, 8, 6, 3), np.float32), np.ones((1, 4)))

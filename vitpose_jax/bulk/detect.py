@@ -38,13 +38,13 @@ def detect_files(
         images: files, folders and glob patterns.
         output: folder of the results: detections.json in the format of COCO results.
         draw: also write each image with its boxes drawn on it.
-        overwrite: replace results that are there.
+        overwrite: replace existing results.
         progress: show a progress bar on standard error.
         report: gets a message, one line, for each image that failed.
         on_detections: gets each image and its detections.
 
     Raises:
-        ValueError: for an image name that leads nowhere, a drawing that would replace an image, or results that are
+        ValueError: for a name without an image, a drawing that would replace an image, or results that are
             there already.
     """
     paths, folder = find_images(os.fspath(name) for name in images), pathlib.Path(output)

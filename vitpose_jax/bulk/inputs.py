@@ -8,7 +8,7 @@ IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff
 
 
 def find_images(names: Iterable[str]) -> list[pathlib.Path]:
-    """The image files that names stand for.
+    """The image files that names, folders and patterns refer to.
 
     Args:
         names: files, folders (their images in sorted order, without sub-folders) and glob patterns.
@@ -40,7 +40,7 @@ def check_not_overwriting(images: Iterable[pathlib.Path], results: Iterable[tupl
     """Check that no result would replace one of the images.
 
     Args:
-        images: that are read.
+        images: the files that are read.
         results: the file of each result, and the image that it belongs to.
 
     Raises:

@@ -15,7 +15,7 @@ from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.regions import check_boxes
 from vitpose_jax.poses import Poses
 from vitpose_jax.serving.flow import ItemError
-from vitpose_jax.serving.requests import Dataset, plain
+from vitpose_jax.serving.requests import DatasetKey, plain
 
 
 def predict_files(
@@ -27,7 +27,7 @@ def predict_files(
     format: Format = "json",
     draw: bool = False,
     threshold: float = 0.3,
-    dataset: Dataset = None,
+    dataset: DatasetKey = None,
     flip_test: bool = False,
     decode: Decode = "udp",
     overwrite: bool = False,
@@ -40,7 +40,7 @@ def predict_files(
     Images whose results are in the folder already are skipped. An image that cannot be read does not stop the others.
 
     Args:
-        estimator: or a function that loads one: it is called only where there is something to do.
+        estimator: or a function that loads one: it is called only if there is something to do.
         images: files, folders and glob patterns.
         output: folder of the results.
         boxes: for all images, (n, 4) x y w h in pixels; or a file of boxes or its path: COCO results, COCO annotations
@@ -50,13 +50,13 @@ def predict_files(
         draw: also write each image with its poses drawn on it.
         threshold: draw keypoints with at least this score.
         dataset, flip_test, decode: see `PoseEstimator`.
-        overwrite: replace results that are there.
+        overwrite: replace existing results.
         progress: show a progress bar on standard error.
         report: gets each message, one line: what is skipped, what failed.
         on_poses: gets each image and its poses, after their results were written.
 
     Raises:
-        ValueError: for an image name that leads nowhere, a result that would replace an image, a file of boxes that
+        ValueError: for a name without an image, a result that would replace an image, a file of boxes that
             cannot be read, or options that every image would fail on.
     """
     paths = find_images(os.fspath(name) for name in images)

@@ -29,10 +29,10 @@ class Summary:
 
 
 def log(message: str) -> None:
-    """The default place of messages: the logger "vitpose_jax"."""
+    """Where messages go by default: the logger "vitpose_jax"."""
     _log.warning(message)
 
 
 def progress_bar(results: Iterable, total: int, *, shown: bool) -> Iterable:
-    """The results, with a progress bar on standard error where it is shown."""
+    """The results, with a progress bar on standard error if `shown`."""
     return tqdm(results, total=total, unit="image", disable=not shown, file=sys.stderr)

@@ -24,14 +24,14 @@ class Results:
     """Writes one file for each image ("json", "openpose"), or one for all images ("coco"), and drawings.
 
     Args:
-        folder: of the results; made when first needed.
+        folder: of the results; created when first needed.
         format: "json" (`Poses.to_dict`), "openpose" or "coco".
         draw: also write each image with its poses drawn on it.
         threshold: draw keypoints with at least this score.
         overwrite: count no image as done. Results of other images in a COCO file stay.
 
     Raises:
-        ValueError: where a COCO file of an earlier run cannot be read.
+        ValueError: if a COCO file of an earlier run cannot be read.
     """
 
     def __init__(self, folder: pathlib.Path, format: Format, *, draw: bool, threshold: float, overwrite: bool):
@@ -66,7 +66,7 @@ class Results:
         """Check that the format can hold poses of a skeleton.
 
         Raises:
-            ValueError: where it cannot.
+            ValueError: if it cannot.
         """
         if self._format == "openpose":
             k = skeleton.num_keypoints

@@ -38,10 +38,10 @@ def show_progress(total: int) -> bool:
 
 
 def exit_with_failures(summary: "Summary") -> None:
-    """Exit with status 1 where images failed.
+    """Exit with status 1 if images failed.
 
     Raises:
-        typer.Exit: where they did.
+        typer.Exit: if they did.
     """
     if summary.failed:
         say(f"error: {len(summary.failed)} images failed")

@@ -19,7 +19,7 @@ def detect(
     ),
     threshold: Annotated[float, typer.Option(help="Find objects with a higher score.")] = 0.3,
     max_detections: Annotated[
-        int | None, typer.Option(help="Most objects in an image, those with the highest scores.")
+        int | None, typer.Option(help="Maximum number of objects in an image: the highest-scoring.")
     ] = None,
     label: Annotated[
         list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
@@ -27,7 +27,7 @@ def detect(
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its boxes drawn on it.")] = False,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find people in images. `predict --boxes` reads the results."""
     import jax.numpy as jnp

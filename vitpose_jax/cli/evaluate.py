@@ -35,9 +35,9 @@ def evaluate(
     decode: Annotated[
         Decode | None, typer.Option(help="How heatmaps become points; default: as the dataset's protocol.")
     ] = None,
-    dtype: Annotated[DType, typer.Option(help="The type in which the network computes.")] = DType.float32,
+    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     max_batch: Annotated[
-        int | None, typer.Option(help="Most boxes in one batch, a power of two; default: what suits the device.")
+        int | None, typer.Option(help="Maximum number of boxes in a batch; default: 16 on CPUs, 64 elsewhere.")
     ] = None,
     soft_nms: Annotated[bool, typer.Option("--soft-nms", help="Use the soft OKS-NMS, which lowers scores.")] = False,
     devices: Annotated[int, typer.Option(help="Divide batches among this many devices.", min=1)] = 1,

@@ -61,7 +61,7 @@ def predict(
     decode: Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")] = Decode.udp,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that are there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in images."""
     if boxes and detector:
@@ -115,7 +115,7 @@ def read_boxes(
     """The values of --boxes: one file, or boxes for all images.
 
     Raises:
-        ValueError: for a file that cannot be read, or numbers that are no box.
+        ValueError: for a file that cannot be read, or numbers that are not a box.
     """
     from vitpose_jax.datasets.box_files import BoxFile, parse_box
     from vitpose_jax.pipeline.regions import check_boxes

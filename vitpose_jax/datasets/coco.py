@@ -26,7 +26,7 @@ WHOLEBODY_KEYPOINTS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "
 
 
 class CocoImage(NamedTuple):
-    """An entry of "images", under COCO's names; None where the file has no value.
+    """An entry of "images", under COCO's names; None if the file has no value.
 
     Attributes:
         where: the file and the image, for error messages.
@@ -45,7 +45,7 @@ class CocoImage(NamedTuple):
 
 
 class CocoObject(NamedTuple):
-    """An annotation or a result, under COCO's names; None where the file has no value.
+    """An annotation or a result, under COCO's names; None if the file has no value.
 
     Attributes:
         where: the file and the entry, for error messages.

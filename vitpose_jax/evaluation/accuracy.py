@@ -64,7 +64,12 @@ def auc(
 ) -> float:
     """Area under the curve (AUC): the mean PCK over the thresholds 0, 1 / steps, ... below 1. `keypoint_auc` of mmpose.
 
-    Distances are divided by `size`, in x and in y. The result is from 0 to 1.
+    The result is from 0 to 1.
+
+    Args:
+        predicted, target, visible: as in `pck`.
+        size: distances are divided by it, in x and in y.
+        steps: the number of thresholds.
     """
     sizes = np.full((len(predicted), 2), size, np.float64)
     return float(np.mean([pck(predicted, target, visible, sizes, threshold=step / steps)[1] for step in range(steps)]))
@@ -73,7 +78,13 @@ def auc(
 def epe(
     predicted: Num[np.ndarray, "n K 2"], target: Num[np.ndarray, "n K 2"], visible: Bool[np.ndarray, "n K"]
 ) -> float:
-    """End-point error (EPE): the mean distance over all visible keypoints, 0 without any. `keypoint_epe` of mmpose."""
+    """End-point error (EPE): the mean distance over all visible keypoints, 0 without any. `keypoint_epe` of mmpose.
+
+    The result has the unit of the keypoints.
+
+    Args:
+        predicted, target, visible: as in `pck`.
+    """
     return nme(predicted, target, visible, np.ones((len(predicted), 2)))
 
 
@@ -84,6 +95,9 @@ def nme(
     sizes: Num[np.ndarray, "n 2"],
 ) -> float:
     """Normalised mean error (NME): the mean of distances divided by `sizes`, as in `pck`. `keypoint_nme` of mmpose.
+
+    Args:
+        predicted, target, visible, sizes: as in `pck`.
 
     Returns:
         the mean over all visible keypoints of rows with positive sizes; 0 if there are none.

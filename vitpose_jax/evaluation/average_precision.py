@@ -107,11 +107,16 @@ def crowdpose_average_precision(
     """AP and AR of CrowdPose: areas are 0.53 times the boxes, and the "crowdIndex" of an image says how hard it is.
 
     The ranges are as in the official evaluation: easy below 0.2, hard from 0.8. (The paper writes 0.1 for 0.2.)
-    Arguments and errors: see `keypoint_average_precision`; every image needs a "crowdIndex".
+
+    Args:
+        annotations, results, sigmas, image_ids: as in `keypoint_average_precision`; every image needs a "crowdIndex".
 
     Returns:
         "AP", "AP50", "AP75", "AR", "AR50", "AR75" over all images; "AP(E)", "AP(M)", "AP(H)" over easy, medium and
         hard images.
+
+    Raises:
+        ImportError, ValueError: as `keypoint_average_precision`; for an image without a "crowdIndex".
     """
     annotations = _read(annotations, len(sigmas))
     targets = _targets(annotations, len(sigmas), use_area=False, crowd_index=True, image_ids=image_ids)
@@ -147,12 +152,18 @@ def wholebody_average_precision(
     Every part uses the area of the whole person and the score of the whole pose. A person without a visible keypoint
     in a part is not a target for that part (the flags "face_valid" and so on do not count), and a result without a
     positive keypoint score in a part is left out there. The 133 keypoints are in "keypoints", or divided among
-    "keypoints", "foot_kpts", "face_kpts", "lefthand_kpts" and "righthand_kpts", as in the official files. Arguments
-    and errors: see `keypoint_average_precision`.
+    "keypoints", "foot_kpts", "face_kpts", "lefthand_kpts" and "righthand_kpts", as in the official files.
+
+    Args:
+        annotations, results, image_ids: as in `keypoint_average_precision`.
+        sigmas: 133 standard deviations, `Skeleton.sigmas`.
 
     Returns:
         "body", "foot", "face", "left_hand", "right_hand", "hand" (the mean of the two hands) and "wholebody", each
         with the numbers of `keypoint_average_precision`.
+
+    Raises:
+        ImportError, ValueError: as `keypoint_average_precision`; for another number of sigmas.
     """
     count = WHOLEBODY_PARTS["wholebody"].stop
     if len(sigmas) != count:
@@ -238,7 +249,7 @@ def _targets(
 ) -> Targets:
     """The annotations of the chosen images, with what the evaluation needs and nothing else.
 
-    `annotators_counts`: take "num_keypoints" from the file, where it has one; False: count visible keypoints.
+    `annotators_counts`: take "num_keypoints" from the file, if it has one; False: count visible keypoints.
     """
     chosen = set(annotations.images if image_ids is None else image_ids)
     check_measurable(annotations, use_area=use_area, crowd_index=crowd_index, image_ids=chosen)

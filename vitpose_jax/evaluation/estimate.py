@@ -16,12 +16,14 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from tqdm import tqdm
 
 from vitpose_jax.datasets.dataset import Dataset
-from vitpose_jax.estimator import PREFETCH, ItemError, PoseEstimator
+from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.journal import DECIMALS, Journal, Outcome, from_lines, to_lines
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.poses import Poses
+from vitpose_jax.serving.flow import PREFETCH, ItemError
 
 # A block ends with the image that brings it to `max_batch` boxes times this. Between blocks the device waits for the
 # first images to be read; a kill loses at most one block.
@@ -112,8 +114,6 @@ def _outcome(poses: Poses) -> Outcome:
 
 
 def _bar(dataset: Dataset, blocks: list[list[int]], *, shown: bool) -> Any:
-    from tqdm import tqdm
-
     boxes = sum(len(dataset.samples[index].boxes) for index in itertools.chain.from_iterable(blocks))
     return tqdm(total=boxes, unit="person", disable=not shown, file=sys.stderr)
 

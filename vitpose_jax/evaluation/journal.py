@@ -1,7 +1,7 @@
 """The journal of an evaluation: an append-only file of poses. A crash loses at most the current block.
 
     {"settings": {...}}                                              what the poses depend on
-    {"image": 0, "poses": [[x, y, score, x, y, score, ...], ...]}    one line an image, one list a box
+    {"image": 0, "poses": [[x, y, score, x, y, score, ...], ...]}    one line per image, one list per box
     {"image": 1, "error": "..."}                                     an image that failed
 
 "image" is the index in the dataset; x and y are in pixels of the image. The lines of a block are written together and

@@ -89,7 +89,7 @@ def oks_nms(
     threshold: float = 0.9,
     soft: bool = False,
     max_detections: int = 20,
-) -> Int[np.ndarray, " kept"]:
+) -> Int[np.ndarray, " selected"]:
     """Indices of the poses of one image to keep, the best first. `oks_nms` and `soft_oks_nms` of the original.
 
     Two poses are compared over all keypoints, whatever their scores, with the mean of their areas. Of equal scores
@@ -132,17 +132,17 @@ def _soft_nms(
     sigmas: Sequence[float],
     threshold: float,
     max_detections: int,
-) -> Int[np.ndarray, " kept"]:
+) -> Int[np.ndarray, " selected"]:
     scores = np.array(scores, np.float64)
     order = _descending(scores)
-    kept: list[int] = []
-    while len(order) and len(kept) < max_detections:
+    selected: list[int] = []
+    while len(order) and len(selected) < max_detections:
         best, order = order[0], order[1:]
-        kept.append(best)
+        selected.append(best)
         overlap = _overlap(keypoints[order], areas[order], keypoints[best], areas[best], sigmas)
         scores[order] *= np.exp(-np.square(overlap) / threshold)
         order = order[_descending(scores[order])]
-    return np.array(kept, np.int64)
+    return np.array(selected, np.int64)
 
 
 def _overlap(
@@ -158,7 +158,7 @@ def _overlap(
 
 def box_nms(
     boxes: Num[np.ndarray, "n 4"], scores: Num[np.ndarray, " n"], *, threshold: float
-) -> Int[np.ndarray, " kept"]:
+) -> Int[np.ndarray, " selected"]:
     """Indices of the boxes of one image to keep, the best first.
 
     Args:
@@ -169,15 +169,15 @@ def box_nms(
     low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
     areas = boxes[:, 2] * boxes[:, 3]
     order = _descending(scores)
-    kept: list[int] = []
+    selected: list[int] = []
     while len(order):
         best, order = order[0], order[1:]
-        kept.append(best)
+        selected.append(best)
         sides = np.minimum(high[order], high[best]) - np.maximum(low[order], low[best])
         intersection = sides.clip(min=0).prod(axis=-1)
         # Written as a product, to avoid a division by 0 for two boxes without area.
         order = order[intersection <= threshold * (areas[order] + areas[best] - intersection)]
-    return np.array(kept, np.int64)
+    return np.array(selected, np.int64)
 
 
 def _descending(scores: Num[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:

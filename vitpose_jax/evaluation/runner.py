@@ -42,7 +42,7 @@ class Evaluation:
 
     Attributes:
         metrics: the numbers of the dataset's protocol, by name; see `scoring.measure`.
-        per_keypoint: one row a keypoint; see `scoring.per_keypoint`.
+        per_keypoint: one row per keypoint; see `scoring.per_keypoint`.
         counts: "images" in the annotations, "images_with_boxes", "boxes", "boxes_without_area", "results",
             "failed_images" and "failed_boxes".
         failures: (image, reason) of the images that failed.

@@ -200,7 +200,7 @@ def per_keypoint(dataset: Dataset, poses: Mapping[int, Float[np.ndarray, "_n K 3
     image with the highest OKS, if that is at least 0.5.
 
     Returns:
-        one row a keypoint:
+        one row per keypoint:
         "keypoint", its name;
         "labelled", the number of labels, in images that have boxes;
         "matched", the number of these whose person has a pose; over them

@@ -87,7 +87,7 @@ class Settings(PoseSettings):
 
         Args:
             estimator: the estimator.
-            dataset: its first images alone, if there is a limit.
+            dataset: only the first images, if there is a limit.
             hash_model: hash the weights; slow for a large model.
             options: the remaining attributes: flip_test, decode, limit, model, oks_nms, nms_threshold and
                 keypoint_threshold.

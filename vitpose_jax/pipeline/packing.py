@@ -37,7 +37,7 @@ class PackedImages(NamedTuple):
 
 
 def pixel_bucket(pixels: int) -> int:
-    """The length of the buffer that holds so many pixels.
+    """The length of the shortest buffer that holds `pixels` pixels.
 
     Raises:
         ValueError: for more pixels than the longest buffer holds.

@@ -92,7 +92,7 @@ def find_peaks(heatmaps: Float[Array, "n height width K"]) -> tuple[Float[Array,
 def refine(
     heatmaps: Float[Array, "n height width K"], points: Float[Array, "n K 2"], decode: Decode = "udp"
 ) -> Float[Array, "n K 2"]:
-    """Move the highest pixels to where the peaks are between pixels.
+    """Move points from the highest pixels to the peaks, which lie between pixels.
 
     Args:
         heatmaps: float32.
@@ -174,7 +174,7 @@ def decode_regions(
 ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
     """As `decode_heatmaps`, for the regions that were cropped."""
     if len(heatmaps) != regions.count:
-        raise ValueError(f"heatmaps: expected those of {regions.count} boxes, got {len(heatmaps)}")
+        raise ValueError(f"heatmaps: expected one row for each of {regions.count} boxes, got {len(heatmaps)}")
     heatmaps = jnp.asarray(heatmaps, jnp.float32)
     peaks, scores = find_peaks(heatmaps)
     points = jnp.where(scores[..., None] > 0, refine(heatmaps, peaks, decode), peaks)
@@ -204,7 +204,7 @@ def decode_heatmaps(
         They are not probabilities and can exceed 1.
 
     Raises:
-        ValueError: for an unknown decoding; where the numbers of boxes and heatmaps differ; for boxes without area or
+        ValueError: for an unknown decoding; if the numbers of boxes and heatmaps differ; for boxes without area or
             not finite, unless traced by `jax.jit`.
     """
     if not isinstance(boxes, jax.core.Tracer):

@@ -78,7 +78,7 @@ def crop_boxes(
 
     Args:
         image: RGB.
-        boxes: x y w h in pixels of the image; they may leave it.
+        boxes: x y w h in pixels of the image; they may extend beyond it.
         size: height and width of a crop.
         padding: factor on both sides of a box, after it got the crop's aspect.
         udp: the affine map, one for all or one for each box; see regions.py.

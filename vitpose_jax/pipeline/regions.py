@@ -49,9 +49,9 @@ def check_boxes(boxes: object, *, name: str = "boxes") -> Float[np.ndarray, "n 4
         name: of the argument, for the error.
 
     Raises:
-        ValueError: where the shape is not (n, 4), or a box is not finite, has no area or lies beyond every image. The
+        ValueError: if the shape is not (n, 4), or a box is not finite, has no area or lies beyond every image. The
             message names the box.
-        TypeError: where they are not numbers.
+        TypeError: if they are not numbers.
     """
     try:
         array = np.asarray(boxes, np.float64)

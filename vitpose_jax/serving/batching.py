@@ -69,7 +69,7 @@ def check_power_of_two(max_batch: int) -> None:
     """Check the largest size of a batch.
 
     Raises:
-        ValueError: where it is no power of two.
+        ValueError: if it is not a power of two.
     """
     if max_batch < 1 or max_batch & (max_batch - 1):
         raise ValueError(f"max_batch: expected a power of two, got {max_batch}")
@@ -78,7 +78,7 @@ def check_power_of_two(max_batch: int) -> None:
 def batch_sizes(count: int, max_batch: int, min_batch: int = 1) -> list[int]:
     """Powers of two, in falling order, that together hold `count` boxes with little padding.
 
-    In the last one at most a quarter is padding, or more where it is `min_batch`. `min_batch` and `max_batch` are
+    At most a quarter of the last one is padding, unless its size is `min_batch`. `min_batch` and `max_batch` are
     powers of two.
     """
     sizes = []
@@ -104,7 +104,7 @@ def groups(
 ) -> Iterator[list[AnyItem | Exception]]:
     """Consecutive items, until their boxes or pixels fill a group.
 
-    An exception stands in the place of an item that failed, and keeps that place.
+    An exception takes the place of an item that failed, and keeps that place.
     """
     group: list[AnyItem | Exception] = []
     pixels = boxes = 0

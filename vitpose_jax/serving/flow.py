@@ -4,7 +4,7 @@ entries   images by path, as PIL images or as arrays
   read_ahead   threads read and check them, a bounded number ahead
 items
   groups       consecutive items that share a flat pixel buffer (batching.py)
-  start        sends a group to the device and starts its jobs; asked for one job at a time
+  start        sends a group to the device and starts its jobs, one at a time
   collect      waits for the oldest job once MAX_JOBS newer ones are under way
 items, finished, in their order
 """
@@ -47,7 +47,7 @@ class Job(Protocol):
 
 
 class JobQueue:
-    """Jobs under way: the oldest one is collected once MAX_JOBS newer ones are."""
+    """Jobs under way: the oldest one is collected once MAX_JOBS newer ones are under way."""
 
     def __init__(self) -> None:
         self._jobs: collections.deque[Job] = collections.deque()
@@ -81,8 +81,8 @@ def run(
     """Put items through the device, and yield them finished, in their order.
 
     Args:
-        items: an exception stands in the place of an item that failed.
-        start: sends unfinished items of a group to the device, and starts one job each time the next is asked for.
+        items: an exception takes the place of an item that failed.
+        start: sends the unfinished items of a group to the device; its iterator starts one job at each step.
         max_boxes, max_images: of a group.
     """
     jobs = JobQueue()

@@ -1,4 +1,4 @@
-"""What a caller wants for one image: boxes and datasets, checked before anything is read."""
+"""The request for one image: its boxes and their datasets, checked before the image is read."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias, TypeGuard
@@ -11,19 +11,19 @@ from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.vitpose.config import VitPoseConfig
 
 # The expert and head of a model: a name, an index, or None for the first head.
-Dataset: TypeAlias = str | int | np.integer | np.str_ | None
+DatasetKey: TypeAlias = str | int | np.integer | np.str_ | None
 # One for all boxes of an image, or one for each.
-Datasets: TypeAlias = Dataset | np.ndarray | Sequence[Dataset]
+DatasetKeys: TypeAlias = DatasetKey | np.ndarray | Sequence[DatasetKey]
 
 
 class Request(NamedTuple):
     """Boxes of one image and their datasets, checked.
 
     Attributes:
-        boxes: x y w h in pixels of the image; None where they are not known before the image is read.
+        boxes: x y w h in pixels of the image; None if they are not known before the image is read.
         dataset_index: of each box; one for all boxes while they are not known.
         skeletons: of the boxes; without boxes, the one that they would have.
-        skeleton_index: for each box, its place in `skeletons`.
+        skeleton_index: for each box, the index of its skeleton in `skeletons`.
     """
 
     boxes: Float[np.ndarray, "n 4"] | None
@@ -45,9 +45,9 @@ class Request(NamedTuple):
 
 
 def check_request(
-    config: VitPoseConfig, boxes: Any, dataset: Datasets, *, flip_test: bool, name: str = "boxes"
+    config: VitPoseConfig, boxes: Any, dataset: DatasetKeys, *, flip_test: bool, name: str = "boxes"
 ) -> Request:
-    """Check what a caller wants for an image.
+    """Check the boxes of an image and their datasets.
 
     Args:
         config: of the model.
@@ -81,7 +81,7 @@ def is_sequence(dataset: object) -> TypeGuard[Sequence]:
     return isinstance(dataset, list | tuple) or (isinstance(dataset, np.ndarray) and dataset.ndim > 0)
 
 
-def _dataset_indices(config: VitPoseConfig, dataset: Datasets, count: int) -> Int[np.ndarray, " n"]:
+def _dataset_indices(config: VitPoseConfig, dataset: DatasetKeys, count: int) -> Int[np.ndarray, " n"]:
     if not is_sequence(dataset):
         return np.full(count, config.dataset_index(plain(dataset)), np.int32)
     if len(dataset) != count:

@@ -40,7 +40,7 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def dequantize(values: Int8[np.ndarray, "..."], scale: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
-    """The weights that int8 values and their scale stand for."""
+    """The weights that are stored as int8 values and a scale."""
     return values * scale
 
 

@@ -58,7 +58,7 @@ def raise_problems(problems: Iterable[str], *, source: str) -> None:
     """Raise all problems at once, if there are any.
 
     Raises:
-        ValueError: naming the source and listing the problems, one a line.
+        ValueError: naming the source and listing the problems, one per line.
     """
     problems = list(problems)
     if problems:

@@ -341,7 +341,7 @@ class Backbone(nnx.Module):
     ) -> tuple[Block, tuple[Float[Array, " depth"], Key[Array, "depth 2"]] | None, Int[Array, "depth 2"] | None]:
         """What the scan runs over: the first `depth` blocks, and for each its `DropPath` and the shift of its windows.
 
-        `drop_path` and `key` are those of `__call__`.
+        `drop_path` and `key` are as in `__call__`.
         """
         if not 0 <= drop_path < 1:
             raise ValueError(f"drop_path: expected a rate from 0 to less than 1, got {drop_path}")

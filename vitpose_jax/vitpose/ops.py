@@ -41,7 +41,7 @@ _ACTIVATIONS = {
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-    """The activation function of a name in `config.ACTIVATIONS` or `rtdetr.config.ACTIVATIONS`."""
+    """The activation function of a name in `vitpose.config.ACTIVATIONS` or `rtdetr.config.DETECTOR_ACTIVATIONS`."""
     return _ACTIVATIONS[name]
 
 

@@ -34,7 +34,7 @@ class Windows:
 
     Attributes:
         grid: rows and columns of patches.
-        size: rows and columns of patches in a window; at most those of the grid.
+        size: rows and columns of patches in a window; at most the grid's.
         shift: the rows and columns by which the windows of every second block are moved; None for no shift.
         pool: whether windows also attend to the means of all windows.
     """
