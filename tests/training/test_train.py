@@ -138,8 +138,8 @@ def test_the_best_of_three_evaluations_is_written(people, tmp_path, monkeypatch,
     seen = []
     measure = loop.evaluate_state
 
-    def evaluated(config, dataset, state):
-        metrics = measure(config, dataset, state)
+    def evaluated(config, evaluation, dataset, state):
+        metrics = measure(config, evaluation, dataset, state)
         assert 0 <= metrics["AP"] <= 1
         seen.append({name: np.array(leaf) for name, leaf in (state.ema | state.rest).items()})
         return {**metrics, "AP": next(values)}
