@@ -31,7 +31,7 @@ from tables import train_step_table
 
 from vitpose_jax import VitPose, VitPoseConfig, convert
 from vitpose_jax.pipeline.packing import pack_images
-from vitpose_jax.pipeline.regions import boxes_to_regions
+from vitpose_jax.pipeline.regions import Regions, boxes_to_regions
 from vitpose_jax.training.augment import Augmentation, skeleton_arrays
 from vitpose_jax.training.data import TrainingBatch
 from vitpose_jax.training.losses import joints_mse
@@ -53,13 +53,10 @@ def random_batch(config: VitPoseConfig, crops: int) -> TrainingBatch:
     regions = boxes_to_regions(boxes, config.image_size)
     (skeleton,) = config.skeletons
     flip_indices, upper_body = (np.tile(row, (crops, 1)) for row in skeleton_arrays([skeleton]))
-    pixels, shapes = pack_images(images)
     shape = (crops, skeleton.num_keypoints)
     return TrainingBatch(
-        pixels=pixels,
-        shapes=shapes,
-        center=np.asarray(regions.center),
-        scale=np.asarray(regions.scale),
+        images=pack_images(images),
+        regions=Regions(np.asarray(regions.center), np.asarray(regions.scale)),
         keypoints=rng.uniform(80, 220, (*shape, 2)).astype(np.float32),
         visible=np.full(shape, 2, np.int32),
         weights=np.ones(shape, np.float32),

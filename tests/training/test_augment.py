@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.reference_opencv import three_point_matrix, udp_matrix
 from tests.tolerances import CROP_OUTLIERS
 from vitpose_jax.pipeline import preprocess
-from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.packing import PackedImages, pack_images
 from vitpose_jax.pipeline.regions import Regions, boxes_to_regions, crop_to_image, image_to_crop
 from vitpose_jax.skeletons import AP10K, COCO, DATASETS, MPII
 from vitpose_jax.training.augment import Augmentation, augment_crops, augment_regions, skeleton_arrays
@@ -42,9 +42,8 @@ def random_boxes(rng: np.random.Generator) -> np.ndarray:
     return boxes.astype(np.float32)
 
 
-def packed(images) -> tuple[jax.Array, jax.Array]:
-    pixels, shapes = pack_images(images)
-    return jnp.asarray(pixels), jnp.asarray(shapes)
+def packed(images) -> PackedImages:
+    return jax.tree.map(jnp.asarray, pack_images(images))
 
 
 def blobs(keypoints: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -62,12 +61,12 @@ def spotted(seed: int):
     """
     rng = np.random.default_rng(seed)
     spots = rng.uniform([60, 60], [180, 240], (CROPS, 3, 2)).astype(np.float32)
-    pixels, shapes = packed([blobs(points, 300, 240) for points in spots])
+    images = packed([blobs(points, 300, 240) for points in spots])
     boxes = np.concatenate([spots.min(axis=1) - 25, np.ptp(spots, axis=1) + 50], axis=1)
     keypoints = jnp.pad(jnp.asarray(spots), ((0, 0), (0, 14), (0, 0)))
     visible = jnp.tile(np.arange(17) < 3, (CROPS, 1))
     flip_indices = jnp.tile(jnp.asarray([1, 0, *range(2, 17)], jnp.int32), (CROPS, 1))
-    arrays = (pixels, shapes, *boxes_to_regions(boxes, SIZE)[:2], keypoints, visible)
+    arrays = (images, boxes_to_regions(boxes, SIZE), keypoints, visible)
     return arrays, {"flip_indices": flip_indices, "upper_body": jnp.zeros((CROPS, 17), bool), "size": SIZE}
 
 
@@ -89,10 +88,10 @@ def test_keypoints_move_with_the_pixels(flip):
     np.testing.assert_array_equal(visible, arrays[-1])
     moved = np.asarray(moved[:, :3])
     # In a mirrored crop the left keypoint is at the place of the right one.
-    found = centroids(crops)[:, [1, 0, 2]] if flip else centroids(crops)
+    places = centroids(crops)[:, [1, 0, 2]] if flip else centroids(crops)
     inside = np.all((moved > 16) & (moved < np.array(SIZE[::-1]) - 17), axis=-1)
     assert inside.sum() > 40
-    distances = np.linalg.norm(found - moved, axis=-1)
+    distances = np.linalg.norm(places - moved, axis=-1)
     for same_map in (True, False):
         assert distances[inside & (np.asarray(udp) == same_map)[:, None]].max() < 0.25
 
@@ -104,16 +103,16 @@ def test_equals_mirroring_the_image_first(udp, matrix):
     rng = np.random.default_rng(2)
     keypoints = rng.uniform(0, 100, (CROPS, 17, 2)).astype(np.float32)
     visible = rng.random((CROPS, 17)) < 0.7
-    center, scale, _ = boxes_to_regions(random_boxes(rng), SIZE)
+    regions = boxes_to_regions(random_boxes(rng), SIZE)
     arrays = {name: jnp.asarray(np.tile(row, (CROPS, 1))) for name, row in coco_arrays().items()}
     key, augmentation = jax.random.key(3), dataclasses.replace(WILD, flip=1.0)
     crops, moved, still_visible = augment_crops(
-        *(key, *packed(images), center, scale, jnp.asarray(keypoints), jnp.asarray(visible)),
+        *(key, packed(images), regions, jnp.asarray(keypoints), jnp.asarray(visible)),
         **(arrays | {"size": SIZE, "udp": udp, "augmentation": augmentation}),
     )
-    regions = augment_regions(
+    (center, scale, rotation), _ = augment_regions(
         jax.random.split(key, 3)[0],
-        *(center, scale, jnp.asarray(keypoints), jnp.asarray(visible)),
+        *(regions, jnp.asarray(keypoints), jnp.asarray(visible)),
         upper_body=arrays["upper_body"],
         size=SIZE,
         augmentation=augmentation,
@@ -121,9 +120,9 @@ def test_equals_mirroring_the_image_first(udp, matrix):
     different = []
     for index, image in enumerate(images):
         width = image.shape[1]
-        middle = np.asarray(regions.center[index], np.float64) * [-1, 1] + [width - 1, 0]
+        middle = np.asarray(center[index], np.float64) * [-1, 1] + [width - 1, 0]
         points = (keypoints[index] * [-1, 1] + [width - 1, 0])[list(COCO.flip_indices)]
-        forward = matrix(-float(regions.rotation[index]), middle, np.asarray(regions.scale[index], np.float64), SIZE)
+        forward = matrix(-float(rotation[index]), middle, np.asarray(scale[index], np.float64), SIZE)
         expected = cv2.warpAffine(np.ascontiguousarray(image[:, ::-1]), forward, SIZE[::-1], flags=cv2.INTER_LINEAR)
         different.append(np.abs(np.round(pixel_values(crops[index])) - expected) > 1)
         np.testing.assert_allclose(moved[index], points @ forward[:, :2].T + forward[:, 2], atol=2e-3)
@@ -140,17 +139,14 @@ def test_augmentation_none_gives_the_crops_of_inference(udp, border):
     (image,) = random_images(4, 1)
     rng = np.random.default_rng(5)
     boxes = random_boxes(rng)
-    center, scale, _ = boxes_to_regions(boxes, SIZE)
-    pixels, shapes = packed([image])
+    regions = boxes_to_regions(boxes, SIZE)
     keypoints = jnp.asarray(rng.uniform(0, 100, (CROPS, 17, 2)), jnp.float32)
     arrays = {name: jnp.asarray(np.tile(row, (CROPS, 1))) for name, row in coco_arrays().items()}
     crops, moved, _ = augment_crops(
         *(
             jax.random.key(0),
-            pixels,
-            jnp.tile(shapes, (CROPS, 1)),
-            center,
-            scale,
+            packed([image]).select(np.zeros(CROPS, int)),
+            regions,
             keypoints,
             jnp.ones((CROPS, 17), bool),
         ),
@@ -161,7 +157,7 @@ def test_augmentation_none_gives_the_crops_of_inference(udp, border):
         border=border,
     )
     np.testing.assert_array_equal(crops, preprocess.crop_boxes(image, boxes, SIZE, udp=udp, border=border))
-    back = crop_to_image(moved, Regions(center, scale), SIZE, udp=udp)
+    back = crop_to_image(moved, regions, SIZE, udp=udp)
     np.testing.assert_allclose(back, keypoints, atol=1e-3)
 
 
@@ -196,18 +192,17 @@ def people(seed: int = 7):
 
 def vary(augmentation: Augmentation, seed: int = 0, visible=None, extent=True, upper_body=None):
     boxes, keypoints = people()
-    center, scale, _ = boxes_to_regions(boxes)
-    regions = augment_regions(
+    regions = boxes_to_regions(boxes)
+    augmented, flip = augment_regions(
         jax.random.key(seed),
-        center,
-        scale,
+        regions,
         jnp.asarray(keypoints),
         jnp.ones((N, 17), bool) if visible is None else visible,
         upper_body=jnp.tile(coco_arrays()["upper_body"] if upper_body is None else upper_body, (N, 1)),
         extent=jnp.asarray(boxes[:, 2:]) if extent else None,
         augmentation=augmentation,
     )
-    return boxes, np.asarray(center), np.asarray(scale), *map(np.asarray, regions)
+    return boxes, *map(np.asarray, (regions.center, regions.scale, *augmented, flip))
 
 
 def check_fraction(events: np.ndarray, expected: float) -> None:
@@ -334,11 +329,10 @@ LUMA = np.array([0.299, 0.587, 0.114])
 
 def recolored(image, **changes):
     """Crops of one image, many times, normalised and as pixel values."""
-    pixels, shapes = packed([image])
     extent = jnp.tile(jnp.asarray([SIZE[::-1]], jnp.float32), (CROPS, 1))
     _, settings = spotted(0)
     crops, _, _ = augment_crops(
-        *(jax.random.key(0), pixels, jnp.tile(shapes, (CROPS, 1)), extent / 2, extent),
+        *(jax.random.key(0), packed([image]).select(np.zeros(CROPS, int)), Regions(extent / 2, extent)),
         *(jnp.zeros((CROPS, 17, 2)), jnp.ones((CROPS, 17), bool)),
         **settings,
         udp=False,
@@ -416,6 +410,13 @@ def test_erasing_fills_a_rectangle_inside_the_crop():
 def test_augmentation_checks_its_ranges(changes, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**changes)
+
+
+def test_augmentation_takes_upright_regions():
+    arrays, settings = spotted(0)
+    images, regions, *labels = arrays
+    with pytest.raises(ValueError, match="regions: expected upright regions, got a rotation"):
+        augment_crops(jax.random.key(0), images, regions._replace(rotation=np.zeros(CROPS)), *labels, **settings)
 
 
 to_crop, to_image = (jax.jit(function, static_argnums=2) for function in (image_to_crop, crop_to_image))

@@ -99,7 +99,7 @@ def source(folder) -> PersonSource:
 
 def numbers(batch: TrainingBatch) -> list[int]:
     """The indices of the people of `folder` in a batch: each image is filled with its index."""
-    return batch.pixels[batch.shapes[:, 0], 0].tolist()
+    return batch.images.pixels[batch.images.shapes[:, 0], 0].tolist()
 
 
 def read(loader, count: int) -> list[int]:
@@ -107,7 +107,8 @@ def read(loader, count: int) -> list[int]:
 
 
 def equal(left: TrainingBatch, right: TrainingBatch) -> bool:
-    return all(a.dtype == b.dtype and a.shape == b.shape and (a == b).all() for a, b in zip(left, right, strict=True))
+    leaves = zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True)
+    return all(a.dtype == b.dtype and a.shape == b.shape and (a == b).all() for a, b in leaves)
 
 
 # Windows.
@@ -163,17 +164,17 @@ def test_a_window_is_a_piece_of_its_image(height, width, box):
 def test_the_window_of_a_known_box():
     """A padded box of 96 x 128, at 1.5 times its size, rotated so that its diagonal points to the side, and shifted."""
     center, scale = np.array([[500.0, 400.0]]), np.array([[96.0, 128.0]])
-    empty = np.zeros((1, 17, 2)), np.zeros((1, 17), bool)
+    unlabelled = Regions(center, scale), np.zeros((1, 17, 2)), np.zeros((1, 17), bool)
     options = {"upper_body": np.ones(17, bool)}
-    (window,) = reachable_windows(center, scale, *empty, **options)
+    (window,) = reachable_windows(*unlabelled, **options)
     half = 1.5 * 80 + 0.2 * scale[0] / 1.25
     np.testing.assert_array_equal(window[:2], np.floor(center[0] - half) - 1)
     np.testing.assert_array_equal(window[2:], np.ceil(center[0] + half) + 2)
     # Without augmentation the window is the region itself. A rotation by up to 20 degrees widens it.
-    (window,) = reachable_windows(center, scale, *empty, **options, augmentation=Augmentation.none())
+    (window,) = reachable_windows(*unlabelled, **options, augmentation=Augmentation.none())
     np.testing.assert_array_equal(window, [451, 335, 550, 466])
     turned = Augmentation(jitter=0.0, scale=0.0, rotation=10.0)
-    (window,) = reachable_windows(center, scale, *empty, **options, augmentation=turned)
+    (window,) = reachable_windows(*unlabelled, **options, augmentation=turned)
     side = 48 * np.cos(np.deg2rad(20)) + 64 * np.sin(np.deg2rad(20))
     assert window[0] == np.floor(500 - side) - 1
 
@@ -194,20 +195,21 @@ def test_windows_hold_every_region_that_augmentation_draws(augmentation):
     keypoints = (boxes[:, None, :2] + rng.uniform(-0.2, 1.2, (n, 17, 2)) * boxes[:, None, 2:]).astype(np.float32)
     visible = rng.uniform(size=(n, 17)) < 0.7
     _, upper_body = skeleton_arrays([COCO])
-    center, scale = map(np.asarray, boxes_to_regions(boxes)[:2])
-    regions = jax.jit(augment_regions, static_argnames="augmentation")(
-        jax.random.key(0), jnp.asarray(center), jnp.asarray(scale), jnp.asarray(keypoints), jnp.asarray(visible),
+    regions = boxes_to_regions(boxes)
+    augmented, _ = jax.jit(augment_regions, static_argnames="augmentation")(
+        jax.random.key(0), regions, jnp.asarray(keypoints), jnp.asarray(visible),
         upper_body=jnp.broadcast_to(upper_body, (n, 17)), augmentation=augmentation,
     )  # fmt: skip
-    windows = reachable_windows(center, scale, keypoints, visible, upper_body=upper_body[0], augmentation=augmentation)
-    angle = np.deg2rad(np.asarray(regions.rotation))
+    windows = reachable_windows(regions, keypoints, visible, upper_body=upper_body[0], augmentation=augmentation)
+    center, scale, rotation = map(np.asarray, augmented)
+    angle = np.deg2rad(rotation)
     cos, sin = np.abs(np.cos(angle)), np.abs(np.sin(angle))
-    width, height = np.asarray(regions.scale).T / 2
+    width, height = scale.T / 2
     reach = np.stack([width * cos + height * sin, height * cos + width * sin], axis=-1)
-    low, high = np.asarray(regions.center) - reach, np.asarray(regions.center) + reach
+    low, high = center - reach, center + reach
     assert (windows[:, :2] <= low - 0.99).all() and (windows[:, 2:] >= high + 1.99).all()
     # And they are not larger than necessary: some region comes near each edge.
-    slack = np.concatenate([low - windows[:, :2], windows[:, 2:] - high], axis=1) / np.tile(scale, 2)
+    slack = np.concatenate([low - windows[:, :2], windows[:, 2:] - high], axis=1) / np.tile(regions.scale, 2)
     assert (slack.min(axis=0) < 0.15).all()
 
 
@@ -266,9 +268,11 @@ def test_augmented_crops_of_windows_are_those_of_the_image(noise):
 
     @jax.jit
     def crops(pixels, shape, center, scale, keypoints, visible):
+        images, regions = PackedImages(pixels, shape), Regions(center[None], scale[None])
+
         def of_key(key):
             return augment_crops(
-                key, pixels, shape, center[None], scale[None], keypoints[None], visible[None],
+                key, images, regions, keypoints[None], visible[None],
                 flip_indices=flip_indices, upper_body=upper_body, mean=(0.0,) * 3, std=(1 / 255,) * 3,
             )  # fmt: skip
 
@@ -371,9 +375,11 @@ def test_people_with_few_keypoints_are_left_out(folder, data, unchecked):
     with pytest.raises(ValueError, match="expected people with 18 or more keypoints, got none among 23"):
         PersonSource.read("coco", folder / "people.json", folder, min_keypoints=18)
     samples = data / "mmpose_samples" / "coco"
-    found = read_dataset("coco", samples / "test_coco.json", samples, detections=samples / "test_coco_det_AP_H_56.json")
+    detected = read_dataset(
+        "coco", samples / "test_coco.json", samples, detections=samples / "test_coco_det_AP_H_56.json"
+    )
     with pytest.raises(ValueError, match="expected annotated boxes"):
-        PersonSource(found)
+        PersonSource(detected)
     with pytest.raises(ValueError, match="cache"):
         PersonSource.read("coco", folder / "people.json", folder, cache="disk")
     with pytest.raises(ValueError, match="expected load or archives, got both"):
@@ -442,7 +448,11 @@ def test_broken_images_are_skipped_and_counted(folder, broken, caplog):
 def test_a_batch_holds_its_people_unchanged(source):
     with make_loader(source, batch_size=5, seed=0, config=CONFIG) as loader:
         batch = next(loader)
-    assert {name: (array.dtype.name, array.shape) for name, array in batch._asdict().items()} == {
+    fields = batch._asdict()
+    (pixels, shapes), (center, scale, rotation) = fields.pop("images"), fields.pop("regions")
+    assert rotation is None
+    fields |= {"pixels": pixels, "shapes": shapes, "center": center, "scale": scale}
+    assert {name: (array.dtype.name, array.shape) for name, array in fields.items()} == {
         "pixels": ("uint8", (MIN_PIXELS, 3)),
         "shapes": ("int32", (5, 3)),
         "center": ("float32", (5, 2)),
@@ -457,13 +467,11 @@ def test_a_batch_holds_its_people_unchanged(source):
     }
     for row, number in enumerate(numbers(batch)):
         person = source[number]
-        start, height, width = batch.shapes[row]
-        np.testing.assert_array_equal(
-            batch.pixels[start : start + height * width].reshape(height, width, 3), person.image
-        )
+        start, height, width = shapes[row]
+        np.testing.assert_array_equal(pixels[start : start + height * width].reshape(height, width, 3), person.image)
         for name in ("center", "scale", "keypoints", "visible", "weights"):
-            np.testing.assert_array_equal(getattr(batch, name)[row], getattr(person, name))
-    assert not batch.pixels[start + height * width :].any()
+            np.testing.assert_array_equal(fields[name][row], getattr(person, name))
+    assert not pixels[start + height * width :].any()
 
 
 def test_flat_pixel_buffers_have_few_lengths(noise):
@@ -472,9 +480,9 @@ def test_flat_pixel_buffers_have_few_lengths(noise):
     for batch_size in (1, 20, 40, 41, 60):
         with make_loader(source, batch_size=batch_size, seed=0, config=CONFIG, num_threads=0) as loader:
             batch = next(loader)
-        used = int(batch.shapes[:, 1:].prod(axis=1).sum())
-        assert used <= len(batch.pixels) and (len(batch.pixels) == MIN_PIXELS or len(batch.pixels) < 2 * used)
-        lengths.add(len(batch.pixels))
+        used, length = int(batch.images.shapes[:, 1:].prod(axis=1).sum()), len(batch.images.pixels)
+        assert used <= length and (length == MIN_PIXELS or length < 2 * used)
+        lengths.add(length)
     assert len(lengths) >= 2 and all(length & (length - 1) == 0 for length in lengths)
 
 
@@ -679,8 +687,8 @@ def test_five_datasets_train_one_model(data):
         assert batch.visible[row].any() and not batch.visible[row, count:].any()
         assert (batch.weights[row] == (np.arange(133) < count)).all()
         # The pixels at the keypoints equal those of an image of the dataset at the annotated position.
-        start, height, width = batch.shapes[row]
-        window = batch.pixels[start : start + height * width].reshape(height, width, 3)
+        start, height, width = batch.images.shapes[row]
+        window = batch.images.pixels[start : start + height * width].reshape(height, width, 3)
         matches = 0
         for person in everyone[order.index(name)]:
             if person.image.shape == window.shape and (person.image == window).all():
@@ -696,14 +704,13 @@ def test_five_datasets_train_one_model(data):
 
     # A padded box contains nearly all of its keypoints.
     visible = batch.visible > 0
-    places = jnp.asarray(batch.keypoints), Regions(jnp.asarray(batch.center), jnp.asarray(batch.scale))
-    points = np.asarray(jax.jit(functools.partial(image_to_crop, size=(256, 192)))(*places))
+    to_crop = jax.jit(functools.partial(image_to_crop, size=(256, 192)))
+    points = np.asarray(to_crop(batch.keypoints, batch.regions))
     assert ((points >= -5) & (points <= np.array([196, 260]))).all(axis=-1)[visible].mean() > 0.95
     # And augmentation accepts the batch.
-    *arrays, udp, flip_indices, upper_body = map(jnp.asarray, batch)
     crops, keypoints, labelled = jax.eval_shape(
-        functools.partial(augment_crops, augmentation=Augmentation()), jax.random.key(0), *arrays[:6],
-        udp=udp, flip_indices=flip_indices, upper_body=upper_body,
+        functools.partial(augment_crops, augmentation=Augmentation()), jax.random.key(0), *batch[:4],
+        udp=batch.udp, flip_indices=batch.flip_indices, upper_body=batch.upper_body,
     )  # fmt: skip
     assert (crops.shape, keypoints.shape, labelled.shape) == ((20, 256, 192, 3), (20, 133, 2), (20, 133))
 
@@ -757,7 +764,7 @@ def test_all_training_crops_are_read(data, unchecked):
     weights = np.concatenate([batch.weights[:, 0] for batch in batches])
     fraction = fractions(json.loads((folder / "person_keypoints.json").read_text()))["lsp"]
     assert set(weights) == {0.25, 1.0} and (weights == 0.25).mean() == pytest.approx(fraction, abs=0.1)
-    assert {len(batch.pixels) for batch in batches} == {2**22}
+    assert {len(batch.images.pixels) for batch in batches} == {2**22}
 
 
 def test_grain_is_imported_late():

@@ -51,13 +51,13 @@ def test_a_token_is_one_of_the_tokens_until_the_decoder(width):
     for index in range(2):
         tokens, weights = jax.tree.map(lambda leaf, index=index: leaf[index], backbone.blocks)(tokens)
         states.append(tokens)
-    found = backbone(crops, output_hidden_states=True, output_attentions=True, feature_blocks=(1,))
-    np.testing.assert_allclose(found.tokens, backbone.norm(tokens[:, :12]), atol=BLOCK)
-    np.testing.assert_allclose(found.hidden_states, jnp.stack(states)[:, :, :12], atol=BLOCK)
-    np.testing.assert_allclose(found.feature_maps[0].reshape(3, 12, 24), backbone.norm(states[1][:, :12]), atol=BLOCK)
-    assert found.attentions.shape == (2, 3, 3, 13, 13)
-    np.testing.assert_allclose(found.attentions[1], weights, atol=BLOCK)
-    np.testing.assert_allclose(model(crops), model.heads["coco"](found.tokens.reshape(3, 4, 3, 24)), atol=HEATMAPS)
+    outputs = backbone(crops, output_hidden_states=True, output_attentions=True, feature_blocks=(1,))
+    np.testing.assert_allclose(outputs.tokens, backbone.norm(tokens[:, :12]), atol=BLOCK)
+    np.testing.assert_allclose(outputs.hidden_states, jnp.stack(states)[:, :, :12], atol=BLOCK)
+    np.testing.assert_allclose(outputs.feature_maps[0].reshape(3, 12, 24), backbone.norm(states[1][:, :12]), atol=BLOCK)
+    assert outputs.attentions.shape == (2, 3, 3, 13, 13)
+    np.testing.assert_allclose(outputs.attentions[1], weights, atol=BLOCK)
+    np.testing.assert_allclose(model(crops), model.heads["coco"](outputs.tokens.reshape(3, 4, 3, 24)), atol=HEATMAPS)
 
 
 def test_configurations_and_checkpoints_hold_the_token(tmp_path):
@@ -79,17 +79,17 @@ def test_configurations_and_checkpoints_hold_the_token(tmp_path):
 def test_rules_cover_the_token():
     config = VitPoseConfig(**SMALL, knowledge_token=36)
     shapes = optim.parameter_shapes(config)
-    mine = {name: shape for name, shape in shapes.items() if "knowledge_token" in name}
+    token_shapes = {name: shape for name, shape in shapes.items() if "knowledge_token" in name}
     proj = TOKEN.replace("token.token", "token.proj")
-    assert mine == {TOKEN: (36,), f"{proj}.kernel": (36, 24), f"{proj}.bias": (24,)}
+    assert token_shapes == {TOKEN: (36,), f"{proj}.kernel": (36, 24), f"{proj}.bias": (24,)}
     scales = optim.layer_scales(config, 0.5)
-    assert [float(scales[name][0]) for name in mine] == [1, 1, 1]
+    assert [float(scales[name][0]) for name in token_shapes] == [1, 1, 1]
     decayed = optim.match_rules(optim.WEIGHT_DECAY, shapes)
     assert [decayed[name] for name in (TOKEN, f"{proj}.kernel", f"{proj}.bias")] == [False, True, False]
     specs = parameter_specs(shapes, 4)
     assert (specs[TOKEN], specs[f"{proj}.kernel"]) == (PartitionSpec(), PartitionSpec("fsdp"))
-    kept = optim.trainable(("knowledge_token",), shapes)
-    assert [name for name in shapes if not kept[name]] == [TOKEN]
+    trains = optim.trainable(("knowledge_token",), shapes)
+    assert [name for name in shapes if not trains[name]] == [TOKEN]
     assert optim.trainable(("all_but_knowledge_token",), shapes) == {name: name == TOKEN for name in shapes}
 
 
@@ -130,8 +130,8 @@ def test_a_students_loss_with_a_teacher():
     """The token is frozen and its layer learns. The teacher is neither in the state nor a constant of the program."""
     config = VitPoseConfig(**SMALL, knowledge_token=36)
     model = random_model(config)
-    given = random_model(VitPoseConfig(**TEACHER), seed=1)
-    teacher = make_teacher(given, config, weight=3.0)
+    teacher_model = random_model(VitPoseConfig(**TEACHER), seed=1)
+    teacher = make_teacher(teacher_model, config, weight=3.0)
     settings = OptimConfig(total_steps=9, warmup_steps=0, drop_path=0.0, frozen=("knowledge_token",))
     state, train_step = begin(model, settings, augmentation=NONE, teacher=teacher)
     before = copied(state)
@@ -144,7 +144,7 @@ def test_a_students_loss_with_a_teacher():
 
     state, metrics = train_step(state, batch, KEY)
     crops, targets, weights = crops_and_targets(config, batch)
-    apart = jnp.mean((model(crops) - given(crops)) ** 2)
+    apart = jnp.mean((model(crops) - teacher_model(crops)) ** 2)
     np.testing.assert_allclose(metrics["distillation"], apart, rtol=1e-4)
     own = losses.joints_mse(model(crops), targets, weights)
     np.testing.assert_allclose(metrics["loss"], own + 3 * apart, rtol=1e-4)
@@ -169,17 +169,19 @@ def test_heads_learn_from_the_teachers_heads_of_the_same_name():
     config = VitPoseConfig(**SMALL, experts=("coco", "aic", "ap10k"), part_features=7, skeletons=(COCO, AP10K))
     names = tuple(reversed(PLUS["experts"]))
     experts = {"experts": names, "part_features": 7, "skeletons": (AIC, COCO, AP10K)}
-    theirs = VitPoseConfig(**TEACHER, **experts)
-    given = random_model(theirs, seed=1, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    teacher_config = VitPoseConfig(**TEACHER, **experts)
+    teacher_model = random_model(teacher_config, seed=1, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     model = random_model(config)
-    state, train_step = begin(model, SETTINGS, augmentation=NONE, teacher=make_teacher(given, config))
+    state, train_step = begin(model, SETTINGS, augmentation=NONE, teacher=make_teacher(teacher_model, config))
     datasets = ["ap10k", "coco", "ap10k", "ap10k"]
     batch = random_batch(config, datasets)
     _, metrics = train_step(state, batch, KEY)
     crops, _, _ = crops_and_targets(config, batch)
     # Like the losses: a mean over the whole batch and the head's own keypoints.
     apart = sum(
-        np.mean((np.asarray(model(crops[row : row + 1], name)) - np.asarray(given(crops[row : row + 1], name))) ** 2)
+        np.mean(
+            (np.asarray(model(crops[row : row + 1], name)) - np.asarray(teacher_model(crops[row : row + 1], name))) ** 2
+        )
         for row, name in enumerate(datasets)
     )
     np.testing.assert_allclose(metrics["distillation"], apart / 4, rtol=1e-2)
@@ -190,18 +192,20 @@ def test_heads_learn_from_the_teachers_heads_of_the_same_name():
 def test_one_head_learns_from_the_expert_of_its_dataset():
     """A teacher in training mode also uses the running statistics of its BatchNorms."""
     config = VitPoseConfig(**TINY, skeletons=(AP10K,))
-    given = random_model(VitPoseConfig(**{**TEACHER, "decoder": "classic"}, **{**PLUS, "skeletons": (COCO, AP10K)}))
-    teacher = make_teacher(optim.training_view(given), config)
+    teacher_model = random_model(
+        VitPoseConfig(**{**TEACHER, "decoder": "classic"}, **{**PLUS, "skeletons": (COCO, AP10K)})
+    )
+    teacher = make_teacher(optim.training_view(teacher_model), config)
     crops = random_crops(config)
-    found = jax.jit(teacher.heatmaps)(teacher.tensors, crops, jnp.zeros(3, jnp.int32))
-    np.testing.assert_allclose(found, given(crops, "ap10k"), atol=HEATMAPS)
+    heatmaps = jax.jit(teacher.heatmaps)(teacher.tensors, crops, jnp.zeros(3, jnp.int32))
+    np.testing.assert_allclose(heatmaps, teacher_model(crops, "ap10k"), atol=HEATMAPS)
 
 
 def test_make_teacher_lists_all_differences():
-    given = random_model(VitPoseConfig(**SMALL, image_mean=(0.5, 0.5, 0.5)))
+    teacher_model = random_model(VitPoseConfig(**SMALL, image_mean=(0.5, 0.5, 0.5)))
     config = VitPoseConfig(**{**SMALL, "image_size": (64, 64)}, skeletons=(COCO, AIC))
     with pytest.raises(ValueError) as caught:
-        make_teacher(given, config, source="models/large")
+        make_teacher(teacher_model, config, source="models/large")
     message = str(caught.value)
     assert message.startswith("models/large: 4 problems")
     for part in (
@@ -245,12 +249,12 @@ def test_with_token_takes_a_model_or_a_folder(tmp_path):
 
 def test_a_teacher_on_a_mesh_of_one_device():
     config = VitPoseConfig(**SMALL)
-    given = random_model(VitPoseConfig(**TEACHER), seed=1)
+    teacher_model = random_model(VitPoseConfig(**TEACHER), seed=1)
     batch = random_batch(config, ["coco"] * 3)
     values = []
     for mesh in (None, make_mesh(devices=jax.devices()[:1])):
         graphdef, optimizer, state = init_state(random_model(config), SETTINGS, mesh)
-        teacher = make_teacher(given, config, mesh=mesh)
+        teacher = make_teacher(teacher_model, config, mesh=mesh)
         options = {"optim_config": SETTINGS, "augmentation": NONE, "mesh": mesh, "teacher": teacher}
         _, metrics = make_train_step(config, graphdef, optimizer, **options)(state, batch, KEY)
         values.append([float(metrics[name]) for name in ("loss", "distillation")])

@@ -47,11 +47,11 @@ def test_mae_checkpoints_load_as_in_the_original(tmp_path):
     numpy = {name: tensor.numpy() for name, tensor in tensors.items()}
     np.testing.assert_array_equal(ours["backbone.norm.scale"], numpy["norm.weight"])
     for index in range(DEPTH):
-        for name, theirs in (("attention.qkv", "attn.qkv"), ("attention.proj", "attn.proj"), ("mlp.fc2", "mlp.fc2")):
-            kernel = numpy[f"blocks.{index}.{theirs}.weight"].T
+        for name, original in (("attention.qkv", "attn.qkv"), ("attention.proj", "attn.proj"), ("mlp.fc2", "mlp.fc2")):
+            kernel = numpy[f"blocks.{index}.{original}.weight"].T
             np.testing.assert_array_equal(ours[f"backbone.blocks.{name}.kernel"][index], kernel)
             np.testing.assert_array_equal(
-                ours[f"backbone.blocks.{name}.bias"][index], numpy[f"blocks.{index}.{theirs}.bias"]
+                ours[f"backbone.blocks.{name}.bias"][index], numpy[f"blocks.{index}.{original}.bias"]
             )
     kernel = numpy["patch_embed.proj.weight"].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(ours["backbone.patch_embed.proj.kernel"], kernel)
@@ -94,16 +94,16 @@ def test_layer_scale_is_folded_exactly(dino):
     model, folder = dino
     backbone = initialize(VitPoseConfig(**TINY, decoder="simple"), folder, rngs=nnx.Rngs(0)).backbone
     tokens = np.random.default_rng(0).normal(size=(2, 12, DIM)).astype(np.float32)
-    theirs, tokens = torch.from_numpy(tokens), jnp.asarray(tokens)
+    expected, tokens = torch.from_numpy(tokens), jnp.asarray(tokens)
     run = jax.jit(lambda block, x: block(x)[0])
     with torch.no_grad():
         for index, layer in enumerate(model.encoder.layer):
-            theirs = layer(theirs)
-            theirs = theirs[0] if isinstance(theirs, tuple) else theirs
+            expected = layer(expected)
+            expected = expected[0] if isinstance(expected, tuple) else expected
             block = jax.tree.map(lambda leaf, index=index: leaf[index], backbone.blocks)
             tokens = run(block, tokens)
-            np.testing.assert_allclose(tokens, theirs, atol=BLOCK)
-        np.testing.assert_allclose(backbone.norm(tokens), model.layernorm(theirs), atol=BLOCK)
+            np.testing.assert_allclose(tokens, expected, atol=BLOCK)
+        np.testing.assert_allclose(backbone.norm(tokens), model.layernorm(expected), atol=BLOCK)
 
 
 def test_a_dinov2_embeds_a_patch_as_before(dino):
@@ -152,9 +152,9 @@ def test_dinov2_small_loads_completely(data):
         if name.startswith("backbone.")
     )
     assert all(tensor.dtype == np.float32 and np.isfinite(tensor).all() for tensor in ours.values())
-    theirs = open_safetensors(path)
-    scale = np.asarray(theirs["encoder.layer.11.layer_scale2.lambda1"]).astype(np.float32)
-    weight = np.asarray(theirs["encoder.layer.11.mlp.fc2.weight"]).astype(np.float32)
+    original = open_safetensors(path)
+    scale = np.asarray(original["encoder.layer.11.layer_scale2.lambda1"]).astype(np.float32)
+    weight = np.asarray(original["encoder.layer.11.mlp.fc2.weight"]).astype(np.float32)
     folded = ours["backbone.blocks.mlp.fc2.kernel"][11]
     np.testing.assert_allclose(folded, (weight * scale[:, None]).T, rtol=1e-6)
     with pytest.raises(ValueError, match="num_heads: expected 12, as configured, got 6"):

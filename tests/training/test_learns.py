@@ -22,10 +22,10 @@ def people(data, tmp_path) -> dict[str, str]:
     names = {image["id"]: image["file_name"] for image in document["images"]}
     labelled = [entry for entry in document["annotations"] if entry["num_keypoints"] >= 12]
     document["annotations"] = [e for e in labelled if names[e["image_id"]].startswith("s40_")][:PEOPLE]
-    held = {entry["image_id"] for entry in document["annotations"]}
-    document["images"] = [image for image in document["images"] if image["id"] in held]
+    image_ids = {entry["image_id"] for entry in document["annotations"]}
+    document["images"] = [image for image in document["images"] if image["id"] in image_ids]
     (tmp_path / "people.json").write_text(json.dumps(document))
-    wanted = {names[number] for number in held}
+    wanted = {names[number] for number in image_ids}
     for path in (data / "train").glob("stanford40_*.zip"):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -36,14 +36,14 @@ def people(data, tmp_path) -> dict[str, str]:
 
 def mean_oks(estimator: PoseEstimator, dataset: Dataset) -> float:
     """Mean OKS over all people of a dataset, in their annotated boxes."""
-    found = []
+    similarities = []
     stream = estimator.stream((sample.path, sample.boxes) for sample in dataset.samples)
     for sample, poses in zip(dataset.samples, stream, strict=True):
         one = sample.people
         visible, sigmas = one.visible > 0, dataset.protocol.skeleton.sigmas
-        found += object_keypoint_similarity(poses.keypoints, one.keypoints, visible, one.areas, sigmas).tolist()
-    assert len(found) == PEOPLE
-    return float(np.mean(found))
+        similarities += object_keypoint_similarity(poses.keypoints, one.keypoints, visible, one.areas, sigmas).tolist()
+    assert len(similarities) == PEOPLE
+    return float(np.mean(similarities))
 
 
 @pytest.mark.slow

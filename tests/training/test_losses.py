@@ -40,16 +40,16 @@ def torch_hard(predicted, target, weights, use_target_weight=True, top_k=8):
 
 
 @pytest.mark.parametrize(
-    ("ours", "theirs"), [(losses.joints_mse, torch_mse), (losses.online_hard_keypoints, torch_hard)]
+    ("ours", "reference"), [(losses.joints_mse, torch_mse), (losses.online_hard_keypoints, torch_hard)]
 )
 @pytest.mark.parametrize("use_target_weight", [True, False])
 @pytest.mark.parametrize("weights", ["zeros and ones", "any"])
-def test_values_and_gradients_equal_torch(ours, theirs, use_target_weight, weights):
+def test_values_and_gradients_equal_torch(ours, reference, use_target_weight, weights):
     predicted, target, weight = batch(weights=weights)
     ours = functools.partial(ours, use_target_weight=use_target_weight)
     value, gradient = jax.jit(jax.value_and_grad(ours))(predicted, target, weight)
     leaf = by_keypoint(predicted).requires_grad_()
-    expected = theirs(leaf, by_keypoint(target), torch.tensor(weight), use_target_weight)
+    expected = reference(leaf, by_keypoint(target), torch.tensor(weight), use_target_weight)
     expected.backward()
     np.testing.assert_allclose(value, expected.detach(), rtol=1e-6)
     np.testing.assert_allclose(by_keypoint(gradient), leaf.grad, atol=1e-6, rtol=1e-5)
@@ -87,8 +87,11 @@ def test_heads_share_a_batch_as_in_the_original():
     leaf = by_keypoint(predicted).requires_grad_()
     expected = []
     for head, count in enumerate(HEADS):
-        mine = torch.tensor(dataset_index == head)
-        head_target, head_weights = by_keypoint(target) * mine[:, None, None], torch.tensor(weights) * mine[:, None]
+        in_dataset = torch.tensor(dataset_index == head)
+        head_target, head_weights = (
+            by_keypoint(target) * in_dataset[:, None, None],
+            torch.tensor(weights) * in_dataset[:, None],
+        )
         expected.append(torch_mse(leaf[:, :count], head_target[:, :count], head_weights[:, :count]))
     sum(expected).backward()
     np.testing.assert_allclose(each, [float(loss.detach()) for loss in expected], rtol=1e-6)

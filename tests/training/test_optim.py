@@ -54,12 +54,12 @@ def test_updates_equal_those_of_torch(accumulate):
     state = optimizer.init(ours)
     update = jax.jit(optimizer.update)
 
-    theirs, groups = {}, []
+    torch_parameters, groups = {}, []
     for name, stacked in ours.items():
         for original, tensor in original_groups(name, np.asarray(stacked), vitpose.num_layers):
             scale, decay = original_rate_and_decay(original, tensor, vitpose.num_layers, 0.75)
-            theirs[original] = torch.nn.Parameter(torch.tensor(tensor))
-            groups.append({"params": [theirs[original]], "scale": scale, "weight_decay": decay})
+            torch_parameters[original] = torch.nn.Parameter(torch.tensor(tensor))
+            groups.append({"params": [torch_parameters[original]], "scale": scale, "weight_decay": decay})
     reference = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
     # 0.1 and half-way of the warm-up, then the rate, times 0.1 from step 4 and 0.01 from step 6
     rates = np.array([1e-3, 5.5e-3, 1e-2, 1e-2, 1e-3, 1e-3, 1e-4, 1e-4])
@@ -76,14 +76,14 @@ def test_updates_equal_those_of_torch(accumulate):
         for name in shapes:
             mean = np.mean([gradients[name] for gradients in batches], axis=0)
             for original, tensor in original_groups(name, mean, vitpose.num_layers):
-                theirs[original].grad = torch.tensor(tensor)
-        torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)
+                torch_parameters[original].grad = torch.tensor(tensor)
+        torch.nn.utils.clip_grad_norm_(torch_parameters.values(), 1.0)
         for group in reference.param_groups:
             group["lr"] = rate * group["scale"]
         reference.step()
         for name, stacked in ours.items():
             for original, tensor in original_groups(name, np.asarray(stacked), vitpose.num_layers):
-                expected = theirs[original].detach().numpy()
+                expected = torch_parameters[original].detach().numpy()
                 np.testing.assert_allclose(tensor, expected, rtol=0, atol=1e-6, err_msg=f"{original}, step {step}")
 
 

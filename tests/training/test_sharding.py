@@ -96,8 +96,8 @@ def test_make_mesh_checks_the_number_of_devices():
 def test_put_batch_on_a_mesh_of_one_device():
     batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
-    for name, leaf in batch._asdict().items():
-        np.testing.assert_array_equal(getattr(placed, name), leaf, err_msg=name)
+    for (path, leaf), other in zip(jax.tree.leaves_with_path(batch), jax.tree.leaves(placed), strict=True):
+        np.testing.assert_array_equal(other, leaf, err_msg=jax.tree_util.keystr(path))
 
 
 @contextlib.contextmanager

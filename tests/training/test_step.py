@@ -127,7 +127,7 @@ def test_a_mirrored_label_keeps_its_weight():
     batch = random_batch(config, ["coco"] * 3)
     weights = np.zeros_like(batch.weights)
     weights[:, COCO.keypoints.index("left_wrist")] = 0.5
-    keypoints = np.repeat(batch.center[:, None], 17, axis=1)
+    keypoints = np.repeat(batch.regions.center[:, None], 17, axis=1)
     batch = batch._replace(weights=weights, visible=np.ones_like(batch.visible), keypoints=keypoints)
     settings = OptimConfig(total_steps=9, drop_path=0.0, weight_decay=0.0, warmup_steps=0)
     mirrored = Augmentation(jitter=0.0, flip=1.0, half_body=0.0, scale=0.0, rotation=0.0)

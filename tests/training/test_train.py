@@ -138,8 +138,8 @@ def test_the_best_of_three_evaluations_is_written(people, tmp_path, monkeypatch,
     seen = []
     measure = loop.evaluate_state
 
-    def evaluated(config, dataset, state):
-        metrics = measure(config, dataset, state)
+    def evaluated(config, evaluation, dataset, state):
+        metrics = measure(config, evaluation, dataset, state)
         assert 0 <= metrics["AP"] <= 1
         seen.append({name: np.array(leaf) for name, leaf in (state.ema | state.rest).items()})
         return {**metrics, "AP": next(values)}
@@ -308,7 +308,7 @@ def test_all_problems_of_a_file_are_listed_at_once(example):
 
 
 def test_a_preset_must_have_a_field_to_fill_in(example):
-    """In a config.json every field is given: a preset would do nothing, silently."""
+    """A config.json names every field: a preset would do nothing, silently."""
     values = read_config(example).to_dict()
     values["model"]["preset"] = "large"
     with pytest.raises(ValueError, match=r"model\.preset: expected some fields to fill in"):

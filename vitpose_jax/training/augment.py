@@ -18,7 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray, UInt8
+from jaxtyping import Array, Bool, Float, Int, Num, PRNGKeyArray
 
 from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.preprocess import normalize
@@ -100,14 +100,11 @@ class AugmentedRegions(NamedTuple):
     """The augmented regions of a batch of crops.
 
     Attributes:
-        center, scale: centre and size, in pixels of the image.
-        rotation: angle of the region in the image, in degrees, before mirroring.
+        regions: in pixels of the image, before mirroring.
         flip: whether the crop is mirrored left to right.
     """
 
-    center: Float[Array, "n 2"]
-    scale: Float[Array, "n 2"]
-    rotation: Float[Array, " n"]
+    regions: Regions
     flip: Bool[Array, " n"]
 
 
@@ -140,21 +137,20 @@ def skeleton_arrays(
 
 def augment_regions(
     key: PRNGKeyArray,
-    center: Float[Array, "n 2"],
-    scale: Float[Array, "n 2"],
-    keypoints: Float[Array, "n K 2"],
-    visible: Bool[Array, "n K"] | Num[Array, "n K"],
+    regions: Regions,
+    keypoints: Float[Array | np.ndarray, "n K 2"],
+    visible: Bool[Array | np.ndarray, "n K"] | Num[Array | np.ndarray, "n K"],
     *,
-    upper_body: Bool[Array, "n K"],
+    upper_body: Bool[Array | np.ndarray, "n K"],
     size: tuple[int, int] = (256, 192),
-    extent: Float[Array, "n 2"] | None = None,
+    extent: Float[Array | np.ndarray, "n 2"] | None = None,
     augmentation: Augmentation = Augmentation(),
 ) -> AugmentedRegions:
     """Augment the regions of a batch at random.
 
     Args:
         key: key of all random numbers.
-        center, scale: of each region in pixels of its image, from `boxes_to_regions`.
+        regions: one for each crop in pixels of its image, from `boxes_to_regions`.
         keypoints: (x, y) in pixels of the image; any value if not visible.
         visible: labelled keypoints are above 0.
         upper_body: True for keypoints of the upper body; a skeleton without any gets no half bodies.
@@ -163,10 +159,14 @@ def augment_regions(
             slightly larger than boxes of another aspect. 0 for no jitter.
         augmentation: how regions are varied; static under `jax.jit`.
 
-    Returns:
-        The augmented regions.
+    Raises:
+        ValueError: for regions that are already rotated.
     """
-    n = len(center)
+    if regions.rotation is not None:
+        raise ValueError("regions: expected upright regions, got a rotation")
+    center, scale = jnp.asarray(regions.center), jnp.asarray(regions.scale)
+    keypoints, visible, upper_body = jnp.asarray(keypoints), jnp.asarray(visible), jnp.asarray(upper_body)
+    n = regions.count
     # All numbers are drawn, even if unused: turning one augmentation off does not change the others.
     uniform_key, normal_key = jax.random.split(key)
     if_jitter, jitter_x, jitter_y, if_flip, if_half, if_rotate = jax.random.uniform(uniform_key, (6, n))
@@ -189,23 +189,21 @@ def augment_regions(
         scale = scale * jnp.clip(1 + spread * factor, 1 - spread, 1 + spread)[:, None]
     degrees = augmentation.rotation * jnp.clip(angle, -2, 2)
     rotation = jnp.where(if_rotate < augmentation.rotation_probability, degrees, 0.0)
-    return AugmentedRegions(center, scale, rotation, flip)
+    return AugmentedRegions(Regions(center, scale, rotation), flip)
 
 
 def augment_crops(
     key: PRNGKeyArray,
-    pixels: UInt8[Array, "p 3"],
-    shapes: Int[Array, "n 3"],
-    center: Float[Array, "n 2"],
-    scale: Float[Array, "n 2"],
-    keypoints: Float[Array, "n K 2"],
-    visible: Bool[Array, "n K"] | Num[Array, "n K"],
+    images: PackedImages,
+    regions: Regions,
+    keypoints: Float[Array | np.ndarray, "n K 2"],
+    visible: Bool[Array | np.ndarray, "n K"] | Num[Array | np.ndarray, "n K"],
     *,
-    flip_indices: Int[Array, "n K"],
-    upper_body: Bool[Array, "n K"],
+    flip_indices: Int[Array | np.ndarray, "n K"],
+    upper_body: Bool[Array | np.ndarray, "n K"],
     size: tuple[int, int] = (256, 192),
-    udp: bool | Bool[Array, " n"] = True,
-    extent: Float[Array, "n 2"] | None = None,
+    udp: bool | Bool[Array | np.ndarray, " n"] = True,
+    extent: Float[Array | np.ndarray, "n 2"] | None = None,
     augmentation: Augmentation = Augmentation(),
     border: Border = "opencv",
     mean: tuple[float, ...] = IMAGENET_MEAN,
@@ -215,8 +213,8 @@ def augment_crops(
 
     Args:
         key: key of all random numbers.
-        pixels, shapes: flat pixel buffer of the images, and start, height and width of each crop's image, as in `warp`.
-        center, scale, keypoints, visible, upper_body, extent, augmentation: as in `augment_regions`.
+        images: with one row of `shapes` for each crop.
+        regions, keypoints, visible, upper_body, extent, augmentation: as in `augment_regions`.
         flip_indices: of each crop's skeleton, see `skeleton_arrays`.
         size: height and width of the crops.
         udp: the affine map (preprocess.py), for all crops or for each.
@@ -229,14 +227,14 @@ def augment_crops(
         `gaussian_heatmaps` decides by their distance.
 
     Raises:
-        ValueError: for an unknown border.
+        ValueError: for an unknown border; for regions that are already rotated.
     """
     check_border(border)
+    udp = udp if isinstance(udp, bool) else jnp.asarray(udp)
     region_key, color_key, erase_key = jax.random.split(key, 3)
-    regions = augment_regions(
+    regions, flip = augment_regions(
         region_key,
-        center,
-        scale,
+        regions,
         keypoints,
         visible,
         upper_body=upper_body,
@@ -246,19 +244,18 @@ def augment_crops(
     )
     height, width = size
     columns, rows = jnp.meshgrid(jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32))
-    grid = jnp.broadcast_to(jnp.stack([columns, rows], axis=-1), (len(center), height, width, 2))
-    regions, flip = Regions(regions.center, regions.scale, regions.rotation), regions.flip
+    grid = jnp.broadcast_to(jnp.stack([columns, rows], axis=-1), (regions.count, height, width, 2))
     sources = crop_to_image(_mirror(grid, flip, width, udp), regions, size, udp=udp)
-    crops = warp(PackedImages(pixels, shapes), sources, border=border)
+    crops = warp(images, sources, border=border)
     crops = normalize(_change_colors(color_key, crops, augmentation), mean, std)
     if augmentation.erasing:
         crops = jnp.where(_erased(erase_key, len(crops), size, augmentation)[..., None], 0.0, crops)
 
-    keypoints = image_to_crop(keypoints, regions, size, udp=udp)
+    keypoints = image_to_crop(jnp.asarray(keypoints), regions, size, udp=udp)
     keypoints = _mirror(keypoints, flip, width, udp)
     order = jnp.where(flip[:, None], flip_indices, jnp.arange(flip_indices.shape[1]))
     keypoints = jnp.take_along_axis(keypoints, order[..., None], axis=1)
-    return crops, keypoints, jnp.take_along_axis(visible, order, axis=1)
+    return crops, keypoints, jnp.take_along_axis(jnp.asarray(visible), order, axis=1)
 
 
 def _mirror(

@@ -11,30 +11,32 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Array, Bool, Float32, Int32
 
-from vitpose_jax.pipeline.packing import pack_images
+from vitpose_jax.pipeline.packing import PackedImages, pack_images
+from vitpose_jax.pipeline.regions import Regions
 from vitpose_jax.training.augment import skeleton_arrays
 from vitpose_jax.training.people import Person, PersonSource
 from vitpose_jax.vitpose.config import VitPoseConfig
 
-# Minimum number of pixels in a flat pixel buffer.
+# Minimum number of pixels in a flat pixel buffer. Longer ones are powers of two, not of four like `PIXEL_BUCKETS`: each
+# batch is copied to the device, and the batches of a run are similar, so one or two lengths occur.
 MIN_PIXELS = 2**18
 # Effectively infinite; lengths still fit int64.
 MAX_EPOCHS = 2**31
 
 
 class TrainingBatch(NamedTuple):
-    """A batch of people; a pytree of NumPy arrays, ready for `augment_crops`.
+    """A batch of people, ready for `augment_crops`; a pytree of NumPy arrays, or of JAX arrays on the device.
 
-    All batches have the same shapes, except for the length of `pixels`, a power of two. K is the largest number of
-    keypoints among the model's heads; keypoints that a person's skeleton does not have are 0.
+    All batches have the same shapes, except for the length of the pixel buffer, a power of two. K is the largest number
+    of keypoints among the model's heads; keypoints that a person's skeleton does not have are 0.
 
     Attributes:
-        pixels: flat pixel buffer: the windows of all images one after another, padded with 0.
-        shapes: of each window: its start in `pixels`, height and width.
-        center, scale: of each box, in pixels of its window; `scale` includes the padding of inference.
+        images: the windows, one for each person.
+        regions: of each box, upright, in pixels of its window; with the padding of inference.
         keypoints: (x, y) in pixels of the window; any value if not visible.
         visible: 0 not labelled, 1 labelled but hidden, 2 visible.
         weights: weight of each label.
@@ -43,17 +45,15 @@ class TrainingBatch(NamedTuple):
         flip_indices, upper_body: of each person's skeleton, see `skeleton_arrays`.
     """
 
-    pixels: UInt8[np.ndarray, "p 3"]
-    shapes: Int32[np.ndarray, "n 3"]
-    center: Float32[np.ndarray, "n 2"]
-    scale: Float32[np.ndarray, "n 2"]
-    keypoints: Float32[np.ndarray, "n K 2"]
-    visible: Int32[np.ndarray, "n K"]
-    weights: Float32[np.ndarray, "n K"]
-    dataset_index: Int32[np.ndarray, " n"]
-    udp: Bool[np.ndarray, " n"]
-    flip_indices: Int32[np.ndarray, "n K"]
-    upper_body: Bool[np.ndarray, "n K"]
+    images: PackedImages
+    regions: Regions
+    keypoints: Float32[Array | np.ndarray, "n K 2"]
+    visible: Int32[Array | np.ndarray, "n K"]
+    weights: Float32[Array | np.ndarray, "n K"]
+    dataset_index: Int32[Array | np.ndarray, " n"]
+    udp: Bool[Array | np.ndarray, " n"]
+    flip_indices: Int32[Array | np.ndarray, "n K"]
+    upper_body: Bool[Array | np.ndarray, "n K"]
 
 
 class _Head(NamedTuple):
@@ -101,12 +101,11 @@ def pack(people: Sequence[tuple[Person, _Head]]) -> TrainingBatch:
     num_keypoints = len(heads[0].flip_indices)
     images = [person.image for person in persons]
     length = max(MIN_PIXELS, sum(image.shape[0] * image.shape[1] for image in images))
-    pixels, shapes = pack_images(images, 1 << (length - 1).bit_length())
     return TrainingBatch(
-        pixels=pixels,
-        shapes=shapes,
-        center=np.stack([person.center for person in persons]),
-        scale=np.stack([person.scale for person in persons]),
+        images=pack_images(images, 1 << (length - 1).bit_length()),
+        regions=Regions(
+            np.stack([person.center for person in persons]), np.stack([person.scale for person in persons])
+        ),
         keypoints=np.stack([_zero_padded(person.keypoints, num_keypoints) for person in persons]),
         visible=np.stack([_zero_padded(person.visible, num_keypoints) for person in persons]),
         weights=np.stack([_zero_padded(person.weights, num_keypoints) for person in persons]),
@@ -147,7 +146,7 @@ class Loader(Iterator[TrainingBatch]):
         batch = next(self._iterator)
         self.micro_step += 1
         # A worker reuses its shared memory when the batch is released.
-        return TrainingBatch(*(np.array(array) for array in batch)) if self._workers else batch
+        return jax.tree.map(np.array, batch) if self._workers else batch
 
     def _start(self) -> Iterator[TrainingBatch]:
         """Start to read ahead, at the next batch."""

@@ -7,8 +7,7 @@ Two ways, alone or together (ViTPose, arXiv:2204.12484):
               beside its own patches (`VitPoseConfig.knowledge_token`)
 
 The teacher runs inside the compiled micro-step, on the student's crops, in evaluation mode. Its parameters are an
-argument
-of the program: they are neither constants in it nor part of the state.
+argument of the program: they are neither constants in it nor part of the state.
 """
 
 from collections.abc import Iterable
@@ -23,7 +22,7 @@ from jaxtyping import Array, Float, Int
 
 from vitpose_jax.convert.backbones import load_vitpose
 from vitpose_jax.storage import parameters
-from vitpose_jax.training.optim import Tensors, merge
+from vitpose_jax.training.optim import Tensors, arrays_by_name, merge
 from vitpose_jax.training.sharding import put_parameters
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
@@ -49,7 +48,10 @@ class Teacher(NamedTuple):
     num_keypoints: int
 
     def heatmaps(
-        self, tensors: Tensors, crops: Float[Array, "n height width channels"], dataset_index: Int[Array, " n"]
+        self,
+        tensors: Tensors,
+        crops: Float[Array, "n height width channels"],
+        dataset_index: Int[Array | np.ndarray, " n"],
     ) -> Float[Array, "n rows columns K"]:
         """The teacher's heatmaps of crops.
 
@@ -87,7 +89,7 @@ def make_teacher(
     config = model.config
     parameters.raise_problems(_differences(config, student), source=str(source))
     model = nnx.view(model, use_running_average=True, raise_if_not_found=False)
-    tensors = parameters.flatten(model)
+    tensors = arrays_by_name(model)
     heads = [skeleton.name for skeleton in student.skeletons]
     indices = [config.dataset_index(name) if name in heads else 0 for name in student.datasets]
     return Teacher(
@@ -111,9 +113,9 @@ def with_token(model: VitPose, source: str | Path | VitPose) -> VitPose:
     """
     teacher = source if isinstance(source, VitPose) else load_vitpose(source)
     where = "the token's model" if isinstance(source, VitPose) else str(source)
-    width = 0 if teacher is None else teacher.config.knowledge_token
-    if not width:
+    if teacher is None or not teacher.config.knowledge_token:
         raise ValueError(f"{where}: expected a ViTPose with a knowledge token, got one without")
+    width = teacher.config.knowledge_token
     if width != model.config.knowledge_token:
         raise ValueError(f"{where}: expected a knowledge token of width {model.config.knowledge_token}, got {width}")
     abstract = abstract_vitpose(model.config, dtype=model.backbone.dtype, param_dtype=model.backbone.param_dtype)

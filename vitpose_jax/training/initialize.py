@@ -10,6 +10,7 @@ from jaxtyping import Array, Key
 
 from vitpose_jax.convert.backbones import load_backbone, load_vitpose
 from vitpose_jax.storage import parameters
+from vitpose_jax.training.optim import arrays_by_name
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
@@ -45,7 +46,7 @@ def initialize(
     @jax.jit
     def new_parameters(key: Key[Array, ""]) -> dict[str, Array]:
         model = VitPose(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(key))
-        return {name: leaf for name, leaf in parameters.flatten(model).items() if name.startswith(NEW)}
+        return {name: leaf for name, leaf in arrays_by_name(model).items() if name.startswith(NEW)}
 
     tensors = new_parameters(rngs.params())
     tensors |= load_backbone(source if pretrained is None else pretrained, config)

@@ -149,12 +149,18 @@ def _report(run: Run, log: Log, micro_step: int, metrics: dict[str, Any]) -> Non
     log.micro_step(micro_step, values)
 
 
-def _evaluate(run: Run, log: Log, step: int) -> float:
-    """Evaluate the model, write it if it is the best so far, and return the metric that decides."""
-    metrics = evaluate_state(run.config, run.eval_dataset, run.state)
-    value = _value(run.config.evaluation, metrics)
+def _evaluate(run: Run, log: Log, step: int) -> float | None:
+    """Evaluate the model, write it if it is the best so far, and return the metric that decides.
+
+    None without [evaluation].
+    """
+    evaluation, dataset = run.config.evaluation, run.eval_dataset
+    if evaluation is None or dataset is None:
+        return None
+    metrics = evaluate_state(run.config, evaluation, dataset, run.state)
+    value = _value(evaluation, metrics)
     log.write({"step": step, **{f"evaluation/{name}": number for name, number in metrics.items()}})
-    if run.best is None or value > _value(run.config.evaluation, run.best):
+    if run.best is None or value > _value(evaluation, run.best):
         run.best = metrics
         _export(run, "best")
     return value
@@ -187,20 +193,21 @@ def trained_model(config: TrainConfig, state: TrainState) -> VitPose:
     return parameters.fill(abstract, tensors, source="the state of the training")
 
 
-def evaluate_state(config: TrainConfig, dataset: Dataset, state: TrainState) -> dict[str, float]:
-    """The metrics of a state's model on a dataset, as `config.evaluation` says; on the devices of this process."""
-    options = config.evaluation
+def evaluate_state(
+    config: TrainConfig, evaluation: EvaluationConfig, dataset: Dataset, state: TrainState
+) -> dict[str, float]:
+    """The metrics of a state's model on a dataset, as `evaluation` says; on the devices of this process."""
     devices = jax.local_devices()
     # The estimator splits batches over a power of two of devices.
-    devices = devices[: min(1 << (len(devices).bit_length() - 1), options.max_batch)]
+    devices = devices[: min(1 << (len(devices).bit_length() - 1), evaluation.max_batch)]
     estimator = PoseEstimator(
         trained_model(config, state),
-        max_batch=options.max_batch,
+        max_batch=evaluation.max_batch,
         border="opencv",
         stretch=dataset.protocol.stretch,
         devices=devices if len(devices) > 1 else None,
     )
-    metrics = evaluate(estimator, dataset, flip_test=options.flip_test, limit=options.limit).metrics
+    metrics = evaluate(estimator, dataset, flip_test=evaluation.flip_test, limit=evaluation.limit).metrics
     return {name: float(value) for name, value in metrics.items()}
 
 

@@ -22,13 +22,14 @@ names decide what is frozen, decayed, scaled and sharded (`name_rules.match_rule
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jax.typing import ArrayLike
+from jaxtyping import Array, Float
 
 from vitpose_jax.storage import parameters
 from vitpose_jax.training.name_rules import match_rules
@@ -191,7 +192,7 @@ def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.Gradien
     optimizer = optax.chain(
         optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm),
         optax.scale_by_adam(*config.betas, eps=config.eps),
-        optax.stateless(decay_and_scale),
+        optax.stateless(decay_and_scale),  # pyright: ignore[reportArgumentType]: the trees are dicts
         optax.scale_by_learning_rate(learning_rate(config)),
     )
     if config.accumulate > 1:
@@ -201,7 +202,7 @@ def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.Gradien
         parameters.raise_problems(parameters.differences(shapes, trained), source="the trained parameters")
         return optimizer.init(trained)
 
-    return optax.GradientTransformation(init, optimizer.update)
+    return optax.GradientTransformation(init, optimizer.update)  # pyright: ignore[reportArgumentType]: the trees are dicts
 
 
 def learning_rate(config: OptimConfig) -> optax.Schedule:
@@ -212,17 +213,18 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
     Raises:
         ValueError: if `total_steps` is None.
     """
-    if config.total_steps is None:
+    total_steps = config.total_steps
+    if total_steps is None:
         raise ValueError("OptimConfig: total_steps: expected the number of updates in the run, got None")
-    steps = [round(at * config.total_steps) if isinstance(at, float) else at for at in config.milestones]
+    steps = [round(at * total_steps) if isinstance(at, float) else at for at in config.milestones]
 
-    def rate(step: Int[Array, ""] | int) -> Float[Array, ""]:
+    def rate(step: ArrayLike) -> Float[Array, ""]:
         step = jnp.asarray(step)
         warm = jnp.minimum(1, step / config.warmup_steps) if config.warmup_steps else 1
         if config.schedule == "step":
             factor = 0.1 ** jnp.sum(step >= jnp.asarray(steps, jnp.int32))
         else:
-            factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1, step / config.total_steps)))
+            factor = 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1, step / total_steps)))
         return config.learning_rate * factor * (config.warmup_ratio + (1 - config.warmup_ratio) * warm)
 
     return rate
@@ -301,10 +303,15 @@ def split(model: VitPose, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef, Ten
     Raises:
         ValueError: as in `trainable`.
     """
-    tensors, statistics = parameters.flatten(model), batch_stats(model)
+    tensors, statistics = arrays_by_name(model), batch_stats(model)
     trains = trainable(frozen, [name for name in tensors if name not in statistics])
     trained = {name: leaf for name, leaf in tensors.items() if trains.get(name)}
     return nnx.graphdef(model), trained, {name: leaf for name, leaf in tensors.items() if name not in trained}
+
+
+def arrays_by_name(model: VitPose) -> Tensors:
+    """All arrays of a model by flat name; the model is not abstract."""
+    return cast(Tensors, parameters.flatten(model))
 
 
 def merge(graphdef: nnx.GraphDef, *tensors: Tensors) -> VitPose:

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 from vitpose_jax.datasets.archives import ImageStore, Paths, expand_archives
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.datasets.protocols import Protocol
-from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
+from vitpose_jax.pipeline.regions import BOX_PADDING, Regions, boxes_to_regions
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.training.augment import Augmentation
 
@@ -130,8 +130,7 @@ class PersonSource:
         regions = boxes_to_regions(boxes[usable], size, stretch=self.protocol.stretch)
         self._center, self._scale = np.asarray(regions.center), np.asarray(regions.scale)
         self._windows = reachable_windows(
-            self._center,
-            self._scale,
+            regions,
             self._keypoints,
             self._visible > 0,
             upper_body=self.upper_body,
@@ -251,8 +250,7 @@ def _label_weights(weights: Weights | None, paths: list[str], num_keypoints: int
 
 
 def reachable_windows(
-    center: Float[np.ndarray, "n 2"],
-    scale: Float[np.ndarray, "n 2"],
+    regions: Regions,
     keypoints: Float[np.ndarray, "n K 2"],
     visible: Bool[np.ndarray, "n K"],
     *,
@@ -268,7 +266,7 @@ def reachable_windows(
     aspect, that is 1.41 times the padded region's width to each side and 1.10 times its height up and down.
 
     Args:
-        center, scale: of the boxes in pixels of the image, from `boxes_to_regions`.
+        regions: of the boxes in pixels of the image, from `boxes_to_regions`.
         keypoints, visible, upper_body, size, augmentation: as in `augment_regions`, whose `extent` must not exceed its
             default.
 
@@ -276,6 +274,7 @@ def reachable_windows(
         left, top, right, bottom in pixels of the image, right and bottom exclusive. Windows may extend outside the
         image.
     """
+    center, scale = np.asarray(regions.center), np.asarray(regions.scale)
     largest = 1 + augmentation.scale
     max_angle = math.radians(min(2 * augmentation.rotation, 90)) if augmentation.rotation_probability else 0.0
 

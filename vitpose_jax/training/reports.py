@@ -37,7 +37,7 @@ class Log:
         self._file = (output / METRICS).open("a", encoding="utf-8") if self._shown else None
         if self._config.log.tensorboard and self._shown:
             try:
-                from tensorboardX import SummaryWriter
+                from tensorboardX import SummaryWriter  # pyright: ignore[reportMissingImports]: optional
             except ImportError:
                 raise ImportError("log.tensorboard needs tensorboardX: pip install tensorboardX") from None
             self._writer = SummaryWriter(str(output / "tensorboard"))
@@ -76,7 +76,7 @@ class Log:
 
     def write(self, values: dict[str, Any]) -> None:
         """Write one line: the metrics of a step, and "step"."""
-        if not self._shown:
+        if self._file is None:
             return
         self._file.write(json.dumps(values) + "\n")
         self._file.flush()

@@ -15,6 +15,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -96,7 +97,8 @@ def prepare(config: TrainConfig, *, resume: bool) -> Iterator[Run]:
     with contextlib.closing(open_loader(config)) as loader:
         accumulate = config.optim.accumulate
         steps_per_epoch = max(1, loader.micro_steps_per_epoch // accumulate)
-        total_steps = config.steps or max(1, round(config.epochs * steps_per_epoch))
+        # `TrainConfig` has either steps or epochs.
+        total_steps = config.steps or max(1, round(cast(float, config.epochs) * steps_per_epoch))
         optim_config = config.optim_for(total_steps)
         graphdef, optimizer, state = init_state(create_model(config), optim_config, mesh)
         train_step = make_train_step(
@@ -217,13 +219,14 @@ def open_loader(config: TrainConfig) -> Loader:
         )
         for entry in config.data
     ]
-    ratios = [entry.ratio for entry in config.data]
+    # `TrainConfig` has a ratio for all datasets or for none.
+    ratios = [entry.ratio for entry in config.data if entry.ratio is not None]
     return make_loader(
         sources,
         batch_size=config.batch_size // jax.process_count(),
         seed=config.seed,
         config=config.model,
-        ratios=None if None in ratios else ratios,
+        ratios=ratios or None,
         num_threads=config.loader.threads,
         num_workers=config.loader.workers,
         process_index=jax.process_index(),

@@ -2,8 +2,7 @@
 
 The mesh has two axes, "data" and "fsdp". The crops of a batch are split over both. Parameters and the optimiser's
 moments are replicated over "data" and split over "fsdp" (fully sharded data parallelism). With fsdp=1 every device
-holds all of
-them: plain data parallelism. XLA inserts the communication.
+holds all of them: plain data parallelism. XLA inserts the communication.
 
 BatchNorm uses the whole batch on any number of devices.
 """
@@ -16,6 +15,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from vitpose_jax.pipeline.packing import PackedImages
+from vitpose_jax.training.data import TrainingBatch
 from vitpose_jax.training.name_rules import match_rules
 
 AXES = ("data", "fsdp")
@@ -99,34 +100,35 @@ def state_sharding(state: Tree, mesh: Mesh) -> Tree:
     )
 
 
-def _name(path: tuple[Any, ...]) -> str | None:
-    """The flat name of a leaf; None if it is not in a dict."""
-    last = path[-1] if path else None
-    return last.key if isinstance(last, jax.tree_util.DictKey) and isinstance(last.key, str) else None
+def _name(path: tuple[Any, ...]) -> str:
+    """The flat name of a leaf; empty if it is not in a dict."""
+    if path and isinstance(path[-1], jax.tree_util.DictKey) and isinstance(path[-1].key, str):
+        return path[-1].key
+    return ""
 
 
-def put_batch(batch: Tree, mesh: Mesh) -> Tree:
+def put_batch(batch: TrainingBatch, mesh: Mesh) -> TrainingBatch:
     """A batch on the devices of a mesh: the parts of all processes together.
 
     Args:
-        batch: a `TrainingBatch` of host arrays: this process's crops and their images. The number of crops is the
-            same in all processes.
+        batch: host arrays: this process's crops and their images. The number of crops is the same in all processes.
         mesh: from `make_mesh`.
 
     Raises:
         ValueError: if the number of crops is not a multiple of this process's devices.
     """
-    n, devices = len(batch.shapes), mesh.local_mesh.size
+    pixels, shapes = map(np.asarray, batch.images)
+    n, devices = len(shapes), mesh.local_mesh.size
     if n % devices:
         raise ValueError(f"batch: expected a multiple of the {devices} devices of a process, got {n} crops")
-    rows = len(batch.pixels)
+    rows = len(pixels)
     if jax.process_count() > 1:
         rows = int(np.max(multihost_utils.process_allgather(np.asarray([rows]))))
     rows = -(-rows // devices) * devices
-    pixels = np.pad(batch.pixels, ((0, rows - len(batch.pixels)), (0, 0)))
+    pixels = np.pad(pixels, ((0, rows - len(pixels)), (0, 0)))
     # The images of this process come after those of earlier processes in the global pixel buffer.
-    starts = np.array([jax.process_index() * rows, 0, 0], batch.shapes.dtype)
-    batch = batch._replace(pixels=pixels, shapes=batch.shapes + starts)
+    starts = np.array([jax.process_index() * rows, 0, 0], shapes.dtype)
+    batch = batch._replace(images=PackedImages(pixels, shapes + starts))
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
 

@@ -17,7 +17,7 @@ was not interrupted, on any number of devices.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +95,13 @@ def init_state(
 
     def create(trained: Tensors, rest: Tensors) -> TrainState:
         ema = None if optim_config.ema_decay is None else jax.tree.map(jnp.copy, trained)
-        copied = jax.tree.map(jnp.copy, (trained, rest))
-        return TrainState(jnp.zeros((), jnp.int32), *copied, optimizer.init(trained), ema)
+        return TrainState(
+            micro_step=jnp.zeros((), jnp.int32),
+            trained=jax.tree.map(jnp.copy, trained),
+            rest=jax.tree.map(jnp.copy, rest),
+            opt_state=optimizer.init(trained),
+            ema=ema,
+        )
 
     # Parameters reach the mesh as host arrays: every process has all of them and keeps its part.
     trained, rest = jax.device_get((trained, rest))
@@ -159,17 +164,15 @@ def make_train_step(
     def crops_and_targets(
         batch: TrainingBatch, key: PRNGKeyArray
     ) -> tuple[Float[Array, "n height width 3"], Float[Array, "n rows columns K"], Float[Array, "n K"]]:
-        pixels = batch.pixels
+        images = batch.images
         if mesh is not None:
             # The image of a crop may be on another device.
-            pixels = jax.lax.with_sharding_constraint(pixels, replicated(mesh))
+            images = images._replace(pixels=jax.lax.with_sharding_constraint(images.pixels, replicated(mesh)))
         # Mirroring moves the weight of a label with its keypoint; weight 0 means not labelled.
         crops, keypoints, labels = augment_crops(
             key,
-            pixels,
-            batch.shapes,
-            batch.center,
-            batch.scale,
+            images,
+            batch.regions,
             batch.keypoints,
             jnp.where(batch.visible > 0, batch.weights, 0.0),
             flip_indices=batch.flip_indices,
@@ -201,7 +204,7 @@ def make_train_step(
                 metrics[f"accuracy/{name}"] = heatmap_pck(heatmaps, targets, own_weights)
         else:
             value = (joints_mse if loss == "mse" else online_hard_keypoints)(heatmaps, targets, weights)
-        if teacher_heatmaps is not None:
+        if teacher is not None:
             ones = jnp.ones_like(weights)
             if len(heads) > 1:
                 losses = joints_mse_by_dataset(heatmaps, teacher_heatmaps, ones, dataset_index, num_keypoints)
@@ -218,14 +221,16 @@ def make_train_step(
         crops, targets, weights = crops_and_targets(batch, augment_key)
         if mesh is not None:
             crops = jax.lax.with_sharding_constraint(crops, batch_sharding(mesh))
-        teacher_heatmaps = None if teacher is None else teacher.heatmaps(teacher_tensors, crops, batch.dataset_index)
+        teacher_heatmaps = None
+        if teacher is not None and teacher_tensors is not None:
+            teacher_heatmaps = teacher.heatmaps(teacher_tensors, crops, batch.dataset_index)
         (value, (rest, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
             state.trained, state.rest, crops, targets, weights, batch.dataset_index, teacher_heatmaps, drop_key
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
-        trained = optax.apply_updates(state.trained, updates)
+        trained = cast(Tensors, optax.apply_updates(state.trained, updates))
         ema = state.ema
-        if ema is not None:
+        if ema is not None and optim_config.ema_decay is not None:
             # Only the last micro-step of a step changes the parameters.
             updated = (state.micro_step + 1) % optim_config.accumulate == 0
             averaged = update_ema(ema, trained, optim_config.ema_decay)

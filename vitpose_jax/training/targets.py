@@ -9,6 +9,7 @@ Two encodings, for the two affine maps of preprocess.py:
 """
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
 
@@ -19,7 +20,7 @@ def gaussian_heatmaps(
     heatmap_size: tuple[int, int] = (64, 48),
     *,
     sigma: float = 2.0,
-    udp: bool | Bool[Array, " n"] = True,
+    udp: bool | Bool[Array | np.ndarray, " n"] = True,
 ) -> tuple[Float[Array, "n height width K"], Float[Array, "n K"]]:
     """Heatmaps with a Gaussian of height 1 at each keypoint, and their weights.
 

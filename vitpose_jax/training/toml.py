@@ -143,7 +143,7 @@ def _convert(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
         for argument in arguments:
             if argument is not type(None) and _fits(value, argument):
                 return _convert(value, argument, where, problems)
-    elif dataclasses.is_dataclass(hint):
+    elif isinstance(hint, type) and dataclasses.is_dataclass(hint):
         return value if isinstance(value, hint) else _build(hint, value, f"{where}.", problems)
     elif _fits(value, hint):
         if origin is tuple:
