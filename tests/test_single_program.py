@@ -15,7 +15,7 @@ from tests.tolerances import BOXES
 from vitpose_jax import Detector, PoseEstimator, SingleProgramEstimator, VitPoseConfig, checkpoint
 from vitpose_jax.draw import draw_boxes
 from vitpose_jax.poses import Poses
-from vitpose_jax.skeletons import COCO
+from vitpose_jax.skeletons import COCO, Skeleton
 
 # A tiny detector knows nothing, so it is sure of nothing.
 LOW = {"threshold": 0.2, "labels": ("person", "dog")}
@@ -111,6 +111,13 @@ def test_one_program_finds_what_two_find(estimator, detector):
     assert len(nobody) == 0
     with pytest.raises(ValueError, match="max_people: expected 1 to 30"):
         SingleProgramEstimator(estimator.model, detector, max_people=31)
+
+
+def test_a_flip_test_in_one_program_needs_flip_pairs(detector):
+    skeleton = Skeleton(name="custom", keypoints=("a", "b"))
+    single_program = SingleProgramEstimator(random_model(VitPoseConfig(**TINY, skeletons=(skeleton,))), detector)
+    with pytest.raises(ValueError, match="'custom' has no flip pairs"):
+        single_program(random_image(), flip_test=True)
 
 
 # The command line

@@ -41,7 +41,7 @@ _HOMES = {
     "load_image": "images",
 }
 # Modules and rooms that are reached as attributes, as in `vitpose_jax.checkpoint.save`.
-_MODULES = ("bulk", "checkpoint", "convert", "datasets", "evaluation", "pipeline", "skeletons", "training")
+_MODULES = ("bulk", "checkpoint", "convert", "datasets", "evaluation", "skeletons", "training")
 
 __all__ = [
     "Detections",

@@ -21,6 +21,7 @@ from vitpose_jax.rtdetr.modeling import RtDetr
 from vitpose_jax.rtdetr.postprocess import find_objects
 from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix
 from vitpose_jax.serving.program import Program
+from vitpose_jax.serving.requests import check_flip_pairs
 from vitpose_jax.vitpose.modeling import VitPose
 
 
@@ -116,10 +117,13 @@ class SingleProgramEstimator:
             `Poses` with the detector's boxes and `box_scores`; empty for an image without people.
 
         Raises:
-            ValueError: for an image that cannot be read, an unknown dataset, or an unknown decoding.
+            ValueError: for an image that cannot be read, an unknown dataset or decoding, or a flip test of a skeleton
+                without flip pairs.
         """
         get_decoding(decode)
         dataset_index, skeleton = self.config.dataset_index(dataset), self.config.skeleton(dataset)
+        if flip_test:
+            check_flip_pairs(skeleton)
         threshold, class_mask, max_detections = self.detector.check_options()
         pixels = load_image(image)
         sides = pixels.shape[:2]

@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 from vitpose_jax.bulk.inputs import check_not_overwriting, find_images
-from vitpose_jax.bulk.report import Summary, log, progress_bar
+from vitpose_jax.bulk.report import Summary, failure, log, progress_bar
 from vitpose_jax.datasets.box_files import image_id_of
 from vitpose_jax.detections import Detections
 from vitpose_jax.detector import Detector
@@ -60,7 +60,7 @@ def detect_files(
     for path, detections in zip(paths, progress_bar(stream, len(paths), shown=progress), strict=True):
         if isinstance(detections, ItemError):
             summary.failed[path] = str(detections.__cause__)
-            report(f"error: {detections.__cause__}")
+            report(failure(path, detections.__cause__))
             continue
         entries += detections.to_coco(image_id_of(path))
         if draw:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from numpy.typing import ArrayLike
 
 from vitpose_jax.bulk.inputs import find_images
-from vitpose_jax.bulk.report import Summary, log, progress_bar
+from vitpose_jax.bulk.report import Summary, failure, log, progress_bar
 from vitpose_jax.bulk.results import Format, Results
 from vitpose_jax.datasets.box_files import BoxFile, ImageBoxes, image_id_of
 from vitpose_jax.estimator import PoseEstimator
@@ -90,7 +90,7 @@ def predict_files(
         for path, poses in zip(todo, progress_bar(stream, len(todo), shown=progress), strict=True):
             if isinstance(poses, ItemError):
                 summary.failed[path] = str(poses.__cause__)
-                report(f"error: {path}: {poses.__cause__}")
+                report(failure(path, poses.__cause__))
                 continue
             results.add(path, image_boxes[path], poses)
             summary.written.append(path)

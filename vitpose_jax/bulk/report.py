@@ -33,6 +33,12 @@ def log(message: str) -> None:
     _log.warning(message)
 
 
+def failure(path: pathlib.Path, error: BaseException | None) -> str:
+    """The line on an image that failed; errors of reading name the file already."""
+    message = str(error)
+    return f"error: {message}" if str(path) in message else f"error: {path}: {message}"
+
+
 def progress_bar(results: Iterable, total: int, *, shown: bool) -> Iterable:
     """The results, with a progress bar on standard error if `shown`."""
     return tqdm(results, total=total, unit="image", disable=not shown, file=sys.stderr)

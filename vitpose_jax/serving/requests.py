@@ -67,13 +67,23 @@ def check_request(
     if len(unique) == 0:
         unique = _dataset_indices(config, None if is_sequence(dataset) else dataset, 1)
     skeletons = tuple(config.skeleton(int(index)) for index in unique)
-    for skeleton in skeletons:
-        if flip_test and skeleton.num_keypoints > 1 and not skeleton.flip_pairs:
-            raise ValueError(
-                f"flip_test: the skeleton {skeleton.name!r} has no flip pairs; "
-                "pass one that has them: from_pretrained(..., skeleton=...)"
-            )
+    if flip_test:
+        for skeleton in skeletons:
+            check_flip_pairs(skeleton)
     return Request(boxes, dataset_index, skeletons, skeleton_index.astype(np.int32))
+
+
+def check_flip_pairs(skeleton: Skeleton) -> None:
+    """Check that a skeleton can be mirrored, for a flip test.
+
+    Raises:
+        ValueError: where it has several keypoints and no flip pairs.
+    """
+    if skeleton.num_keypoints > 1 and not skeleton.flip_pairs:
+        raise ValueError(
+            f"flip_test: the skeleton {skeleton.name!r} has no flip pairs; "
+            "pass one that has them: from_pretrained(..., skeleton=...)"
+        )
 
 
 def is_sequence(dataset: object) -> TypeGuard[Sequence]:
