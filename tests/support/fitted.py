@@ -5,10 +5,8 @@ pictures by heart: drawn ones, with a coloured disc on every joint, or photograp
 """
 
 import dataclasses
-import io
 import json
 import pathlib
-import zipfile
 
 import numpy as np
 import torch
@@ -18,6 +16,7 @@ from transformers import VitPoseImageProcessorPil
 from transformers.models.vitpose.image_processing_pil_vitpose import box_to_center_and_scale
 
 from tests.support.reference_torch import randomize, tiny_model
+from vitpose_jax.datasets.archives import ImageStore
 from vitpose_jax.skeletons import COCO
 
 IMAGE_SIZE = (128, 96)
@@ -89,14 +88,14 @@ def training_photographs(data: pathlib.Path, count: int) -> list[Picture]:
     annotations = json.loads((data / "train" / "person_keypoints.json").read_text())
     names = {image["id"]: image["file_name"] for image in annotations["images"]}
     pictures = []
-    with zipfile.ZipFile(data / "train" / "coco_0.zip") as archive:
-        for person in annotations["annotations"]:
-            name = names[person["image_id"]]
-            if name.startswith("coco_") and person["num_keypoints"] >= 16 and len(pictures) < count:
-                image = Image.open(io.BytesIO(archive.read(f"images/{name}"))).convert("RGB")
-                keypoints = np.array(person["keypoints"], np.float32).reshape(1, -1, 3)
-                box = np.array([person["bbox"]], np.float32)
-                pictures.append(Picture(np.asarray(image), box, keypoints[..., :2], keypoints[..., 2] > 0))
+    store = ImageStore(data / "train" / "*.zip")
+    for person in annotations["annotations"]:
+        name = names[person["image_id"]]
+        if name.startswith("coco_") and person["num_keypoints"] >= 16 and len(pictures) < count:
+            keypoints = np.array(person["keypoints"], np.float32).reshape(1, -1, 3)
+            box = np.array([person["bbox"]], np.float32)
+            image = store.load(data / "train" / name)
+            pictures.append(Picture(image, box, keypoints[..., :2], keypoints[..., 2] > 0))
     return pictures
 
 

@@ -580,7 +580,7 @@ def test_worker_processes_make_the_same_batches(folder):
             again.set_state(state)
             batches = [next(again) for _ in range(7)]
             assert all(equal(ours, batch) for ours, batch in zip(batches, expected[5:], strict=True))
-            assert all(type(array) is np.ndarray for array in batches[0])
+            assert all(type(array) is np.ndarray for array in jax.tree.leaves(batches[0]))
 
 
 @pytest.mark.slow
