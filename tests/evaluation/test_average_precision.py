@@ -24,7 +24,7 @@ from vitpose_jax.evaluation.oks import instance_scores, oks_nms
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import AIC, AP10K, COCO, CROWDPOSE, WHOLEBODY
 
-# File of the sample data, skeleton, and whether the annotated areas count.
+# File of the large data, skeleton, and whether the annotated areas count.
 SAMPLES = {
     "coco": ("mmpose_samples/coco/test_coco.json", COCO, True),
     "coco_val": ("coco_val/person_keypoints.json", COCO, True),
@@ -122,10 +122,13 @@ def truth_as_results(truth: dict) -> list[dict]:
     ]
 
 
-@pytest.fixture(params=SAMPLES)
-def sample(request, data):
+@pytest.fixture(params=["repository", *(pytest.param(name, marks=pytest.mark.large) for name in SAMPLES)])
+def sample(request, sample_folder):
+    """Annotations, the skeleton's sigmas, and whether the annotated areas count."""
+    if request.param == "repository":
+        return json.loads((sample_folder / "person_keypoints.json").read_text()), COCO.sigmas, True
     path, skeleton, use_area = SAMPLES[request.param]
-    return json.loads((data / path).read_text()), skeleton.sigmas, use_area
+    return json.loads((request.getfixturevalue("data") / path).read_text()), skeleton.sigmas, use_area
 
 
 # Against pycocotools
