@@ -111,7 +111,8 @@ def two_processes(path: pathlib.Path, *, pause: float = 0.0) -> Iterator[list[su
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
-    environment = programs.environment(XLA_FLAGS="--xla_backend_optimization_level=0")
+    # Compiled with the optimisations of this process: others round otherwise.
+    environment = programs.environment()
     processes = [
         subprocess.Popen(
             programs.command("train_slowly", path, pause, address, number),
