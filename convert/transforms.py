@@ -21,6 +21,8 @@ _TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
         lambda x: x[:, :, ::-1, ::-1].transpose(2, 3, 0, 1),
         lambda x: x.transpose(2, 3, 0, 1)[:, :, ::-1, ::-1],
     ),
+    # The kernel of a first layer that reads B, G, R, with the array's layout of Flax.
+    "bgr": (lambda x: x[:, :, ::-1], lambda x: x[:, :, ::-1]),
     # (1, 1 + patches, dim) in PyTorch.
     "positions": (lambda x: x[0], lambda x: x[None]),
 }

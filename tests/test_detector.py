@@ -20,9 +20,10 @@ from vitpose_jax.convert.detectors import load_detector
 from vitpose_jax.detections import ANIMALS, COCO_CATEGORIES, Detections, choose_classes
 from vitpose_jax.detector import Detector
 from vitpose_jax.pipeline.packing import pack_images, unpack_image
+from vitpose_jax.pipeline.resize import resize, resize_matrix, side_bucket
 from vitpose_jax.rtdetr.config import DetectorConfig
 from vitpose_jax.rtdetr.postprocess import find_objects
-from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix, side_bucket
+from vitpose_jax.rtdetr.preprocess import prepare
 
 jitted_resize = jax.jit(resize)
 

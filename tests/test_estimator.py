@@ -72,7 +72,7 @@ def test_equals_the_stages_one_by_one(model, estimator, decode, flip_test):
 
 def test_lists_of_images_with_any_number_of_boxes(estimator):
     images = [random_image(1), random_image(2, 90, 70), random_image(3), random_image(4, 50, 200)]
-    boxes = [random_boxes(1, 11), [], random_boxes(3, 1), None]
+    boxes = [random_boxes(1, 11), [], random_boxes(3, 1), "image"]
     together = estimator(images, boxes, **ARGMAX)
     assert [len(poses) for poses in together] == [11, 0, 1, 1]
     assert together[1].keypoints.shape == (0, 17, 2)

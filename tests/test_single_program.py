@@ -50,8 +50,7 @@ def test_boxes_are_detected_where_none_are_given(estimator, detector):
     np.testing.assert_allclose(poses.keypoints, given.keypoints, atol=BOXES)
     # Whose boxes they are can be seen.
     assert given.box_scores is None
-    estimator_alone = PoseEstimator(estimator.model, max_batch=8)
-    whole = estimator_alone(image)
+    whole = estimator(image, "image")
     assert whole.box_scores is None and whole.boxes.tolist() == [[0, 0, 160, 120]]
 
 
@@ -162,7 +161,9 @@ def test_predict_with_a_detector(capsys, folders, images, tmp_path):
     assert printed.count("person ") == len(people) and f", score {people[0]['box_score']:.3f}" in printed
     for more, message in (
         (("--boxes", "1,2,3,4", "--detector", detector), "expected --boxes or --detector, got both"),
-        (("--label", "dog"), "expected --detector SOURCE"),
+        (("--label", "dog"), "knows no 'dog'"),
+        (("--boxes", "1,2,3,4", "--label", "person"), "boxes are given"),
+        (("--boxes", "1,2,3,4", "--whole-image"), "expected --boxes or --whole-image, got both"),
         (("--detector", detector, "--label", "cat", "--overwrite"), "knows no 'cat'"),
     ):
         status, _, said = run(capsys, *arguments, *more)

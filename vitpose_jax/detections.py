@@ -2,10 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 # The animals among COCO's classes, from bird to giraffe.
 ANIMALS = ("bird", "cat", "dog", "horse", "sheep", "cow", "elephant", "bear", "zebra", "giraffe")
@@ -81,6 +81,20 @@ class Detections:
             }
             for class_id, score, box in zip(self.class_ids, self.scores, self.boxes, strict=True)
         ]
+
+
+class Objects(NamedTuple):
+    """Objects in a batch of images, the highest-scoring first. There are always `count`: apply a score threshold.
+
+    Attributes:
+        boxes: x y w h in pixels of the image, float32.
+        scores: 0 to 1, float32; 0 if there are fewer candidates than `count`.
+        class_ids: class indices, int32.
+    """
+
+    boxes: Float[Array, "n count 4"]
+    scores: Float[Array, "n count"]
+    class_ids: Int[Array, "n count"]
 
 
 def choose_classes(labels: str | Sequence[str], classes: tuple[str, ...]) -> Bool[np.ndarray, " classes"]:

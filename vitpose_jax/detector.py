@@ -4,7 +4,7 @@ image   a path, a PIL image or a uint8 array
   load_image     threads read ahead
   pack_images    images of a group share one flat pixel buffer on the device
   resize         each image to the network's size, bit for bit as Pillow: one program for each pair of padded sides
-  RtDetr         batches of images: one program for each size of batch
+  network        batches of images: one program for each size of batch and of input
 Detections
 """
 
@@ -13,8 +13,8 @@ import dataclasses
 import functools
 import numbers
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal, NamedTuple, cast, overload
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 import jax
 import jax.numpy as jnp
@@ -22,25 +22,61 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
+import vitpose_jax.finder.detect
+import vitpose_jax.finder.preprocess
+import vitpose_jax.rtdetr.detect
+import vitpose_jax.rtdetr.preprocess
+from vitpose_jax.bundled import DEFAULT_FINDER
 from vitpose_jax.convert.detectors import load_detector
 from vitpose_jax.convert.hub import resolve_source
-from vitpose_jax.detections import Detections, choose_classes
+from vitpose_jax.detections import Detections, Objects, choose_classes
+from vitpose_jax.finder.modeling import PersonFinder
 from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket, unpack_image
+from vitpose_jax.pipeline.resize import resize, resize_matrix
 from vitpose_jax.rtdetr.modeling import RtDetr
-from vitpose_jax.rtdetr.postprocess import Objects, find_objects
-from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix
 from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
 from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
 
-# Default: objects with a higher score, of these classes.
-THRESHOLD = 0.3
+# Default: objects of these classes.
 LABELS = ("person",)
 
 # Default batch limits. One image keeps a CPU busy.
 MAX_BATCH = 8
 MAX_BATCH_CPU = 1
+
+
+DetectionModel: TypeAlias = RtDetr | PersonFinder
+
+
+class Network(NamedTuple):
+    """How the detector calls a network.
+
+    Attributes:
+        resized_size: (height, width, config) -> height and width that an image is resized to.
+        input_size: (those of the images of a batch, config) -> height and width of the network's input.
+        detect: (model, images, sizes, resized, class_mask, count) -> `Objects`; jit-able.
+    """
+
+    resized_size: Callable[[int, int, Any], tuple[int, int]]
+    input_size: Callable[[list[tuple[int, int]], Any], tuple[int, int]]
+    detect: Callable[..., Objects]
+
+    @classmethod
+    def of(cls, model: DetectionModel) -> "Network":
+        """The functions for a model.
+
+        Raises:
+            TypeError: for anything but a detector's model.
+        """
+        if isinstance(model, PersonFinder):
+            place, function = vitpose_jax.finder.preprocess, vitpose_jax.finder.detect.detect
+        elif isinstance(model, RtDetr):
+            place, function = vitpose_jax.rtdetr.preprocess, vitpose_jax.rtdetr.detect.detect
+        else:
+            raise TypeError(f"model: expected an RtDetr or a PersonFinder, got {type(model).__name__}")
+        return cls(place.resized_size, place.input_size, function)
 
 
 class DetectorOptions(NamedTuple):
@@ -93,12 +129,13 @@ class Detector:
     sides lie within a fifth of each other.
 
     Args:
-        model: an `RtDetr`; later changes to it are not seen.
-        threshold: minimum score, from 0 to less than 1; objects have a higher one. Each call can override it.
+        model: a `PersonFinder` or an `RtDetr`; later changes to it are not seen.
+        threshold: minimum score, from 0 to less than 1; objects have a higher one. None for the network's default:
+            0.35 for the person finder, 0.3 for an RT-DETR. Each call can override it.
         labels: names of the classes to look for; "animals" for COCO's ten, "all" for every class. Each call can
             override them.
-        max_detections: the maximum number of objects in an image, the highest-scoring; None for the network's number of
-            queries. Each call can override it.
+        max_detections: the maximum number of objects in an image, the highest-scoring; None for the network's own
+            maximum. Each call can override it.
         max_batch: most images in one batch, a power of two; None for the default of the device: 1 on CPUs, 8
             elsewhere.
 
@@ -109,9 +146,9 @@ class Detector:
 
     def __init__(
         self,
-        model: RtDetr,
+        model: DetectionModel,
         *,
-        threshold: float | int = THRESHOLD,
+        threshold: float | int | None = None,
         labels: str | Sequence[str] = LABELS,
         max_detections: int | None = None,
         max_batch: int | None = None,
@@ -119,17 +156,19 @@ class Detector:
         if max_batch is None:
             max_batch = MAX_BATCH_CPU if jax.default_backend() == "cpu" else MAX_BATCH
         check_power_of_two(max_batch)
+        self._network = Network.of(model)
         self.model, self.config, self.max_batch = model, model.config, max_batch
-        self.threshold, self.labels, self.max_detections = threshold, labels, max_detections
+        self.threshold = self.config.score_threshold if threshold is None else threshold
+        self.labels, self.max_detections = labels, max_detections
         self.check_options()
-        self._program = Program(model, _detect)
+        self._program = Program(model, functools.partial(_detect, self._network))
         # A CPU computes two images at once faster than one after the other; an accelerator is only fed from here.
         self._pool = concurrent.futures.ThreadPoolExecutor(MAX_JOBS)
 
     @classmethod
     def from_pretrained(
         cls,
-        source: str | os.PathLike[str],
+        source: str | os.PathLike[str] = DEFAULT_FINDER,
         *,
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike | None = None,
@@ -142,7 +181,8 @@ class Detector:
         """A detector with a pretrained model.
 
         Args:
-            source: a Hub id such as "PekingU/rtdetr_r50vd_coco_o365", or a folder in the Hub's format.
+            source: a Hub id such as "PekingU/rtdetr_r50vd_coco_o365", a folder in the Hub's format, or a person finder.
+                By default the bundled person finder.
             dtype: the dtype of the computation: float32, bfloat16 or float16.
             param_dtype: the dtype of the stored parameters; None means `dtype`. Norms are always float32.
             revision: branch, tag or commit on the Hub.
@@ -150,7 +190,7 @@ class Detector:
             kwargs: for the class: threshold, labels, max_detections, max_batch.
 
         Raises:
-            ValueError: if the source is not found, is damaged or is not an RT-DETR; or listing at once all tensors that
+            ValueError: if the source is not found, is damaged or is not a detector; or listing at once all tensors that
                 are missing, unexpected or have a wrong shape.
         """
         folder = resolve_source(
@@ -267,7 +307,7 @@ class Detector:
         if isinstance(threshold, bool) or not isinstance(threshold, numbers.Real) or not 0 <= threshold < 1:
             raise ValueError(f"threshold: expected a number from 0 to less than 1, got {threshold!r}")
         count = self.max_detections if max_detections is None else max_detections
-        count = self.config.num_queries if count is None else count
+        count = self.config.max_objects if count is None else count
         if isinstance(count, bool) or not isinstance(count, numbers.Integral) or count < 1:
             raise ValueError(f"max_detections: expected a positive whole number, got {count!r}")
         class_mask = choose_classes(self.labels if labels is None else labels, self.config.labels)
@@ -308,27 +348,30 @@ class Detector:
         options: DetectorOptions,
     ) -> Objects:
         """Resize images and run the network; the last image is repeated to fill the batch."""
-        resized = [self._resize(pixels, shape) for shape in np.asarray(shapes)]
-        padding = size - len(resized)
-        sizes = np.pad(np.asarray(shapes)[:, 1:].astype(np.float32), ((0, padding), (0, 0)), mode="edge")
-        return self._program(resized + resized[-1:] * padding, sizes, options.class_mask)
-
-    def _resize(
-        self, pixels: UInt8[Array | np.ndarray, "p 3"], shape: Int[np.ndarray, "3"]
-    ) -> UInt8[Array, "height width 3"]:
-        sides = zip(shape[1:].tolist(), self.config.image_size, strict=True)
-        return _resize_packed(pixels, shape, *(_matrix(old, new) for old, new in sides))
+        sides = [(int(height), int(width)) for _, height, width in np.asarray(shapes)]
+        resized = [self._network.resized_size(*pair, self.config) for pair in sides]
+        size_in = self._network.input_size(resized, self.config)
+        images = [
+            _resize_packed(pixels, shape, *map(_matrix, old, new, size_in))
+            for shape, old, new in zip(np.asarray(shapes), sides, resized, strict=True)
+        ]
+        padding = size - len(images)
+        old_sizes, new_sizes = (
+            np.pad(np.asarray(rows, np.float32), ((0, padding), (0, 0)), mode="edge") for rows in (sides, resized)
+        )
+        return self._program(images + images[-1:] * padding, old_sizes, new_sizes, options.class_mask)
 
 
 def _detect(
-    model: RtDetr,
+    network: Network,
+    model: DetectionModel,
     images: list[UInt8[Array, "height width 3"]],
     sizes: Float[Array, "n 2"],
+    resized: Float[Array, "n 2"],
     class_mask: Bool[Array, " classes"],
 ) -> Objects:
     """One batch through the network."""
-    output = model(prepare(jnp.stack(images), model.config))
-    return find_objects(output.logits, output.boxes, sizes, class_mask, model.config.num_queries)
+    return network.detect(model, jnp.stack(images), sizes, resized, class_mask, model.config.max_objects)
 
 
 @jax.jit
@@ -342,9 +385,9 @@ def _resize_packed(
 
 
 @functools.lru_cache(maxsize=64)
-def _matrix(old: int, new: int) -> Float[Array, "2 new padded"]:
+def _matrix(old: int, new: int, rows: int) -> Float[Array, "2 rows padded"]:
     # Kept on the device: all photographs of one camera have one size.
-    return jax.device_put(resize_matrix(old, new))
+    return jax.device_put(resize_matrix(old, new, rows))
 
 
 def _detections(item: Item | Exception) -> Detections:

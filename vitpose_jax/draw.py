@@ -7,7 +7,7 @@ edges become smooth, and pixels without any drawing stay exactly as they were.
 import functools
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -21,6 +21,19 @@ Colour: TypeAlias = tuple[int, int, int]
 
 # Colour-blind people can tell these colours apart too, on light and on dark backgrounds.
 LEFT, RIGHT, CENTRE = (255, 146, 43), (51, 154, 255), (140, 233, 110)
+# One for each person where there are many, in turn.
+PEOPLE: tuple[Colour, ...] = (
+    (255, 146, 43),
+    (51, 154, 255),
+    (140, 233, 110),
+    (247, 103, 173),
+    (252, 220, 74),
+    (145, 118, 255),
+    (72, 219, 209),
+    (255, 107, 107),
+)
+# From this number of people on, each has a colour of its own.
+MANY_PEOPLE = 4
 OUTLINE, RIM = (20, 20, 28), (255, 255, 255)
 
 # Line width as a fraction of the person's size, and its limits in pixels.
@@ -41,8 +54,11 @@ def draw_poses(
     threshold: float | int = 0.3,
     boxes: bool = False,
     line_width: float | int | None = None,
+    colour_by: Literal["side", "person"] | None = None,
 ) -> Image.Image:
     """Draw poses on a copy of an image: left sides orange, right sides blue, everything else green.
+
+    Four or more people have a colour each instead.
 
     Args:
         image: the image of the poses, anything that `load_image` reads.
@@ -50,25 +66,31 @@ def draw_poses(
         threshold: keypoints with a lower score are not drawn, nor are lines to them.
         boxes: whether to draw the boxes too.
         line_width: in pixels; None means a width that fits the size of each person.
+        colour_by: "side" of the body, or "person"; None means by person from four people on.
 
     Returns:
         An RGB image.
 
     Raises:
-        ValueError: for a line width that is not positive.
+        ValueError: for a line width that is not positive, or an unknown `colour_by`.
         ValueError, TypeError, FileNotFoundError: from `load_image`.
     """
     if line_width is not None and not line_width > 0:
         raise ValueError(f"line_width: expected a positive number of pixels, got {line_width}")
+    if colour_by not in ("side", "person", None):
+        raise ValueError(f"colour_by: expected 'side', 'person' or None, got {colour_by!r}")
+    by_person = colour_by == "person" or (colour_by is None and len(poses) >= MANY_PEOPLE)
     canvas = Image.fromarray(load_image(image))
-    for skeleton, keypoints, scores, box in poses.rows():
+    for index, (skeleton, keypoints, scores, box) in enumerate(poses.rows()):
         # Keypoints farther away than one image size are not drawn: lines to them would be all but invisible.
         near = (np.abs(keypoints - np.array(canvas.size) / 2) <= 1.5 * max(canvas.size)).all(axis=-1)
         visible = near & (scores >= threshold)
         if boxes and np.isfinite(box).all():
             _draw_box(canvas, box, line_width)
         if visible.any():
-            _draw_person(canvas, skeleton, keypoints, visible, line_width or _line_width(keypoints[visible], box))
+            style = _style(skeleton, PEOPLE[index % len(PEOPLE)] if by_person else None)
+            width = line_width or _line_width(keypoints[visible], box)
+            _draw_person(canvas, skeleton, style, keypoints, visible, width)
     return canvas
 
 
@@ -124,6 +146,7 @@ def _scaled_width(size: float) -> float:
 def _draw_person(
     canvas: Image.Image,
     skeleton: Skeleton,
+    style: "Style",
     keypoints: Float[np.ndarray, "k 2"],
     visible: Bool[np.ndarray, " k"],
     width: float | int,
@@ -140,19 +163,19 @@ def _draw_person(
     large = canvas.crop(region).resize((columns * enlargement, rows * enlargement), Image.Resampling.NEAREST)
     # Pixel centres are at integers, in the image and in its enlarged copy.
     points = (keypoints - low + 0.5) * enlargement - 0.5
-    _draw_skeleton(ImageDraw.Draw(large), skeleton, points, visible, width * enlargement)
+    _draw_skeleton(ImageDraw.Draw(large), skeleton, style, points, visible, width * enlargement)
     canvas.paste(large.reduce(enlargement), region)
 
 
 def _draw_skeleton(
     pen: ImageDraw.ImageDraw,
     skeleton: Skeleton,
+    style: "Style",
     points: Float[np.ndarray, "k 2"],
     visible: Bool[np.ndarray, " k"],
     width: float | int,
 ) -> None:
     # Pillow draws on whole pixels, and only lines of odd width are centred.
-    style = _style(skeleton)
     pixels = {index: (int(x), int(y)) for index, (x, y) in enumerate(np.rint(points)) if visible[index]}
     edges = [
         ((pixels[a], pixels[b]), colour, 2 * round((width * fraction - 1) / 2) + 1)
@@ -195,9 +218,10 @@ class Style(NamedTuple):
 
 
 @functools.lru_cache(maxsize=64)
-def _style(skeleton: Skeleton) -> Style:
+def _style(skeleton: Skeleton, person: Colour | None = None) -> Style:
     colours = tuple(
-        LEFT if _LEFT.search(name) else RIGHT if _RIGHT.search(name) else CENTRE for name in skeleton.keypoints
+        person or (LEFT if _LEFT.search(name) else RIGHT if _RIGHT.search(name) else CENTRE)
+        for name in skeleton.keypoints
     )
     widths = tuple(FINE_FRACTION if _FINE.search(name) else 1.0 for name in skeleton.keypoints)
 

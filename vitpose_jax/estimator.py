@@ -4,7 +4,7 @@
       check_request   boxes and datasets are checked first (serving/requests.py)
       load_image      threads read ahead (serving/flow.py)
       pack_images     images of a group share one flat pixel buffer on the device
-      Detector        finds the boxes of images that come without, in the same buffer
+      Detector        finds the people in images that come without boxes, in the same buffer
       predict         batches of boxes: crops, network, decoding (pipeline/predict.py)
     Poses
 
@@ -14,6 +14,7 @@ While the device computes one batch, the host packs and sends the next.
 import dataclasses
 import functools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
@@ -35,6 +36,7 @@ from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, chec
 from vitpose_jax.serving.flow import PREFETCH, ItemError, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
 from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence
+from vitpose_jax.skeletons import ANIMAL_SKELETONS
 from vitpose_jax.vitpose.modeling import VitPose
 
 Boxes: TypeAlias = Any  # anything that `check_boxes` takes: an (n, 4) array or n rows of four numbers
@@ -142,7 +144,8 @@ class PoseEstimator:
         stretch: crop each box with its own aspect, stretched to the crop, as the original does for MPII.
         devices: split every batch among these; a power of two of them, at most `max_batch`. None for JAX's default
             device.
-        detector: finds the boxes of images that come without.
+        detector: finds the boxes of images that come without; None for the bundled person finder, which is loaded when
+            it is first needed.
 
     Raises:
         ValueError: for a max_batch or a number of devices that is not a power of two, or an unknown border.
@@ -169,7 +172,7 @@ class PoseEstimator:
         check_border(border)
         self.model = model
         self.config = model.config
-        self.detector = detector
+        self._detector, self._detector_lock = detector, threading.Lock()
         self.max_batch, self.border, self.padding, self.stretch = max_batch, border, padding, stretch
         # Parameters and pixels are on every device, boxes and results are split among them.
         self._min_batch, self._replicated, self._split = count, None, None
@@ -199,7 +202,7 @@ class PoseEstimator:
         Args:
             source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`. By default the bundled model.
             max_batch, border, padding, stretch, devices: see the class.
-            detector: a `Detector`, or the source of one: a Hub id or a folder.
+            detector: a `Detector`, or the source of one: a Hub id or a folder. None for the bundled person finder.
             kwargs: for `vitpose_jax.from_pretrained`: dtype, revision, image_size, skeleton, ...
         """
         model = from_pretrained(source, **kwargs)
@@ -250,8 +253,8 @@ class PoseEstimator:
 
         Args:
             images: a path, a PIL image or a uint8 array (height, width, 3) in RGB; or a list of them.
-            boxes: (n, 4) x y w h in pixels of the image; no boxes are fine. With None the detector finds the boxes;
-                without a detector the whole image is one box. For a list of images, a list with one entry for each.
+            boxes: (n, 4) x y w h in pixels of the image; no boxes are fine. With None the detector finds them; with
+                "image" the whole image is one box. For a list of images, a list with one entry for each.
             dataset: the expert and head: a name or an index, or a sequence with one for each box. For a list of
                 images, one for all, or a sequence with one entry for each image. None for the first head.
             flip_test: also run the mirrored crops and average.
@@ -262,20 +265,20 @@ class PoseEstimator:
 
         Raises:
             ValueError: for bad boxes (the message names them), an image that cannot be read, an unknown dataset or one
-                without a head, or an unknown decoding.
+                without a head, an unknown decoding, or animals without boxes, which the person finder does not find.
         """
         if not isinstance(images, list | tuple):
             image, choice = cast(ImageLike, images), cast(DatasetKeys, dataset)
             return self([image], [boxes], dataset=[choice], flip_test=flip_test, decode=decode)[0]
         get_decoding(decode)
-        boxes = [None] * len(images) if boxes is None else boxes
+        boxes = [boxes] * len(images) if boxes is None or isinstance(boxes, str) else boxes
         datasets = list(dataset) if is_sequence(dataset) else [dataset] * len(images)
         for name, entries in (("boxes", boxes), ("dataset", datasets)):
             if len(entries) != len(images):
                 raise ValueError(f"{name}: expected one entry for each of {len(images)} images, got {len(entries)}")
         # All requests are checked before the first image is read.
         requests = [
-            check_request(self.config, row, cast(DatasetKeys, choice), flip_test=flip_test, name=f"boxes[{index}]")
+            self._check(row, cast(DatasetKeys, choice), flip_test=flip_test, name=f"boxes[{index}]")
             for index, (row, choice) in enumerate(zip(boxes, datasets, strict=True))
         ]
         items = read_ahead(lambda pair: self._read(*pair), zip(images, requests, strict=True))
@@ -318,9 +321,7 @@ class PoseEstimator:
 
         def read(entry: tuple) -> _PoseItem:
             image, boxes, *choice = entry
-            return self._read(
-                image, check_request(self.config, boxes, choice[0] if choice else dataset, flip_test=flip_test)
-            )
+            return self._read(image, self._check(boxes, choice[0] if choice else dataset, flip_test=flip_test))
 
         yield from stream(
             read,
@@ -350,7 +351,7 @@ class PoseEstimator:
             dataset, flip_test, decode: as for a call.
         """
         image = np.zeros((*image_size, 3), np.uint8)
-        if self.detector is not None:
+        if self.config.skeleton(dataset).name not in ANIMAL_SKELETONS or self._detector is not None:
             self.detector(image)
         count = self.max_batch if num_boxes is None else min(num_boxes, self.max_batch)
         sizes = {size for n in range(1, count + 1) for size in batch_sizes(n, self.max_batch, self._min_batch)}
@@ -368,10 +369,31 @@ class PoseEstimator:
         """The number of programs compiled so far."""
         return self._program.num_compiled
 
+    @property
+    def detector(self) -> Detector:
+        """Finds the boxes of images that come without; the bundled person finder unless another one was given."""
+        with self._detector_lock:  # threads that read images may need it at the same time
+            if self._detector is None:
+                self._detector = Detector.from_pretrained(dtype=self.model.backbone.dtype)
+            return self._detector
+
+    def _check(self, boxes: Any, dataset: DatasetKeys, *, flip_test: bool, name: str = "boxes") -> Request:
+        """As `check_request`; and the detector finds what the skeleton is for."""
+        request = check_request(self.config, boxes, dataset, flip_test=flip_test, name=name)
+        (skeleton, *_) = request.skeletons
+        needs_detector = request.boxes is None and not request.whole_image
+        if needs_detector and self._detector is None and skeleton.name in ANIMAL_SKELETONS:
+            raise ValueError(
+                f"{name}: expected boxes, because the bundled finder finds people and {skeleton.name!r} is for animals; "
+                'give boxes, "image" for the whole image, or a detector of animals: '
+                'Detector.from_pretrained("PekingU/rtdetr_r50vd_coco_o365", labels="animals")'
+            )
+        return request
+
     def _read(self, image: ImageLike, request: Request) -> _PoseItem:
         pixels = load_image(image)
         pixel_bucket(pixels.shape[0] * pixels.shape[1])  # raises for an image larger than any buffer
-        if request.boxes is None and self.detector is None:
+        if request.whole_image:
             request = request.with_boxes(np.asarray([[0, 0, pixels.shape[1], pixels.shape[0]]], np.float32))
         return _PoseItem(pixels, request)
 
@@ -401,7 +423,7 @@ class PoseEstimator:
     def _detect(self, images: PackedImages, items: list[_PoseItem]) -> None:
         """Find the boxes of the items that have none."""
         indices = [index for index, item in enumerate(items) if item.request.boxes is None]
-        if indices and self.detector is not None:
+        if indices:
             # The detector runs on one device: that one's copy of the pixels.
             pixels = cast(jax.Array, images.pixels).addressable_data(0)
             detections = self.detector.detect_packed(PackedImages(pixels, images.shapes[indices]))

@@ -11,15 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from vitpose_jax.detector import Detector
+from vitpose_jax.detector import DetectionModel, Detector, Network
 from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket, unpack_image
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
 from vitpose_jax.pipeline.predict import predict
+from vitpose_jax.pipeline.resize import resize, resize_matrix
 from vitpose_jax.poses import Poses
-from vitpose_jax.rtdetr.modeling import RtDetr
-from vitpose_jax.rtdetr.postprocess import find_objects
-from vitpose_jax.rtdetr.preprocess import prepare, resize, resize_matrix
 from vitpose_jax.serving.program import Program
 from vitpose_jax.serving.requests import check_flip_pairs
 from vitpose_jax.vitpose.modeling import VitPose
@@ -44,10 +42,11 @@ class People(NamedTuple):
 
 
 def find_people(
-    models: tuple[RtDetr, VitPose],
+    models: tuple[DetectionModel, VitPose],
     images: PackedImages,
     down: Float[Array, "2 height rows"],
     across: Float[Array, "2 width columns"],
+    resized: Float[Array, "2"],
     class_mask: Bool[Array, " classes"],
     threshold: Float[Array, ""],
     *,
@@ -62,6 +61,7 @@ def find_people(
         models: the detector's network and the pose network.
         images: one image, from `pack_images`.
         down, across: `resize_matrix` of its height and its width.
+        resized: height and width after resizing, in pixels.
         class_mask: True for the detector's classes that count as people.
         threshold: people have a higher score.
         max_people: n.
@@ -70,8 +70,8 @@ def find_people(
     detector, model = models
     _, height, width = shape = images.shapes[0]
     image = unpack_image(images.pixels, shape, (down.shape[2], across.shape[2]))
-    output = detector(prepare(resize(image, down, across), detector.config)[None])
-    objects = find_objects(output.logits, output.boxes, shape[None, 1:], class_mask, max_people)
+    small = resize(image, down, across)[None]
+    objects = Network.of(detector).detect(detector, small, shape[None, 1:], resized[None], class_mask, max_people)
     boxes, box_scores = objects.boxes[0], objects.scores[0]
     occupied = (box_scores > threshold) & (boxes[:, 2:] > 0).all(axis=-1)
     boxes = jnp.where(occupied[:, None], boxes, jnp.stack([jnp.zeros(()), jnp.zeros(()), width, height]))
@@ -92,13 +92,13 @@ class SingleProgramEstimator:
         max_people: the number of crops that are always computed; more people are not found.
 
     Raises:
-        ValueError: for a `max_people` below 1 or above the detector's number of queries.
+        ValueError: for a `max_people` below 1 or above the detector's maximum number of objects.
     """
 
     def __init__(self, model: VitPose, detector: Detector, *, max_people: int = 16):
-        limit = detector.config.num_queries
+        limit = detector.config.max_objects
         if not 1 <= max_people <= limit:
-            raise ValueError(f"max_people: expected 1 to {limit}, the detector's number of queries, got {max_people}")
+            raise ValueError(f"max_people: expected 1 to {limit}, the detector's maximum, got {max_people}")
         self.config, self.detector, self.max_people = model.config, detector, max_people
         options = ("max_people", "dataset_index", "flip_test", "decode")
         self._program = Program((detector.model, model), find_people, options=options)
@@ -126,12 +126,15 @@ class SingleProgramEstimator:
             check_flip_pairs(skeleton)
         threshold, class_mask, max_detections = self.detector.check_options()
         pixels = load_image(image)
-        sides = pixels.shape[:2]
-        down, across = (resize_matrix(*pair) for pair in zip(sides, self.detector.config.image_size, strict=True))
+        sides, network = pixels.shape[:2], Network.of(self.detector.model)
+        resized = network.resized_size(*sides, self.detector.config)
+        input_size = network.input_size([resized], self.detector.config)
+        down, across = map(resize_matrix, sides, resized, input_size)
         people = self._program(
             pack_images([pixels], pixel_bucket(sides[0] * sides[1])),
             down,
             across,
+            np.asarray(resized, np.float32),
             class_mask,
             np.float32(threshold),
             max_people=self.max_people,

@@ -272,6 +272,9 @@ COCO25 = Skeleton(
 DATASETS = (COCO, AIC, MPII, AP10K, APT36K, WHOLEBODY)
 """The datasets of ViTPose++ in the order of its experts: the position is the `dataset_index`."""
 
+# Skeletons of animals, by name.
+ANIMAL_SKELETONS = frozenset({AP10K.name, APT36K.name})
+
 SKELETONS = {skeleton.name: skeleton for skeleton in (*DATASETS, CROWDPOSE, COCO25)}
 _ALIASES = {"cocowholebody": "wholebody"}
 

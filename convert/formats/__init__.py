@@ -1,6 +1,7 @@
 """Checkpoint formats, one module each. To add a format, write a module and add its record to a tuple here."""
 
 from .backbones import BARE, DINOV2, MAE
+from .finder import FINDER, NANODET
 from .huggingface import HUGGINGFACE
 from .native import NATIVE
 from .original import ORIGINAL
@@ -13,5 +14,5 @@ WRITTEN_FORMATS = (NATIVE, HUGGINGFACE)
 # Backbones without heads, to start a training from. In this order: MAE's mark is the least specific.
 BACKBONE_FORMATS = (DINOV2, BARE, MAE)
 
-# Person detectors, for `load_detector`.
-DETECTOR_FORMATS = (RTDETR,)
+# Detectors, for `load_detector`.
+DETECTOR_FORMATS = (FINDER, RTDETR, NANODET)

@@ -54,11 +54,18 @@ def test_one_image_prints_and_draws(capsys, model, images, tmp_path):
     assert sorted(path.name for path in out.iterdir()) == ["000007.json", "000007_poses.png"]
 
 
-def test_without_boxes_the_whole_image_is_one(capsys, model, images, tmp_path):
-    status, _, said = run(capsys, "predict", images / "000007.jpg", "--model", model, "--output", tmp_path)
-    assert status == 0
-    assert "the whole image is taken as one box" in said
+def test_the_whole_image_is_one_box(capsys, model, images, tmp_path):
+    options = ("--model", model, "--output", tmp_path, "--whole-image")
+    status, _, said = run(capsys, "predict", images / "000007.jpg", *options)
+    assert (status, said) == (0, "")
     assert json.loads((tmp_path / "000007.json").read_text())["poses"][0]["box"] == [0, 0, 160, 120]
+
+
+def test_without_boxes_the_bundled_finder_finds_nobody_in_noise(capsys, model, images, tmp_path):
+    status, printed, said = run(capsys, "predict", images / "000007.jpg", "--model", model, "--output", tmp_path)
+    assert status == 0 and printed == f"1 of 1 images done: {tmp_path}\n"
+    assert "people are found by the bundled finder" in said
+    assert json.loads((tmp_path / "000007.json").read_text())["poses"] == []
 
 
 @pytest.mark.parametrize("named", ["folder", "pattern"])

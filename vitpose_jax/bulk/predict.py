@@ -15,7 +15,7 @@ from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.regions import check_boxes
 from vitpose_jax.poses import Poses
 from vitpose_jax.serving.flow import ItemError
-from vitpose_jax.serving.requests import DatasetKey, plain
+from vitpose_jax.serving.requests import WHOLE_IMAGE, DatasetKey, plain
 
 
 def predict_files(
@@ -24,6 +24,7 @@ def predict_files(
     output: str | os.PathLike,
     *,
     boxes: BoxFile | str | os.PathLike | ArrayLike | None = None,
+    whole_image: bool = False,
     format: Format = "json",
     draw: bool = False,
     threshold: float = 0.3,
@@ -44,8 +45,8 @@ def predict_files(
         images: files, folders and glob patterns.
         output: folder of the results.
         boxes: for all images, (n, 4) x y w h in pixels; or a file of boxes or its path: COCO results, COCO annotations
-            or a table of boxes. With None the estimator's detector finds the boxes; without a detector each whole
-            image is one box.
+            or a table of boxes. With None the estimator's detector finds the boxes.
+        whole_image: each whole image is one box.
         format: "json" or "openpose", one file for each image; "coco", one file for all.
         draw: also write each image with its poses drawn on it.
         threshold: draw keypoints with at least this score.
@@ -57,9 +58,11 @@ def predict_files(
 
     Raises:
         ValueError: for a name without an image, a result that would replace an image, a file of boxes that
-            cannot be read, or options that every image would fail on.
+            cannot be read, boxes beside `whole_image`, or options that every image would fail on.
     """
     paths = find_images(os.fspath(name) for name in images)
+    if whole_image and boxes is not None:
+        raise ValueError("expected boxes or whole_image, got both")
     if isinstance(boxes, str | os.PathLike):
         boxes = BoxFile(pathlib.Path(boxes))
     if isinstance(boxes, BoxFile):
@@ -80,7 +83,7 @@ def predict_files(
     # What would fail for every image fails once, before the first.
     results.check(estimator.config.skeleton(plain(dataset)))
     stream = estimator.stream(
-        ((path, image_boxes[path].boxes) for path in todo),
+        ((path, WHOLE_IMAGE if whole_image else image_boxes[path].boxes) for path in todo),
         dataset=dataset,
         flip_test=flip_test,
         decode=decode,

@@ -1,28 +1,29 @@
-"""`vitpose-jax demo`: the bundled model on the bundled photograph."""
+"""`vitpose-jax demo`: the bundled models on the bundled photographs."""
 
 import pathlib
 from typing import Annotated
 
 import typer
 
-from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_BOX, DEMO_IMAGE
+from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL, DEMO_IMAGES
 from vitpose_jax.cli.common import say
-from vitpose_jax.cli.predict import print_poses
 
 
 def demo(
-    output: Annotated[pathlib.Path, typer.Option(help="Folder for the drawing.", metavar="DIR")] = pathlib.Path("demo"),
+    output: Annotated[pathlib.Path, typer.Option(help="Folder for the drawings.", metavar="DIR")] = pathlib.Path(
+        "demo"
+    ),
 ) -> None:
-    """Find the keypoints of a person in the bundled photograph, with the bundled model."""
-    say(f"loading {DEFAULT_MODEL}")
+    """Find the people in two bundled photographs and their keypoints, with the bundled models."""
+    say(f"loading {DEFAULT_FINDER} and {DEFAULT_MODEL}")
     from vitpose_jax.draw import draw_poses
     from vitpose_jax.estimator import PoseEstimator
     from vitpose_jax.storage.atomic import write_png
 
     estimator = PoseEstimator.from_pretrained()
-    say(f"compiling for {estimator.device_kind}, then estimating the pose in {DEMO_IMAGE.name}")
-    poses = estimator(DEMO_IMAGE, [DEMO_BOX], flip_test=True)
-    print_poses(poses)
-    path = output / f"{DEMO_IMAGE.stem}_poses.png"
-    write_png(path, draw_poses(DEMO_IMAGE, poses))
-    print(path)
+    say(f"compiling for {estimator.device_kind}, then estimating the poses in {len(DEMO_IMAGES)} photographs")
+    for image in DEMO_IMAGES:
+        poses = estimator(image, flip_test=True)
+        path = output / f"{image.stem}_poses.png"
+        write_png(path, draw_poses(image, poses))
+        print(f"{path}: {len(poses)} people")

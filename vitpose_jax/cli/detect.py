@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vitpose_jax.bundled import DEFAULT_FINDER
 from vitpose_jax.cli.common import DType, exit_with_failures, say, show_progress
 
 if TYPE_CHECKING:
@@ -13,11 +14,15 @@ if TYPE_CHECKING:
 
 def detect(
     images: Annotated[list[str], typer.Argument(help="Images: files, folders or glob patterns.", metavar="IMAGE...")],
-    detector: Annotated[str, typer.Option(help="An RT-DETR: a Hub id or a folder.", metavar="SOURCE")],
+    detector: Annotated[
+        str, typer.Option(help="A Hub id or a folder of an RT-DETR, or the bundled person finder.", metavar="SOURCE")
+    ] = DEFAULT_FINDER,
     output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")] = pathlib.Path(
         "detections"
     ),
-    threshold: Annotated[float, typer.Option(help="Find objects with a higher score.")] = 0.3,
+    threshold: Annotated[
+        float | None, typer.Option(help="Find objects with a higher score. Default: the detector's.")
+    ] = None,
     max_detections: Annotated[
         int | None, typer.Option(help="Maximum number of objects in an image: the highest-scoring.")
     ] = None,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vitpose_jax.bundled import DEFAULT_MODEL
+from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
 from vitpose_jax.cli.common import Decode, DType, exit_with_failures, say, show_progress
 
 if TYPE_CHECKING:
@@ -36,13 +36,17 @@ def predict(
         list[str] | None,
         typer.Option(
             help="A JSON file (COCO results or annotations, or a table of boxes), or one box x,y,w,h; repeatable. "
-            "Without --boxes and --detector the whole image is one box.",
+            "Without --boxes a detector finds them.",
             metavar="FILE|x,y,w,h",
         ),
     ] = None,
     detector: Annotated[
-        str | None, typer.Option(help="Find the boxes with this RT-DETR: a Hub id or a folder.", metavar="SOURCE")
-    ] = None,
+        str,
+        typer.Option(
+            help="Find the boxes with this detector: a Hub id, a folder, or the bundled one.", metavar="SOURCE"
+        ),
+    ] = DEFAULT_FINDER,
+    whole_image: Annotated[bool, typer.Option("--whole-image", help="Take each image as one box.")] = False,
     label: Annotated[
         list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
     ] = None,
@@ -55,7 +59,7 @@ def predict(
     category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
     min_score: Annotated[
         float | None,
-        typer.Option(help="Use only boxes with at least this score. Default with --detector: 0.3."),
+        typer.Option(help="Use only boxes with at least this score. Default: all of a file, the detector's threshold."),
     ] = None,
     flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")] = False,
     decode: Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")] = Decode.udp,
@@ -64,28 +68,31 @@ def predict(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in images."""
-    if boxes and detector:
+    if boxes and whole_image:
+        raise ValueError("expected --boxes or --whole-image, got both")
+    if boxes and detector != DEFAULT_FINDER:
         raise ValueError("expected --boxes or --detector, got both")
-    if label and not detector:
-        raise ValueError("--label names the classes that a detector looks for: expected --detector SOURCE")
+    if label and (boxes or whole_image):
+        raise ValueError("--label names the classes that a detector looks for, and boxes are given")
 
     import jax.numpy as jnp
 
     from vitpose_jax.bulk.inputs import find_images
     from vitpose_jax.bulk.predict import predict_files
-    from vitpose_jax.detector import LABELS, THRESHOLD, Detector
+    from vitpose_jax.detector import LABELS, Detector
     from vitpose_jax.estimator import PoseEstimator
 
     paths = find_images(images)
-    if not boxes and not detector:
-        say("no --boxes and no --detector: the whole image is taken as one box")
+    find_boxes = not boxes and not whole_image
+    if find_boxes and detector == DEFAULT_FINDER:
+        say("people are found by the bundled finder; --boxes, --detector and --whole-image choose otherwise")
 
     def load() -> PoseEstimator:
         compute = jnp.dtype(dtype.value)
         finder = None
-        if detector:
-            minimum = THRESHOLD if min_score is None else min_score
-            finder = Detector.from_pretrained(detector, dtype=compute, threshold=minimum, labels=label or LABELS)
+        # The estimator loads the bundled finder by itself, and says for which skeletons it cannot.
+        if find_boxes and (detector != DEFAULT_FINDER or label or min_score is not None):
+            finder = Detector.from_pretrained(detector, dtype=compute, threshold=min_score, labels=label or LABELS)
         return PoseEstimator.from_pretrained(model, dtype=compute, revision=revision, detector=finder)
 
     summary = predict_files(
@@ -93,6 +100,7 @@ def predict(
         paths,
         output,
         boxes=read_boxes(boxes, paths, category=category, min_score=min_score),
+        whole_image=whole_image,
         format=format.value,
         draw=draw,
         threshold=threshold,

@@ -15,6 +15,9 @@ STEM_STRIDE = 4
 # A bottleneck block has this many times fewer channels inside.
 BOTTLENECK_REDUCTION = 4
 
+# Default threshold of a `Detector`: objects have a higher score.
+SCORE_THRESHOLD = 0.3
+
 # Fields that must be positive whole numbers (COUNTS) or positive numbers (MEASURES).
 COUNTS = (
     "num_channels",
@@ -193,6 +196,16 @@ class DetectorConfig:
         tokens = sum(height * width for height, width in self.level_sizes) if len(self.image_size) == 2 else 0
         if self.num_queries > tokens:
             yield f"num_queries: expected at most {tokens}, all positions of the feature maps, got {self.num_queries}"
+
+    @property
+    def max_objects(self) -> int:
+        """The largest number of objects in an image."""
+        return self.num_queries
+
+    @property
+    def score_threshold(self) -> float:
+        """Default threshold of a `Detector`."""
+        return SCORE_THRESHOLD
 
     @property
     def strides(self) -> tuple[int, ...]:

@@ -1,25 +1,11 @@
 """From the detector's logits and boxes to objects of chosen classes, in pixels of their image; jit-able."""
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int, Num
+from jaxtyping import Array, Bool, Float, Num
 
-
-class Objects(NamedTuple):
-    """Objects in a batch of images, the highest-scoring first. There are always `count`: apply a score threshold.
-
-    Attributes:
-        boxes: x y w h in pixels of the image, float32.
-        scores: 0 to 1, float32; 0 if there are fewer candidates than `count`.
-        class_ids: class indices, int32.
-    """
-
-    boxes: Float[Array, "n count 4"]
-    scores: Float[Array, "n count"]
-    class_ids: Int[Array, "n count"]
+from vitpose_jax.detections import Objects
 
 
 def find_objects(

@@ -12,6 +12,8 @@ from vitpose_jax.vitpose.config import VitPoseConfig
 
 # The expert and head of a model: a name, an index, or None for the first head.
 DatasetKey: TypeAlias = str | int | np.integer | np.str_ | None
+# In the place of boxes: the whole image is one box.
+WHOLE_IMAGE = "image"
 # One for all boxes of an image, or one for each.
 DatasetKeys: TypeAlias = DatasetKey | np.ndarray | Sequence[DatasetKey]
 
@@ -21,12 +23,14 @@ class Request(NamedTuple):
 
     Attributes:
         boxes: x y w h in pixels of the image; None if they are not known before the image is read.
+        whole_image: the whole image is one box, instead of those that a detector finds.
         dataset_index: of each box; one for all boxes while they are not known.
         skeletons: of the boxes; without boxes, the one that they would have.
         skeleton_index: for each box, the index of its skeleton in `skeletons`.
     """
 
     boxes: Float[np.ndarray, "n 4"] | None
+    whole_image: bool
     dataset_index: Int[np.ndarray, " m"]
     skeletons: tuple[Skeleton, ...]
     skeleton_index: Int[np.ndarray, " m"]
@@ -51,7 +55,7 @@ def check_request(
 
     Args:
         config: of the model.
-        boxes: anything that `check_boxes` takes, or None.
+        boxes: anything that `check_boxes` takes, "image" for the whole image, or None.
         dataset: one for all boxes, or a sequence with one for each.
         flip_test: whether the skeletons need flip pairs.
         name: of the boxes, for the error.
@@ -61,7 +65,8 @@ def check_request(
             flip pairs.
         TypeError: for boxes that are not numbers.
     """
-    boxes = None if boxes is None else check_boxes(boxes, name=name)
+    whole_image = isinstance(boxes, str) and boxes == WHOLE_IMAGE
+    boxes = None if boxes is None or whole_image else check_boxes(boxes, name=name)
     dataset_index = _dataset_indices(config, dataset, 1 if boxes is None else len(boxes))
     unique, skeleton_index = np.unique(dataset_index, return_inverse=True)
     if len(unique) == 0:
@@ -70,7 +75,7 @@ def check_request(
     if flip_test:
         for skeleton in skeletons:
             check_flip_pairs(skeleton)
-    return Request(boxes, dataset_index, skeletons, skeleton_index.astype(np.int32))
+    return Request(boxes, whole_image, dataset_index, skeletons, skeleton_index.astype(np.int32))
 
 
 def check_flip_pairs(skeleton: Skeleton) -> None:

@@ -1,0 +1,104 @@
+"""FinderConfig: the fields that define the shapes and the arithmetic of the person finder, and no others."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+# Each stage but the first halves height and width; the stem halves them twice.
+STRIDES = (8, 16, 32)
+STAGES = 4
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FinderConfig:
+    """A NanoDet-g (github.com/RangiLyu/nanodet): a plain convolutional backbone, three feature maps, one head for each.
+
+    Attributes:
+        image_size: the longer side of the network's input, in pixels: a multiple of 128.
+        stem_features: channels after the stem.
+        widths, depths: channels and number of blocks of each of the four stages.
+        hidden_size: channels of the feature maps that the heads read.
+        num_bins: the distance from a cell to a side of its box is an expectation over 0 to num_bins - 1 strides.
+        labels: names of the classes.
+        image_mean, image_std: of the channels R, G and B, for pixel values 0 to 255.
+        num_candidates: the highest-scoring cells that non-maximum suppression looks at.
+        nms_iou: of two boxes of one class with a higher intersection over union, the one with the lower score is
+            dropped.
+        max_objects: the largest number of objects in an image.
+        score_threshold: default threshold of a `Detector`.
+
+    Raises:
+        ValueError: if a field has a wrong value; one line that names each field with expected and got.
+    """
+
+    image_size: int = 512
+    stem_features: int = 32
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    depths: tuple[int, ...] = (1, 2, 2, 3)
+    hidden_size: int = 128
+    num_bins: int = 11
+    labels: tuple[str, ...] = ("person",)
+    image_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+    image_std: tuple[float, ...] = (58.395, 57.12, 57.375)
+    num_candidates: int = 300
+    nms_iou: float = 0.65
+    max_objects: int = 100
+    score_threshold: float = 0.35
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("FinderConfig: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        for name in ("image_size", "stem_features", "hidden_size", "num_bins", "num_candidates", "max_objects"):
+            if not _is_count(getattr(self, name)):
+                yield f"{name}: expected a positive whole number, got {getattr(self, name)!r}"
+                return
+        for name in ("widths", "depths"):
+            if len(getattr(self, name)) != STAGES or not all(map(_is_count, getattr(self, name))):
+                yield f"{name}: expected {STAGES} positive whole numbers, got {getattr(self, name)}"
+                return
+        if self.image_size % 128:
+            yield f"image_size: expected a multiple of 128, got {self.image_size}"
+        if any(width % 2 for width in self.widths):
+            yield f"widths: expected even numbers, got {self.widths}"
+        if self.num_bins < 2:
+            yield f"num_bins: expected at least 2, got {self.num_bins}"
+        if not self.labels or len(set(self.labels)) != len(self.labels):
+            yield f"labels: expected one or more distinct names, got {self.labels}"
+        if len(self.image_mean) != 3 or len(self.image_std) != 3 or not all(value > 0 for value in self.image_std):
+            yield "image_mean, image_std: expected three numbers each, image_std above 0"
+        if self.max_objects > self.num_candidates:
+            yield f"max_objects: expected at most num_candidates {self.num_candidates}, got {self.max_objects}"
+        for name in ("nms_iou", "score_threshold"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name}: expected a number from 0 to less than 1, got {getattr(self, name)!r}"
+
+    def replace(self, **changes: Any) -> FinderConfig:
+        """A copy with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Numbers, strings and lists, ready for JSON."""
+        values = dataclasses.asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> FinderConfig:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ValueError: for unknown or missing fields, or wrong values.
+        """
+        expected = {field.name for field in dataclasses.fields(cls)}
+        if set(values) != expected:
+            missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
+            raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields {unknown}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
