@@ -12,6 +12,7 @@ import pytest
 from pycocotools import coco
 from pycocotools.cocoeval import COCOeval
 
+from tests.tolerances import FLOAT64
 from vitpose_jax.datasets import read_annotations
 from vitpose_jax.evaluation.average_precision import (
     STATISTICS,
@@ -140,7 +141,7 @@ def test_sample_data_against_pycocotools(sample, seed):
     results = predictions(truth, seed)
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area)
     assert list(ours) == list(STATISTICS)
-    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area), abs=1e-9)
+    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area), abs=FLOAT64)
 
 
 @hypothesis.settings(max_examples=12)
@@ -150,10 +151,10 @@ def test_synthetic_data_against_pycocotools(seed, use_area):
     results = predictions(truth, seed)
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area)
     expected = oracle(truth, results, sigmas, use_area)
-    assert ours == pytest.approx(expected, abs=1e-9)
+    assert ours == pytest.approx(expected, abs=FLOAT64)
     some = [1, 3, 4]
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area, image_ids=some)
-    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area, some), abs=1e-9)
+    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area, some), abs=FLOAT64)
 
 
 def test_synthetic_data_have_ten_different_statistics():
@@ -182,7 +183,7 @@ def test_crowdpose_against_pycocotools(seed):
         ("AP(H)", [image for image in crowd if crowd[image] >= 0.8]),
     ):
         expected[name] = oracle(truth, results, sigmas, False, chosen)["AP"] if chosen else -1
-    assert ours == pytest.approx(expected, abs=1e-9)
+    assert ours == pytest.approx(expected, abs=FLOAT64)
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -207,7 +208,7 @@ def test_wholebody_against_pycocotools(data, seed):
         part_results = [{**results[i], "keypoints": points[i][rows].ravel().tolist()} for i in kept]
         areas = [float(np.prod(np.ptp(points[i][:17, :2], axis=0))) for i in kept]
         expected = oracle(part_truth, part_results, WHOLEBODY.sigmas[rows], areas=areas)
-        assert ours[part] == pytest.approx(expected, abs=1e-9)
+        assert ours[part] == pytest.approx(expected, abs=FLOAT64)
     for name in STATISTICS:
         hands = ours["left_hand"][name], ours["right_hand"][name]
         assert ours["hand"][name] == pytest.approx(np.mean([value for value in hands if value >= 0] or -1))
@@ -276,7 +277,7 @@ def test_published_numbers_of_moved_poses(data):
             "AR(M)": 0.44000000000000006,
             "AR(L)": 0.6857142857142857,
         },
-        abs=1e-7,
+        abs=FLOAT64,
     )
 
 
@@ -295,7 +296,7 @@ def test_published_numbers_of_two_detections(data):
         "AP(L)": 0.29315181518151806,
         "AR": 0.2416666666666666,
     }
-    assert {name: statistics[name] for name in expected} == pytest.approx(expected, abs=1e-7)
+    assert {name: statistics[name] for name in expected} == pytest.approx(expected, abs=FLOAT64)
 
 
 def test_ground_truth_scores_one(sample):
