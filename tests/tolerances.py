@@ -13,6 +13,11 @@ SEVEN_DECIMALS = 1e-7
 # A formula in float32 in another order, or against double precision: relative, or as a fraction of the largest value.
 # A unit in the last place is up to 1.2e-7 (measured: 4e-7).
 FLOAT32 = 1e-6
+# Half a unit in the last place of bfloat16 (8 bits) and float16 (11 bits): relative.
+BFLOAT16_ROUNDING = 2**-8
+FLOAT16_ROUNDING = 2**-11
+# Half a scale of int8 weights, computed in float32: relative, 127 units in the last place.
+HALF_A_SCALE = 5e-5
 # Numbers in JSON have five decimals: half a unit of the last one, and some room.
 FIVE_DECIMALS = 6e-6
 
