@@ -131,7 +131,7 @@ def test_a_box_of_the_whole_image_does_not_thicken_a_small_person():
     assert drawn(draw_poses(image, whole)).sum() < 1.6 * drawn(draw_poses(image, poses)).sum()
 
 
-def test_boxes():
+def test_boxes_are_drawn_at_their_edges():
     poses = standing(scores=np.zeros(17))
     shown = drawn(draw_poses(canvas(), poses, boxes=True))
     x, y, width, height = poses.boxes[0].round().astype(int)
@@ -183,7 +183,7 @@ def test_faces_are_dots_and_hands_fine():
     assert area(slice(91, 112)) < 2.5 * area(slice(0, 17))
 
 
-def test_several_skeletons_in_one_call():
+def test_several_skeletons_are_drawn_in_one_call():
     rng = np.random.default_rng(0)
     keypoints = rng.uniform(20, 120, (2, 133, 2)) + [[[0, 0]], [[120, 120]]]
     poses = Poses.create(keypoints, np.ones((2, 133)), np.full((2, 4), 100.0), (AP10K, WHOLEBODY), [0, 1])
@@ -213,7 +213,7 @@ POINT = st.one_of(st.floats(-400, 400), st.sampled_from([np.nan, np.inf, -np.inf
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     width=st.sampled_from([None, 0.1, 3, 40]),
 )
-def test_any_keypoints_on_any_canvas(points, size, width):
+def test_any_keypoints_draw_on_any_canvas(points, size, width):
     poses = Poses.create([points], np.ones((1, 17)), [[0, 0, 50, 50]], COCO)
     assert draw_poses(canvas(*size), poses, line_width=width, boxes=True).size == size[::-1]
 

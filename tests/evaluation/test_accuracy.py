@@ -21,7 +21,7 @@ def pairs(*first: np.ndarray) -> list[np.ndarray]:
 # Published numbers
 
 
-def test_pck_published_numbers():
+def test_pck_equals_published_numbers():
     predicted, target = pairs(PREDICTED, TARGET)
     fractions, mean, count = pck(predicted, target, VISIBLE, np.full((2, 2), 10))
     assert fractions.tolist() == [1, 0.5, -1, 1, 1]
@@ -31,13 +31,13 @@ def test_pck_published_numbers():
     assert (mean, count) == (0, 0)
 
 
-def test_auc_published_number():
+def test_auc_equals_the_published_number():
     target = np.array([[[10, 0], [10, 10], [0, -1], [30, 30], [0, 10]]])
     predicted = np.array([[[10, 4], [10, 18], [0, 0], [40, 40], [20, 10]]])
     assert auc(predicted, target, VISIBLE[:1], 20.0, steps=4) == 0.375
 
 
-def test_epe_published_number():
+def test_epe_equals_the_published_number():
     target = np.array([[[10, 0], [10, 10], [-1, -1], [30, 30], [0, 10]]])
     predicted = np.array([[[10, 4], [10, 18], [0, 0], [40, 40], [20, 10]]])
     assert epe(predicted, target, VISIBLE[:1]) == pytest.approx(11.5355339, abs=SEVEN_DECIMALS)
@@ -145,5 +145,5 @@ def test_pckh_counts_labelled_keypoints_alone():
     assert np.isnan(pckh(target, target, ~visible & False, sizes)["PCKh@0.5"])
 
 
-def test_mpii_head_sizes():
+def test_mpii_head_sizes_are_a_fraction_of_the_diagonal():
     assert mpii_head_sizes(np.array([[[10, 20], [40, 60]]])).tolist() == pytest.approx([30.0])

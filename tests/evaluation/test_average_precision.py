@@ -136,7 +136,7 @@ def sample(request, sample_folder):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_sample_data_against_pycocotools(sample, seed):
+def test_sample_data_score_as_in_pycocotools(sample, seed):
     truth, sigmas, use_area = sample
     results = predictions(truth, seed)
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area)
@@ -146,7 +146,7 @@ def test_sample_data_against_pycocotools(sample, seed):
 
 @hypothesis.settings(max_examples=12)
 @hypothesis.given(st.integers(0, 10**6), st.booleans())
-def test_synthetic_data_against_pycocotools(seed, use_area):
+def test_synthetic_data_score_as_in_pycocotools(seed, use_area):
     truth, sigmas = synthetic(seed), np.random.default_rng(seed).uniform(0.02, 0.1, 5).tolist()
     results = predictions(truth, seed)
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area)
@@ -166,7 +166,7 @@ def test_synthetic_data_have_ten_different_statistics():
 
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(st.integers(0, 10**6))
-def test_crowdpose_against_pycocotools(seed):
+def test_crowdpose_scores_as_in_pycocotools(seed):
     truth, sigmas = synthetic(seed), [0.06] * 5
     for annotation in truth["annotations"]:
         annotation["category_id"] = 2
@@ -187,7 +187,7 @@ def test_crowdpose_against_pycocotools(seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_wholebody_against_pycocotools(data, seed):
+def test_wholebody_scores_as_in_pycocotools(data, seed):
     truth = json.loads((data / "mmpose_samples/coco/test_coco_wholebody.json").read_text())
     joined = copy.deepcopy(truth)
     for annotation in joined["annotations"]:
@@ -261,7 +261,7 @@ def pose(annotation: dict, factors: tuple[float, float, float], box_score: float
     }
 
 
-def test_published_numbers_of_moved_poses(data):
+def test_moved_poses_have_the_published_numbers(data):
     truth = json.loads((data / "mmpose_samples/coco/test_coco.json").read_text())
     found = [pose(annotation, (0.98, 1.02, 0.8), 0.98) for annotation in truth["annotations"]]
     assert keypoint_average_precision(truth, reduced(found, soft=False), COCO.sigmas) == pytest.approx(
@@ -281,7 +281,7 @@ def test_published_numbers_of_moved_poses(data):
     )
 
 
-def test_published_numbers_of_two_detections(data):
+def test_two_detections_have_the_published_numbers(data):
     truth = json.loads((data / "mmpose_samples/coco/test_coco.json").read_text())
     found = []
     for i, annotation in enumerate(truth["annotations"]):
@@ -377,7 +377,7 @@ def test_no_results_give_zero_and_no_targets_minus_one():
     assert {value for part in parts.values() for value in part.values()} == {-1.0}
 
 
-def test_nothing_is_printed(capfd, caplog):
+def test_average_precision_prints_nothing(capfd, caplog):
     truth = synthetic(7)
     with caplog.at_level(logging.WARNING):
         keypoint_average_precision(truth, predictions(truth, 7), [0.06] * 5)

@@ -102,7 +102,7 @@ def test_ground_truth_is_perfect_by_every_protocol(data, tmp_path, name):
         assert metrics["face AP"] == 1
 
 
-def test_published_numbers_for_moved_poses(data, tmp_path):
+def test_moved_poses_have_the_published_numbers(data, tmp_path):
     """The numbers of mmpose's tests for this file: x times 0.98, y times 1.02, scores times 0.8 and 0.98.
 
     They include people without labelled keypoints, so all boxes are given as a detector's.

@@ -107,7 +107,7 @@ def test_oks_equals_pycocotools(sample_folder):
     assert unlabelled == 2
 
 
-def test_oks_bounds_and_scale():
+def test_oks_is_one_for_equal_poses_and_does_not_depend_on_scale():
     keypoints, _, area = people(0, 5)
     visible = np.ones((5, 17), bool)
     assert object_keypoint_similarity(keypoints, keypoints, visible, area, COCO.sigmas).tolist() == [1.0] * 5
@@ -164,7 +164,7 @@ def test_oks_nms_equals_a_plain_loop(seed, n, threshold, soft):
     assert kept.tolist() == slow_nms(keypoints, scores, areas, threshold, soft)
 
 
-def test_oks_nms_published_numbers():
+def test_oks_nms_keeps_the_published_poses():
     keypoints = np.full((3, 17, 2), 10.0)
     keypoints[2] = 100
     scores, areas = np.array([0.9, 0.4, 0.7]), np.full(3, 100.0)

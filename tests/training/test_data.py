@@ -162,7 +162,7 @@ def test_a_window_is_a_piece_of_its_image(height, width, box):
     assert (low >= high).any() or ((low >= person.offset).all() and (high < person.offset + [columns, rows]).all())
 
 
-def test_the_window_of_a_known_box():
+def test_the_window_of_a_box_equals_hand_computed_numbers():
     """A padded box of 96 x 128, at 1.5 times its size, rotated so that its diagonal points to the side, and shifted."""
     center, scale = np.array([[500.0, 400.0]]), np.array([[96.0, 128.0]])
     unlabelled = Regions(center, scale), np.zeros((1, 17, 2)), np.zeros((1, 17), bool)

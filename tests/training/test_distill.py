@@ -126,7 +126,7 @@ def test_statistics_of_trained_heads_change():
     assert not any(name.startswith("backbone.") for name in moved)
 
 
-def test_a_students_loss_with_a_teacher():
+def test_a_teacher_adds_its_distance_to_the_loss():
     """The token is frozen and its layer learns. The teacher is neither in the state nor a constant of the program."""
     config = VitPoseConfig(**SMALL, knowledge_token=36)
     model = random_model(config)
@@ -247,7 +247,7 @@ def test_with_token_takes_a_model_or_a_folder(tmp_path):
         with_token(random_model(VitPoseConfig(**SMALL, knowledge_token=12)), taught)
 
 
-def test_a_teacher_on_a_mesh_of_one_device():
+def test_a_teacher_on_a_mesh_of_one_device_gives_the_same_losses():
     config = VitPoseConfig(**SMALL)
     teacher_model = random_model(VitPoseConfig(**TEACHER), seed=1)
     batch = random_batch(config, ["coco"] * 3)

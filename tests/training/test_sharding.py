@@ -94,7 +94,7 @@ def test_make_mesh_checks_the_number_of_devices():
         make_mesh(data=3, devices=jax.devices()[:1])
 
 
-def test_put_batch_on_a_mesh_of_one_device():
+def test_put_batch_keeps_a_batch_on_a_mesh_of_one_device():
     batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
     for (path, leaf), other in zip(jax.tree.leaves_with_path(batch), jax.tree.leaves(placed), strict=True):
@@ -139,7 +139,8 @@ def test_two_processes_train_as_one(tmp_path):
 
     A step changes a parameter by up to the learning rate, 1e-3. Adam divides a gradient by its own size, even if it is
     0 apart from rounding, like that of the keys' bias: an eps above such errors keeps them small. So a difference of
-    `PARAMETERS`, a hundredth of a step, would come from other people, random numbers or statistics; rounding causes about 1e-6.
+    `PARAMETERS`, a hundredth of a step, would come from other people, random numbers or statistics; rounding causes
+    about 1e-6.
     """
     people = write_people(tmp_path / "people", 6)
     changes = {

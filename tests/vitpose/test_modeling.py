@@ -20,7 +20,7 @@ def plus() -> VitPose:
 
 
 @pytest.mark.parametrize("decoder", ["classic", "simple"])
-def test_shape_and_dtype_of_heatmaps(decoder):
+def test_heatmaps_have_the_configured_shape_and_dtype(decoder):
     config = VitPoseConfig(**TINY, decoder=decoder)
     heatmaps = VitPose(config, rngs=nnx.Rngs(0))(random_crops(config))
     assert heatmaps.shape == (3, 16, 12, 17)
@@ -28,7 +28,7 @@ def test_shape_and_dtype_of_heatmaps(decoder):
     assert VitPose(config, rngs=nnx.Rngs(0))(jnp.zeros((0, 64, 48, 3))).shape == (0, 16, 12, 17)
 
 
-def test_one_dataset_by_name_and_by_index(plus):
+def test_a_dataset_by_name_equals_its_index(plus):
     crops = random_crops(plus.config)
     for number, skeleton in enumerate(DATASETS):
         by_name = plus(crops, skeleton.name)
@@ -38,7 +38,7 @@ def test_one_dataset_by_name_and_by_index(plus):
     assert np.abs(plus(crops, "ap10k") - plus(crops, "apt36k")).max() > 1e-3
 
 
-def test_one_dataset_for_each_crop(plus):
+def test_each_crop_has_its_dataset(plus):
     crops = random_crops(plus.config)
     mixed = plus(crops, ["ap10k", "wholebody", "coco"])
     assert mixed.shape[-1] == 133
@@ -81,7 +81,7 @@ def test_specialize_folds_an_expert_into_a_plain_model(plus, dataset):
     np.testing.assert_allclose(plain(crops), plus(crops, dataset), atol=BLOCK)
 
 
-def test_intermediates_on_request():
+def test_intermediates_come_on_request_and_change_nothing():
     config = VitPoseConfig(**TINY)
     backbone = random_model(config).backbone
     crops = random_crops(config)

@@ -45,7 +45,7 @@ def test_each_form_of_the_deconvolution_equals_torch(n, height, width, features_
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=FORMS)
-def test_derivatives_of_the_deconvolution(form):
+def test_derivatives_of_all_forms_of_the_deconvolution_are_equal(form):
     x, kernel, weights = random(2, 5, 3, 6), 0.2 * random(4, 4, 6, 7, seed=1), random(2, 10, 6, 7, seed=2)
 
     def loss(deconv):

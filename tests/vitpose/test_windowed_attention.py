@@ -169,7 +169,7 @@ def test_gradients_are_finite_and_equal_with_remat():
         np.testing.assert_allclose(other.get_value(), values, rtol=0, atol=BLOCK * largest, err_msg=str(path))
 
 
-def test_one_dataset_for_each_crop_with_windows():
+def test_each_crop_has_its_dataset_with_windows():
     experts = {**PLUS, "skeletons": (COCO, AP10K)}
     model = random_model(VitPoseConfig(**LARGE, **experts, **fields((2, 3), shift=True, pool=True)))
     crops = random_crops(model.config, 2)
@@ -199,7 +199,7 @@ def test_blocks_after_the_decoders_input_are_skipped():
     np.testing.assert_allclose(model.backbone(crops).tokens, states.tokens, atol=BLOCK)
 
 
-def test_resize_and_windows_together():
+def test_a_resized_model_takes_windows():
     model = random_model(VitPoseConfig(**TINY, decoder="simple"))
     large = model.resize((80, 112)).with_windows((2, 3), shift=True, pool=True)
     assert large(random_crops(large.config)).shape == (3, 20, 28, 17)
