@@ -134,7 +134,7 @@ def test_wrong_markers_are_errors(tables, page, message):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_and_the_commands_of_each_script(name):
+def test_each_script_has_help_and_commands_that_parse(name):
     module = load(name)
     text = module.parser().format_help()
     assert module.__doc__.splitlines()[0] in text

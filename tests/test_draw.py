@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tolerances import LINES, LINES_MEAN
 from vitpose_jax import draw as module
 from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw_poses
 from vitpose_jax.poses import Poses
@@ -96,8 +97,8 @@ def test_lines_and_dots_are_centred_on_the_keypoints(width, axis):
         weight = weight if axis == 0 else weight.T
         for part in (weight[50], weight[12:29].sum(axis=0)):
             errors.append(np.average(np.arange(100), weights=part) - place)
-    assert abs(np.mean(errors)) < 0.05
-    assert np.abs(errors).max() < 0.5
+    assert abs(np.mean(errors)) < LINES_MEAN
+    assert np.abs(errors).max() < LINES
 
 
 def test_low_scores_leave_out_keypoints_and_their_edges():

@@ -178,7 +178,7 @@ def test_a_bad_image_does_not_stop_the_others(capsys, folders, images, tmp_path)
     assert json.loads((tmp_path / "out" / "detections.json").read_text()) == []
 
 
-def test_the_command_line_draws_boxes():
+def test_detected_boxes_are_drawn_at_their_edges():
     image = np.full((60, 80, 3), 90, np.uint8)
     boxes = np.asarray([[10, 20, 30, 25], [-50, -50, 500, 500]], np.float32)
     drawing = np.asarray(draw_boxes(image, boxes, ("person", "dog"), np.asarray([0.9, 0.4], np.float32), line_width=2))

@@ -62,7 +62,7 @@ REFINED_MOST = 0.9
 
 # Losses, which are means over the heatmaps of a whole network: relative (measured: 7e-6, after two steps).
 LOSSES = 1e-5
-# Gradients: relative for their norm (measured: 2e-5, after two steps).
+# The norm of all gradients: relative (measured: 2e-5, after two steps).
 GRADIENTS = 1e-4
 # Parameters after some updates by given gradients, or their moving average: absolute (measured: 3e-7).
 UPDATES = 1e-6
@@ -76,10 +76,14 @@ RESAMPLED = 1e-3
 
 # A position after one sum in float32: half a unit in the last place is 3e-5 up to 1000 pixels.
 PLACES = 1e-4
-# A position after an affine map (measured: 3e-4 in crops of boxes up to 600 pixels from the corner).
+# A position after an affine map (measured: 3e-4 in crops of boxes up to 600 pixels from the corner), or the middle of a
+# Gaussian found by decoding (measured: 2e-4).
 POSITIONS = 1e-3
-# The middle of a Gaussian, found from its samples by decoding.
-KEYPOINTS_OF_GAUSSIANS = 5e-3
+# The centroid of a spot in a crop, whose pixel values are rounded (measured: 7e-3).
+CENTROIDS = 2e-2
+# The middle of a drawn line, which covers whole pixels, and the mean of many (measured: 0.31 and 0.024).
+LINES = 0.5
+LINES_MEAN = 0.05
 # Pixel values from 0 to 255 after arithmetic in float32 (measured: 4e-5).
 PIXEL_VALUES = 1e-3
 # Crops of noise, whose pixel values differ by up to 255 from one to the next: this fraction may be rounded the other

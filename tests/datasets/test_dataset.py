@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from tests.support.datasets import SAMPLES, read_sample
-from tests.tolerances import FLOAT32, FLOAT64
+from tests.tolerances import CROP_OUTLIERS, FLOAT32, FLOAT64
 from vitpose_jax.datasets import PROTOCOLS, get_protocol, read_dataset
 from vitpose_jax.datasets.annotations import clip_box
 from vitpose_jax.pipeline.packing import PackedImages
@@ -209,8 +209,11 @@ def test_mpii_regions_and_crops_equal_the_original(data):
     shapes = np.array([[0, *image.shape[:2]]], np.int32)
     images = PackedImages(jnp.asarray(image).reshape(-1, 3), jnp.asarray(shapes))
     ours = crop_regions(images, regions, (height, width), border="opencv")
-    # OpenCV rounds places to a 32nd of a pixel.
-    assert np.abs(np.asarray(ours)[0] - reference).mean() < 1
+    differences = np.abs(np.asarray(ours)[0] - reference)
+    assert differences.mean() < 1
+    if int(cv2.__version__.split(".")[0]) >= 5:
+        # Before version 5, OpenCV rounded coordinates to 1/32 of a pixel.
+        assert (differences > 0).mean() < CROP_OUTLIERS
 
 
 def test_mpii_people_are_grouped_by_image(tmp_path):

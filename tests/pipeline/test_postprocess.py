@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import VitPoseImageProcessorPil
 from transformers.models.vitpose.modeling_vitpose import flip_back as reference_flip_back
 
-from tests.tolerances import KEYPOINTS, KEYPOINTS_OF_GAUSSIANS, POSITIONS
+from tests.tolerances import KEYPOINTS, POSITIONS
 from vitpose_jax.pipeline import postprocess
 from vitpose_jax.pipeline.regions import Regions, boxes_to_regions
 from vitpose_jax.skeletons import DATASETS
@@ -122,9 +122,7 @@ def test_dark_finds_the_middle_of_a_gaussian(decode, x, y, width):
     heatmap = np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * width**2)).astype(np.float32)
     heatmap = jnp.asarray(heatmap)[None, :, :, None]
     peaks, _ = postprocess.find_peaks(heatmap)
-    np.testing.assert_allclose(
-        postprocess.refine(heatmap, peaks, decode)[0, 0], [x, y], rtol=0, atol=KEYPOINTS_OF_GAUSSIANS
-    )
+    np.testing.assert_allclose(postprocess.refine(heatmap, peaks, decode)[0, 0], [x, y], rtol=0, atol=POSITIONS)
 
 
 @pytest.mark.parametrize("decode", postprocess.DECODINGS)

@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reference_opencv import three_point_matrix, udp_matrix
-from tests.tolerances import CROP_OUTLIERS, FLOAT32, LIMIT, PIXEL_VALUES, PLACES, POSITIONS, STANDARD_DEVIATIONS
+from tests.tolerances import (
+    CENTROIDS,
+    CROP_OUTLIERS,
+    FLOAT32,
+    LIMIT,
+    PIXEL_VALUES,
+    PLACES,
+    POSITIONS,
+    STANDARD_DEVIATIONS,
+)
 from vitpose_jax.pipeline import preprocess
 from vitpose_jax.pipeline.packing import PackedImages, pack_images
 from vitpose_jax.pipeline.regions import Regions, boxes_to_regions, crop_to_image, image_to_crop
@@ -93,7 +102,7 @@ def test_keypoints_move_with_the_pixels(flip):
     assert inside.sum() > 40
     distances = np.linalg.norm(places - moved, axis=-1)
     for same_map in (True, False):
-        assert distances[inside & (np.asarray(udp) == same_map)[:, None]].max() < 0.25
+        assert distances[inside & (np.asarray(udp) == same_map)[:, None]].max() < CENTROIDS
 
 
 @pytest.mark.parametrize(("udp", "matrix"), [(True, udp_matrix), (False, three_point_matrix)])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tolerances import BLOCK, KEYPOINTS_OF_GAUSSIANS, PLACES
+from tests.tolerances import BLOCK, PLACES, POSITIONS
 from vitpose_jax.pipeline.postprocess import decode_regions
 from vitpose_jax.pipeline.regions import Regions
 from vitpose_jax.training.targets import gaussian_heatmaps
@@ -112,7 +112,7 @@ inner = st.tuples(st.floats(24, 167), st.floats(24, 231))
 def test_udp_decodes_to_the_keypoint(points):
     keypoints = jnp.asarray([points], jnp.float32)
     decoded, scores = encode_and_decode(keypoints, jnp.asarray([[191.0, 255.0]]), udp=True, decode="udp")
-    assert np.abs(decoded - keypoints).max() < KEYPOINTS_OF_GAUSSIANS
+    assert np.abs(decoded - keypoints).max() < POSITIONS
     assert scores.min() > 0.9
 
 
