@@ -134,7 +134,7 @@ def test_wrong_markers_are_errors(tables, page, message):
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_help_and_the_commands_of_each_script(name):
+def test_each_script_has_help_and_commands_that_parse(name):
     module = load(name)
     text = module.parser().format_help()
     assert module.__doc__.splitlines()[0] in text
@@ -144,14 +144,14 @@ def test_help_and_the_commands_of_each_script(name):
         parse(command)
 
 
-def test_the_commands_of_the_pages(tables):
+def test_the_commands_of_the_pages_parse(tables):
     examples = {command for path in tables.pages() for command in commands(path.read_text())}
     assert len(examples) > 10
     for command in examples:
         parse(command)
 
 
-def test_the_options_of_the_commands_of_the_package(tables):
+def test_the_options_of_the_package_on_the_pages_exist(tables):
     group = typer.main.get_command(cli.app)
     checked = 0
     for path in tables.pages():
@@ -165,7 +165,7 @@ def test_the_options_of_the_commands_of_the_package(tables):
     assert checked > 20
 
 
-def test_the_programs_that_ahead_compiles(unchecked):
+def test_the_programs_that_ahead_compiles_have_the_expected_shapes(unchecked):
     """Traced only, with shapes in the place of arrays: the compilers for GPUs and TPUs are not installed everywhere."""
     ahead = load("ahead")
     config = load("common").vitpose_config("tiny")
@@ -205,7 +205,7 @@ def test_rows_hold_medians_relative_to_the_baseline(monkeypatch):
     assert rows[0]["program"] == "ours"
 
 
-def test_the_plot_of_the_readme(tmp_path, monkeypatch):
+def test_the_plot_of_the_readme_is_drawn_in_the_size_shown(tmp_path, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.setattr(sys, "argv", ["plot.py", str(load("plot").SOURCE), str(tmp_path / "speed.png")])
     load("plot").main()

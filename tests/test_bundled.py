@@ -10,7 +10,7 @@ import torch
 import transformers
 
 from tests.support.cli import run
-from tests.tolerances import BFLOAT16_MEDIAN, HEATMAPS, KEYPOINTS
+from tests.tolerances import BFLOAT16_MEDIAN, HEATMAPS, KEYPOINTS, NEARLY_ALL, REFINED
 from vitpose_jax import PoseEstimator, from_pretrained
 from vitpose_jax.bundled import (
     DEFAULT_FINDER,
@@ -177,15 +177,15 @@ def test_transformers_finds_the_same_keypoints(reference, estimator, people):
     """
     differences = differences_to_transformers(reference, estimator, people.samples)
     assert len(differences) > 50
-    assert (differences < KEYPOINTS).mean() > 0.95
+    assert (differences < KEYPOINTS).mean() > NEARLY_ALL
 
 
 def test_transformers_finds_the_same_keypoints_on_four_photographs(reference, estimator, coco_val):
-    """There no keypoint differs by more than ten times the tolerance."""
+    """There no keypoint differs by more than `REFINED`."""
     differences = differences_to_transformers(reference, estimator, coco_val.samples[:4])
     assert len(differences) > 50
-    assert (differences < KEYPOINTS).mean() > 0.95
-    assert differences.max() < 10 * KEYPOINTS
+    assert (differences < KEYPOINTS).mean() > NEARLY_ALL
+    assert differences.max() < REFINED
 
 
 @pytest.mark.slow

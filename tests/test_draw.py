@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.tolerances import LINES, LINES_MEAN
 from vitpose_jax import draw as module
 from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw_poses
 from vitpose_jax.poses import Poses
@@ -96,8 +97,8 @@ def test_lines_and_dots_are_centred_on_the_keypoints(width, axis):
         weight = weight if axis == 0 else weight.T
         for part in (weight[50], weight[12:29].sum(axis=0)):
             errors.append(np.average(np.arange(100), weights=part) - place)
-    assert abs(np.mean(errors)) < 0.05
-    assert np.abs(errors).max() < 0.5
+    assert abs(np.mean(errors)) < LINES_MEAN
+    assert np.abs(errors).max() < LINES
 
 
 def test_low_scores_leave_out_keypoints_and_their_edges():
@@ -131,7 +132,7 @@ def test_a_box_of_the_whole_image_does_not_thicken_a_small_person():
     assert drawn(draw_poses(image, whole)).sum() < 1.6 * drawn(draw_poses(image, poses)).sum()
 
 
-def test_boxes():
+def test_boxes_are_drawn_at_their_edges():
     poses = standing(scores=np.zeros(17))
     shown = drawn(draw_poses(canvas(), poses, boxes=True))
     x, y, width, height = poses.boxes[0].round().astype(int)
@@ -183,7 +184,7 @@ def test_faces_are_dots_and_hands_fine():
     assert area(slice(91, 112)) < 2.5 * area(slice(0, 17))
 
 
-def test_several_skeletons_in_one_call():
+def test_several_skeletons_are_drawn_in_one_call():
     rng = np.random.default_rng(0)
     keypoints = rng.uniform(20, 120, (2, 133, 2)) + [[[0, 0]], [[120, 120]]]
     poses = Poses.create(keypoints, np.ones((2, 133)), np.full((2, 4), 100.0), (AP10K, WHOLEBODY), [0, 1])
@@ -213,7 +214,7 @@ POINT = st.one_of(st.floats(-400, 400), st.sampled_from([np.nan, np.inf, -np.inf
     size=st.tuples(st.integers(1, 60), st.integers(1, 60)),
     width=st.sampled_from([None, 0.1, 3, 40]),
 )
-def test_any_keypoints_on_any_canvas(points, size, width):
+def test_any_keypoints_draw_on_any_canvas(points, size, width):
     poses = Poses.create([points], np.ones((1, 17)), [[0, 0, 50, 50]], COCO)
     assert draw_poses(canvas(*size), poses, line_width=width, boxes=True).size == size[::-1]
 

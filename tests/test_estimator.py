@@ -1,4 +1,4 @@
-"""The estimator: one compiled path, bounded programs and memory, lists of images, mixed data sets, bad input."""
+"""The estimator: one compiled path, bounded programs and memory, lists of images, mixed datasets, bad input."""
 
 import io
 import itertools
@@ -52,7 +52,7 @@ def light():
 
 @pytest.mark.parametrize("decode", DECODINGS)
 @pytest.mark.parametrize("flip_test", [False, True])
-def test_equals_the_stages_one_by_one(model, estimator, decode, flip_test):
+def test_the_estimator_equals_its_stages_one_by_one(model, estimator, decode, flip_test):
     image, boxes = random_image(0), random_boxes(0, 4)
     udp = DECODINGS[decode].udp
     crops = crop_boxes(image, boxes, (64, 48), udp=udp)
@@ -82,7 +82,7 @@ def test_lists_of_images_with_any_number_of_boxes(estimator):
     assert estimator([], [], **ARGMAX) == []
 
 
-def test_whatever_is_an_image(estimator, tmp_path):
+def test_paths_pil_images_and_arrays_give_the_same_poses(estimator, tmp_path):
     image, boxes = random_image(5), random_boxes(5, 2)
     expected = estimator(image, boxes, **ARGMAX)
     path = tmp_path / "image.png"
@@ -117,7 +117,7 @@ def test_people_and_animals_in_one_image(plus):
     assert [person.skeleton.name for person in each[1]] == ["ap10k", "coco"]
 
 
-def test_long_lists_are_split(estimator):
+def test_long_lists_are_split_into_batches(estimator):
     image, boxes = random_image(8), random_boxes(8, 29)
     everyone = estimator(image, boxes, **ARGMAX)
     for row in (0, 8, 28):
@@ -312,14 +312,14 @@ def test_devices_are_a_power_of_two(model):
         PoseEstimator(model, max_batch=2, devices=jax.devices() * 3)
 
 
-def test_no_boxes_of_a_named_data_set(plus):
+def test_no_boxes_of_a_named_dataset_give_no_poses(plus):
     poses = plus(random_image(0), [], dataset="wholebody")
     assert poses.keypoints.shape == (0, 133, 2)
     with pytest.raises(ValueError, match="no dataset 'nonsense'"):
         plus(random_image(0), [], dataset="nonsense")
 
 
-def test_data_sets_by_numpy(plus):
+def test_numpy_arrays_and_integers_choose_datasets(plus):
     images, boxes = [random_image(0)] * 2, [random_boxes(0, 2)] * 2
     names = [
         [person.skeleton.name for poses in plus(images, boxes, dataset=dataset) for person in poses]
@@ -330,7 +330,7 @@ def test_data_sets_by_numpy(plus):
     assert plus(images[0], boxes[0], dataset="COCO-WholeBody").skeleton.name == "wholebody"
 
 
-def test_one_open_file_many_times(estimator, tmp_path):
+def test_one_open_file_may_come_many_times(estimator, tmp_path):
     path = tmp_path / "image.jpg"
     Image.fromarray(random_image(0, 600, 800)).save(path)
     with Image.open(path) as image:
@@ -347,12 +347,12 @@ def test_bad_items_of_a_stream_do_not_end_it(estimator):
     assert "item 2: image: expected at most" in str(results[2])
 
 
-def test_half_a_data_set(plus, unchecked):
+def test_a_fractional_dataset_index_raises(plus, unchecked):
     with pytest.raises(ValueError, match=r"no dataset 1.7"):
         plus(random_image(0), random_boxes(0, 2), dataset=[1.7, 0])
 
 
-def test_a_misspelt_way_with_errors(estimator, unchecked):
+def test_an_unknown_errors_option_raises(estimator, unchecked):
     with pytest.raises(ValueError, match="errors: expected 'raise' or 'return', got 'rais'"):
         next(estimator.stream([], errors="rais"))
 

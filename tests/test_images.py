@@ -16,8 +16,8 @@ from PIL import Image
 from vitpose_jax.images import load_image
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 9, 3)).astype(np.uint8)
-GREY = RGB[:, :, 0]
-GREY3 = np.repeat(GREY[:, :, None], 3, axis=2)
+GRAY = RGB[:, :, 0]
+GRAY3 = np.repeat(GRAY[:, :, None], 3, axis=2)
 
 
 def encode(image: Image.Image, format: str, **options) -> bytes:
@@ -48,19 +48,19 @@ def test_paths_pil_images_and_arrays_load_alike(file, kind):
     assert isinstance(loaded, np.ndarray)
 
 
-def test_shapes_and_kinds_of_arrays():
+def test_arrays_of_all_shapes_and_kinds_load():
     np.testing.assert_array_equal(load_image(jnp.asarray(RGB)), RGB)
-    np.testing.assert_array_equal(load_image(GREY), GREY3)
+    np.testing.assert_array_equal(load_image(GRAY), GRAY3)
     np.testing.assert_array_equal(load_image(np.concatenate([RGB, RGB[:, :, :1]], axis=2)), RGB)
     np.testing.assert_array_equal(load_image(RGB[::-1, ::2]), RGB[::-1, ::2])
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA"])
-def test_file_formats(file, format):
+def test_all_file_formats_load_alike(file, format):
     options = {"lossless": True} if format == "WEBP" else {}
-    image = Image.fromarray(GREY if format == "GIF" else RGB)
+    image = Image.fromarray(GRAY if format == "GIF" else RGB)
     loaded = load_image(file(encode(image, format, **options), f"image.{format.lower()}"))
-    np.testing.assert_array_equal(loaded, GREY3 if format == "GIF" else RGB)
+    np.testing.assert_array_equal(loaded, GRAY3 if format == "GIF" else RGB)
 
 
 def test_the_file_suffix_does_not_matter(file):
@@ -74,12 +74,12 @@ FILE_MODES = ["L", "LA", "RGBA", "P", "1", "CMYK", "I", "I;16", "I;16B"]
     ("mode", "from_file"),
     [(mode, True) for mode in FILE_MODES] + [(mode, False) for mode in (*FILE_MODES, "PA", "YCbCr", "HSV")],
 )
-def test_pil_modes(file, mode, from_file):
+def test_all_pil_modes_load_as_rgb(file, mode, from_file):
     image = Image.fromarray(RGB)
     if mode.startswith("I"):
-        wide = GREY.astype(np.uint16) * 256 + 255 - GREY
+        wide = GRAY.astype(np.uint16) * 256 + 255 - GRAY
         image = Image.fromarray(wide.astype({"I": np.int32, "I;16": "<u2", "I;16B": ">u2"}[mode]))
-        expected = GREY3
+        expected = GRAY3
     elif mode == "PA":
         image = image.convert("P").convert("PA")
         expected = np.asarray(image.convert("RGBA"))[:, :, :3]
@@ -111,7 +111,7 @@ def test_transparent_colours_are_kept(file, mode):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("opened", [False, True])
-def test_exif_orientation(file, orientation, opened):
+def test_exif_orientation_is_applied(file, orientation, opened):
     upright = RGB
     stored = {
         1: upright,
@@ -129,10 +129,10 @@ def test_exif_orientation(file, orientation, opened):
     np.testing.assert_array_equal(load_image(Image.open(path) if opened else path), upright)
 
 
-def test_first_frame_of_an_animation(file):
-    frames = [Image.fromarray(GREY), Image.fromarray(255 - GREY)]
+def test_the_first_frame_of_an_animation_is_read(file):
+    frames = [Image.fromarray(GRAY), Image.fromarray(255 - GRAY)]
     path = file(encode(frames[0], "GIF", save_all=True, append_images=frames[1:]))
-    np.testing.assert_array_equal(load_image(path), GREY3)
+    np.testing.assert_array_equal(load_image(path), GRAY3)
 
 
 def test_files_load_in_threads_as_by_pillow(data):
@@ -235,7 +235,7 @@ def test_damaged_files_load_or_raise_with_their_name(tmp_path_factory, format, k
 
 def test_more_than_twice_the_pixel_limit_raises(file, monkeypatch):
     path = file(encode(Image.fromarray(RGB), "PNG"))
-    pixels = GREY.size
+    pixels = GRAY.size
     # Between once and twice the limit Pillow only warns; here that is no warning (they are errors in tests).
     for limit in (pixels, pixels // 2 + 1, None):
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)

@@ -1,11 +1,11 @@
 """From images and boxes to keypoints against transformers, with heatmaps that have real peaks.
 
-The crops of the two are equal up to rounding: where a sample lies half-way between two grey levels, single
+The crops of the two are equal up to rounding: where a sample lies half-way between two pixel values, single
 precision may round it the other way than SciPy's double. That is one value in five thousand (with samples at
 exact places it would still be one in seven thousand: the reference rounds its affine matrix to single
-precision). One grey level more or less moves a heatmap by some 1e-4 nearby. So scores are within `HEATMAPS` for
-nearly all and within `LEAD` / 2 for all, and where the highest pixel leads every other one by `LEAD` it is the
-same pixel: there keypoints are compared. The same crops through both give the same keypoints everywhere.
+precision). One unit more or less moves a heatmap by some 1e-4 nearby. So scores are within `HEATMAPS` for
+nearly all and within `ROUNDED_SCORES` for all, and where the highest pixel leads every other one by twice that it
+is the same pixel: there keypoints are compared. The same crops through both give the same keypoints everywhere.
 """
 
 import types
@@ -25,12 +25,10 @@ from tests.support.fitted import (
     training_photographs,
     with_experts,
 )
-from tests.tolerances import BFLOAT16_MEDIAN, BFLOAT16_MOST, HEATMAPS, KEYPOINTS
+from tests.tolerances import BFLOAT16_MEDIAN, BFLOAT16_MOST, HEATMAPS, KEYPOINTS, NEARLY_ALL, ROUNDED_SCORES
 from vitpose_jax import PoseEstimator, from_pretrained
 from vitpose_jax.pipeline.postprocess import decode_heatmaps
 from vitpose_jax.skeletons import COCO
-
-LEAD = 1e-3
 
 
 def run_reference(reference, crops: torch.Tensor, *, flip_test: bool = False) -> np.ndarray:
@@ -56,16 +54,16 @@ def decode_reference(heatmaps: np.ndarray, boxes: list[np.ndarray]) -> list[tupl
 def peak_leads(heatmaps: np.ndarray) -> np.ndarray:
     """(n, K): whether the highest pixel leads every other one."""
     best = np.sort(heatmaps.reshape(*heatmaps.shape[:2], -1))[..., -2:]
-    return best[..., 1] - best[..., 0] > LEAD
+    return best[..., 1] - best[..., 0] > 2 * ROUNDED_SCORES
 
 
-def assert_keypoints_near_labels(pictures: list[Picture], keypoints: list[np.ndarray], share: float):
+def assert_keypoints_near_labels(pictures: list[Picture], keypoints: list[np.ndarray], fraction: float):
     """Within a twentieth of the box's height: the fit is real."""
     near = []
     for picture, points in zip(pictures, keypoints, strict=True):
         distance = np.linalg.norm(points - picture.keypoints, axis=-1) / picture.boxes[:, 3:]
         near.append((distance < 0.05)[picture.labelled])
-    assert np.concatenate(near).mean() > share
+    assert np.concatenate(near).mean() > fraction
 
 
 def assert_same_poses(reference, folder, pictures: list[Picture], *, flip_test: bool = False, **options):
@@ -81,8 +79,8 @@ def assert_same_poses(reference, folder, pictures: list[Picture], *, flip_test: 
     differences = np.concatenate([p.keypoints for p in poses]) - np.concatenate([k for k, _ in expected])
     scores = np.concatenate([p.scores for p in poses]) - np.concatenate([s for _, s in expected])
     np.testing.assert_allclose(differences[clear], 0, atol=KEYPOINTS)
-    np.testing.assert_allclose(scores, 0, atol=LEAD / 2)
-    assert (np.abs(scores) < HEATMAPS).mean() > 0.95
+    np.testing.assert_allclose(scores, 0, atol=ROUNDED_SCORES)
+    assert (np.abs(scores) < HEATMAPS).mean() > NEARLY_ALL
     return [keypoints for keypoints, _ in expected]
 
 
@@ -105,25 +103,25 @@ def fitted(drawn, tmp_path_factory):
 
 
 @pytest.mark.parametrize("flip_test", [False, True])
-def test_drawn_people(drawn, fitted, flip_test):
+def test_drawn_people_have_the_keypoints_of_transformers(drawn, fitted, flip_test):
     keypoints = assert_same_poses(*fitted, drawn, flip_test=flip_test)
-    assert_keypoints_near_labels(drawn, keypoints, share=0.95)
+    assert_keypoints_near_labels(drawn, keypoints, fraction=0.95)
 
 
-def test_unseen_images_with_different_numbers_of_boxes(fitted):
+def test_unseen_images_have_the_keypoints_of_transformers(fitted):
     pictures = [draw_people(100, 1, (300, 200)), draw_people(101, 5, (211, 500)), draw_people(102, 2, (180, 190))]
     keypoints = assert_same_poses(*fitted, pictures)
-    assert_keypoints_near_labels(pictures, keypoints, share=0.5)
+    assert_keypoints_near_labels(pictures, keypoints, fraction=0.5)
 
 
-def test_a_model_with_experts(drawn, fitted, tmp_path):
+def test_a_model_with_experts_has_the_keypoints_of_transformers(drawn, fitted, tmp_path):
     reference = with_experts(fitted[0])
     folder = save(reference, tmp_path)
     keypoints = assert_same_poses(reference, folder, drawn, dataset=0)
-    assert_keypoints_near_labels(drawn, keypoints, share=0.95)
+    assert_keypoints_near_labels(drawn, keypoints, fraction=0.95)
 
 
-def test_the_same_crops_through_both(drawn, fitted):
+def test_the_same_crops_give_the_same_heatmaps_and_keypoints(drawn, fitted):
     """Without rounding in between, every single heatmap and keypoint agrees."""
     reference, folder = fitted
     crops = crop(drawn)
@@ -151,10 +149,10 @@ def test_bfloat16_moves_keypoints_little(drawn, fitted):
 
 
 @pytest.mark.slow
-def test_photographs(data, tmp_path):
+def test_photographs_have_the_keypoints_of_transformers(data, tmp_path):
     if not (data / "train" / "coco_0.zip").is_file():
         pytest.skip("no photographs to fit to in the sample data")
     pictures = training_photographs(data, 12)
     reference = fit(pictures, steps=200, decoder="classic", patch_size=16)
     keypoints = assert_same_poses(reference, save(reference, tmp_path), pictures)
-    assert_keypoints_near_labels(pictures, keypoints, share=0.95)
+    assert_keypoints_near_labels(pictures, keypoints, fraction=0.95)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.tolerances import FIVE_DECIMALS, PLACES
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import AIC, AP10K, COCO, COCO25, MPII, SKELETONS, WHOLEBODY
 
@@ -105,7 +106,7 @@ def test_iteration_gives_each_row_with_its_own_skeleton():
     np.testing.assert_array_equal(np.concatenate([row.boxes for row in rows]), poses.boxes)
 
 
-def test_is_a_pytree():
+def test_poses_are_a_pytree():
     poses = sample(3, COCO, WHOLEBODY)
     assert len(jax.tree.leaves(poses)) == 4
     moved = jax.jit(lambda poses: poses)(poses)
@@ -119,7 +120,7 @@ def test_is_a_pytree():
 # Formats
 
 
-def test_to_dict():
+def test_to_dict_gives_names_boxes_and_none_for_nan():
     poses = Poses.create(np.full((1, 17, 2), [1.25, np.nan]), np.full((1, 17), 0.5), [[1, 2, 3, 4]], COCO)
     (pose,) = poses.to_dict()["poses"]
     assert pose["skeleton"] == "coco"
@@ -133,13 +134,13 @@ def test_to_dict_lists_only_the_keypoints_a_row_has():
     assert [len(person["keypoints"]) for person in people] == [17, 133, 17, 133]
 
 
-def test_to_coco():
+def test_to_coco_gives_flat_keypoints_boxes_and_scores():
     poses = sample(2, COCO)
     first, second = poses.to_coco(139, box_scores=[0.5, 1], category_id=7)
     assert (first["image_id"], first["category_id"]) == (139, 7)
-    np.testing.assert_allclose(xyc(first["keypoints"])[:, :2], poses.keypoints[0], atol=1e-5)
-    np.testing.assert_allclose(xyc(first["keypoints"])[:, 2], poses.scores[0], atol=1e-5)
-    np.testing.assert_allclose(second["bbox"], poses.boxes[1], atol=1e-5)
+    np.testing.assert_allclose(xyc(first["keypoints"])[:, :2], poses.keypoints[0], rtol=0, atol=FIVE_DECIMALS)
+    np.testing.assert_allclose(xyc(first["keypoints"])[:, 2], poses.scores[0], rtol=0, atol=FIVE_DECIMALS)
+    np.testing.assert_allclose(second["bbox"], poses.boxes[1], rtol=0, atol=FIVE_DECIMALS)
     assert first["score"] == pytest.approx(0.5 * poses.scores[0].mean())
     assert second["score"] == pytest.approx(poses.scores[1].mean())
 
@@ -157,7 +158,7 @@ def test_to_coco_refuses_other_box_scores(box_scores):
         sample(2, COCO).to_coco(1, box_scores)
 
 
-def test_openpose_of_coco():
+def test_openpose_of_coco_has_a_neck_and_another_order():
     poses = sample(2, COCO)
     result = poses.to_openpose(image_size=(480, 640))
     assert (result["version"], result["canvas_height"], result["canvas_width"]) == (1.3, 480, 640)
@@ -168,13 +169,15 @@ def test_openpose_of_coco():
     body = xyc(person["pose_keypoints_2d"])
     # Nose, neck, right arm, left arm, right leg, left leg, eyes, ears; the neck stands in the second place.
     order = [0, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3]
-    np.testing.assert_allclose(np.delete(body, 1, 0)[:, :2], poses.keypoints[1, order], atol=1e-5)
-    np.testing.assert_allclose(np.delete(body, 1, 0)[:, 2], poses.scores[1, order].clip(max=1), atol=1e-5)
-    np.testing.assert_allclose(body[1, :2], poses.keypoints[1, 5:7].mean(axis=0), atol=1e-4)
-    assert body[1, 2] == pytest.approx(min(1, *poses.scores[1, 5:7]), abs=1e-5)
+    np.testing.assert_allclose(np.delete(body, 1, 0)[:, :2], poses.keypoints[1, order], rtol=0, atol=FIVE_DECIMALS)
+    np.testing.assert_allclose(
+        np.delete(body, 1, 0)[:, 2], poses.scores[1, order].clip(max=1), rtol=0, atol=FIVE_DECIMALS
+    )
+    np.testing.assert_allclose(body[1, :2], poses.keypoints[1, 5:7].mean(axis=0), rtol=0, atol=PLACES)
+    assert body[1, 2] == pytest.approx(min(1, *poses.scores[1, 5:7]), abs=FIVE_DECIMALS)
 
 
-def test_openpose_of_points_not_found():
+def test_openpose_has_zeros_for_points_not_found():
     poses = sample(1, COCO)
     keypoints, scores = poses.keypoints.copy(), poses.scores.copy()
     keypoints[0, 0], scores[0, 5], scores[0, 15] = np.nan, -0.1, 1.5
@@ -184,7 +187,7 @@ def test_openpose_of_points_not_found():
 
 
 @pytest.mark.parametrize("skeleton", [COCO25, WHOLEBODY])
-def test_openpose_body_25_of_skeletons_with_feet(skeleton):
+def test_openpose_is_body_25_for_skeletons_with_feet(skeleton):
     poses = sample(1, skeleton)
     body = xyc(poses.to_openpose()["people"][0]["pose_keypoints_2d"])
     names = "nose ? right_shoulder right_elbow right_wrist left_shoulder left_elbow left_wrist ? right_hip right_knee"
@@ -193,19 +196,21 @@ def test_openpose_body_25_of_skeletons_with_feet(skeleton):
     assert len(body) == 25
     for point, name in zip(body, names.split(), strict=True):
         if name != "?":
-            np.testing.assert_allclose(point[:2], poses.keypoints[0, skeleton.keypoints.index(name)], atol=1e-5)
+            np.testing.assert_allclose(
+                point[:2], poses.keypoints[0, skeleton.keypoints.index(name)], rtol=0, atol=FIVE_DECIMALS
+            )
     hips = [skeleton.keypoints.index(f"{side}_hip") for side in ("left", "right")]
-    np.testing.assert_allclose(body[8, :2], poses.keypoints[0, hips].mean(axis=0), atol=1e-4)
+    np.testing.assert_allclose(body[8, :2], poses.keypoints[0, hips].mean(axis=0), rtol=0, atol=PLACES)
 
 
-def test_openpose_face_and_hands_of_wholebody():
+def test_openpose_has_face_and_hands_of_wholebody():
     poses = sample(1, WHOLEBODY)
     (person,) = poses.to_openpose()["people"]
     face, left, right = (xyc(person[f"{part}_keypoints_2d"])[:, :2] for part in ("face", "hand_left", "hand_right"))
     # 68 points and the pupils, right and left.
-    np.testing.assert_allclose(face, poses.keypoints[0, [*range(23, 91), 2, 1]], atol=1e-5)
-    np.testing.assert_allclose(left, poses.keypoints[0, 91:112], atol=1e-5)
-    np.testing.assert_allclose(right, poses.keypoints[0, 112:], atol=1e-5)
+    np.testing.assert_allclose(face, poses.keypoints[0, [*range(23, 91), 2, 1]], rtol=0, atol=FIVE_DECIMALS)
+    np.testing.assert_allclose(left, poses.keypoints[0, 91:112], rtol=0, atol=FIVE_DECIMALS)
+    np.testing.assert_allclose(right, poses.keypoints[0, 112:], rtol=0, atol=FIVE_DECIMALS)
 
 
 def test_openpose_refuses_other_skeletons():
@@ -214,7 +219,7 @@ def test_openpose_refuses_other_skeletons():
             sample(1, skeleton).to_openpose()
 
 
-def test_to_supervision():
+def test_to_supervision_holds_the_same_points():
     supervision = pytest.importorskip("supervision")
     poses = sample(2, COCO, WHOLEBODY)
     key_points = poses.to_supervision()
@@ -226,7 +231,7 @@ def test_to_supervision():
     assert not key_points.xy[0, 17:].any()
 
 
-def test_supervision_draws_them():
+def test_supervision_draws_poses():
     supervision = pytest.importorskip("supervision")
     poses = sample(3, COCO)
     edges = [(a + 1, b + 1) for a, b in COCO.edges]
@@ -250,7 +255,7 @@ def test_without_supervision_the_error_says_what_to_install(monkeypatch):
 
 
 @pytest.mark.parametrize("skeletons", [(skeleton,) for skeleton in SKELETONS.values()] + [(COCO, AP10K, WHOLEBODY)])
-def test_no_people(skeletons):
+def test_no_people_export_as_empty_lists(skeletons):
     poses = sample(0, *skeletons)
     assert len(poses) == 0
     assert list(poses) == []

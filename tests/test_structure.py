@@ -3,6 +3,7 @@
 import ast
 import functools
 import graphlib
+import itertools
 import os
 import pathlib
 import re
@@ -186,6 +187,31 @@ def test_no_test_module_imports_another():
         for name, line in imports(path):
             modules = [part for part in name.split(".") if part.startswith("test_")]
             assert not (name.startswith("tests.") and modules), f"{path}:{line} imports {name}"
+
+
+def test_tolerances_have_a_name_and_a_reason():
+    """No test writes a number as its tolerance: all are in tests/tolerances.py, with comments, and all are used."""
+    used = set()
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        names = {name.rpartition(".")[2] for name, _ in imports(path) if name.startswith("tests.tolerances.")}
+        used |= names
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            function = ast.unparse(node.func).rpartition(".")[2]
+            assert len(node.args) <= {"assert_allclose": 2, "approx": 1}.get(function, 255), f"{path}:{node.lineno}"
+            for keyword in node.keywords:
+                parts = ast.walk(keyword.value) if keyword.arg in ("atol", "rtol", "abs", "rel") else ()
+                for part in parts:
+                    number = isinstance(part, ast.Constant) and part.value != 0
+                    constant = isinstance(part, ast.Name) and part.id.isupper() and part.id not in names
+                    assert not number and not constant, (
+                        f"{path}:{node.lineno}: expected a name of tests/tolerances.py, got {ast.unparse(keyword)}"
+                    )
+    lines = (ROOT / "tests" / "tolerances.py").read_text().splitlines()
+    values = {line.split(" = ")[0]: above for above, line in itertools.pairwise(lines) if " = " in line}
+    assert values.keys() == used
+    assert [name for name, above in values.items() if not above.startswith("# ") and " = " not in above] == []
 
 
 def test_no_asserts_and_no_catch_alls():

@@ -69,7 +69,7 @@ def test_without_boxes_the_bundled_finder_finds_nobody_in_noise(capsys, model, i
 
 
 @pytest.mark.parametrize("named", ["folder", "pattern"])
-def test_coco_file_from_detections(capsys, model, images, tmp_path, named):
+def test_a_coco_file_of_detections_gives_boxes_and_coco_results(capsys, model, images, tmp_path, named):
     boxes = tmp_path / "boxes.json"
     entries = [
         {"image_id": 7, "bbox": [10, 10, 50, 80], "score": 0.9, "category_id": 1},
@@ -89,7 +89,7 @@ def test_coco_file_from_detections(capsys, model, images, tmp_path, named):
 
 
 @pytest.mark.parametrize("format", ["annotations", "table"])
-def test_other_formats_of_box_files(capsys, model, images, tmp_path, format):
+def test_box_files_of_other_formats_are_read(capsys, model, images, tmp_path, format):
     content = {"000012.jpg": [[10, 10, 50, 80], [60, 10, 50, 80]]}
     if format == "annotations":
         annotations = [{"image_id": 5, "bbox": box, "category_id": 1} for box in content["000012.jpg"]]
@@ -103,7 +103,7 @@ def test_other_formats_of_box_files(capsys, model, images, tmp_path, format):
     assert counts == [0, 2, 0]
 
 
-def test_openpose_files(capsys, model, images, tmp_path):
+def test_openpose_files_are_written(capsys, model, images, tmp_path):
     options = ("--boxes", BOX, "--boxes", "30,20,50,70", "--format", "openpose")
     run(capsys, "predict", images / "000007.jpg", "--model", model, "--output", tmp_path, *options)
     document = json.loads((tmp_path / "000007_keypoints.json").read_text())
@@ -258,7 +258,7 @@ def test_same_names_in_two_folders_are_refused(capsys, model, images, tmp_path):
     assert "would be named '000007'" in said
 
 
-def test_init_info_and_convert(capsys, tmp_path):
+def test_init_info_and_convert_work_together(capsys, tmp_path):
     assert run(capsys, "init", "small-simple", tmp_path / "native")[0] == 0
     status, printed, _ = run(capsys, "info", tmp_path / "native")
     assert status == 0

@@ -26,7 +26,7 @@ def interrupt(process: subprocess.Popen) -> tuple[int, str]:
     return process.returncode, errors
 
 
-def test_a_stream():
+def test_an_interrupted_stream_ends_without_a_traceback():
     command = programs.command("stream_for_ever")
     with subprocess.Popen(
         command, env=programs.environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

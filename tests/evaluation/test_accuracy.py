@@ -3,6 +3,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 
+from tests.tolerances import FLOAT64, SEVEN_DECIMALS
 from vitpose_jax.datasets.annotations import mpii_head_sizes
 from vitpose_jax.evaluation.accuracy import auc, epe, nme, pck, pckh
 from vitpose_jax.skeletons import MPII
@@ -20,7 +21,7 @@ def pairs(*first: np.ndarray) -> list[np.ndarray]:
 # Published numbers
 
 
-def test_pck_published_numbers():
+def test_pck_equals_published_numbers():
     predicted, target = pairs(PREDICTED, TARGET)
     fractions, mean, count = pck(predicted, target, VISIBLE, np.full((2, 2), 10))
     assert fractions.tolist() == [1, 0.5, -1, 1, 1]
@@ -30,16 +31,16 @@ def test_pck_published_numbers():
     assert (mean, count) == (0, 0)
 
 
-def test_auc_published_number():
+def test_auc_equals_the_published_number():
     target = np.array([[[10, 0], [10, 10], [0, -1], [30, 30], [0, 10]]])
     predicted = np.array([[[10, 4], [10, 18], [0, 0], [40, 40], [20, 10]]])
-    assert auc(predicted, target, VISIBLE[:1], 20.0, steps=4) == pytest.approx(0.375, abs=1e-9)
+    assert auc(predicted, target, VISIBLE[:1], 20.0, steps=4) == 0.375
 
 
-def test_epe_published_number():
+def test_epe_equals_the_published_number():
     target = np.array([[[10, 0], [10, 10], [-1, -1], [30, 30], [0, 10]]])
     predicted = np.array([[[10, 4], [10, 18], [0, 0], [40, 40], [20, 10]]])
-    assert epe(predicted, target, VISIBLE[:1]) == pytest.approx(11.5355339, abs=1e-6)
+    assert epe(predicted, target, VISIBLE[:1]) == pytest.approx(11.5355339, abs=SEVEN_DECIMALS)
 
 
 # The same with loops
@@ -64,7 +65,7 @@ def test_accuracies_equal_a_plain_loop(seed):
     ]
     expected = [np.mean(np.array(column) < 0.5) if column else -1 for column in errors]
     fractions, mean, count = pck(predicted, target, visible, sizes)
-    assert fractions.tolist() == pytest.approx(expected)
+    assert fractions.tolist() == pytest.approx(expected, abs=FLOAT64)
     assert count == sum(bool(column) for column in errors)
     assert mean == pytest.approx(np.mean([fraction for fraction in expected if fraction >= 0]) if count else 0)
     assert nme(predicted, target, visible, sizes) == pytest.approx(np.mean(np.concatenate(errors)) if count else 0)
@@ -113,11 +114,11 @@ def test_pckh_equals_the_official_evaluation(seed):
     result = pckh(predicted, target, visible, mpii_head_sizes(corners), thresholds=(0.5, 0.11, 0.1))
     groups, mean = original_pckh(predicted, target, visible, corners, 0.5)
     assert list(result) == [*groups, "PCKh@0.5", "PCKh@0.11", "PCKh@0.1"]
-    assert {name: result[name] for name in groups} == pytest.approx(groups, abs=1e-9)
-    assert result["PCKh@0.5"] == pytest.approx(mean, abs=1e-9)
+    assert {name: result[name] for name in groups} == pytest.approx(groups, abs=FLOAT64)
+    assert result["PCKh@0.5"] == pytest.approx(mean, abs=FLOAT64)
     for threshold in (0.11, 0.1):
         expected = original_pckh(predicted, target, visible, corners, threshold)[1]
-        assert result[f"PCKh@{threshold}"] == pytest.approx(expected, abs=1e-9)
+        assert result[f"PCKh@{threshold}"] == pytest.approx(expected, abs=FLOAT64)
 
 
 def test_pckh_counts_labelled_keypoints_alone():
@@ -144,5 +145,5 @@ def test_pckh_counts_labelled_keypoints_alone():
     assert np.isnan(pckh(target, target, ~visible & False, sizes)["PCKh@0.5"])
 
 
-def test_mpii_head_sizes():
+def test_mpii_head_sizes_are_a_fraction_of_the_diagonal():
     assert mpii_head_sizes(np.array([[[10, 20], [40, 60]]])).tolist() == pytest.approx([30.0])

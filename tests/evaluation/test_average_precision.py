@@ -12,6 +12,7 @@ import pytest
 from pycocotools import coco
 from pycocotools.cocoeval import COCOeval
 
+from tests.tolerances import FLOAT64
 from vitpose_jax.datasets import read_annotations
 from vitpose_jax.evaluation.average_precision import (
     STATISTICS,
@@ -135,25 +136,25 @@ def sample(request, sample_folder):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_sample_data_against_pycocotools(sample, seed):
+def test_sample_data_score_as_in_pycocotools(sample, seed):
     truth, sigmas, use_area = sample
     results = predictions(truth, seed)
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area)
     assert list(ours) == list(STATISTICS)
-    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area), abs=1e-9)
+    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area), abs=FLOAT64)
 
 
 @hypothesis.settings(max_examples=12)
 @hypothesis.given(st.integers(0, 10**6), st.booleans())
-def test_synthetic_data_against_pycocotools(seed, use_area):
+def test_synthetic_data_score_as_in_pycocotools(seed, use_area):
     truth, sigmas = synthetic(seed), np.random.default_rng(seed).uniform(0.02, 0.1, 5).tolist()
     results = predictions(truth, seed)
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area)
     expected = oracle(truth, results, sigmas, use_area)
-    assert ours == pytest.approx(expected, abs=1e-9)
+    assert ours == pytest.approx(expected, abs=FLOAT64)
     some = [1, 3, 4]
     ours = keypoint_average_precision(truth, results, sigmas, use_area=use_area, image_ids=some)
-    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area, some), abs=1e-9)
+    assert ours == pytest.approx(oracle(truth, results, sigmas, use_area, some), abs=FLOAT64)
 
 
 def test_synthetic_data_have_ten_different_statistics():
@@ -165,7 +166,7 @@ def test_synthetic_data_have_ten_different_statistics():
 
 @hypothesis.settings(max_examples=8)
 @hypothesis.given(st.integers(0, 10**6))
-def test_crowdpose_against_pycocotools(seed):
+def test_crowdpose_scores_as_in_pycocotools(seed):
     truth, sigmas = synthetic(seed), [0.06] * 5
     for annotation in truth["annotations"]:
         annotation["category_id"] = 2
@@ -182,11 +183,11 @@ def test_crowdpose_against_pycocotools(seed):
         ("AP(H)", [image for image in crowd if crowd[image] >= 0.8]),
     ):
         expected[name] = oracle(truth, results, sigmas, False, chosen)["AP"] if chosen else -1
-    assert ours == pytest.approx(expected, abs=1e-9)
+    assert ours == pytest.approx(expected, abs=FLOAT64)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_wholebody_against_pycocotools(data, seed):
+def test_wholebody_scores_as_in_pycocotools(data, seed):
     truth = json.loads((data / "mmpose_samples/coco/test_coco_wholebody.json").read_text())
     joined = copy.deepcopy(truth)
     for annotation in joined["annotations"]:
@@ -207,7 +208,7 @@ def test_wholebody_against_pycocotools(data, seed):
         part_results = [{**results[i], "keypoints": points[i][rows].ravel().tolist()} for i in kept]
         areas = [float(np.prod(np.ptp(points[i][:17, :2], axis=0))) for i in kept]
         expected = oracle(part_truth, part_results, WHOLEBODY.sigmas[rows], areas=areas)
-        assert ours[part] == pytest.approx(expected, abs=1e-9)
+        assert ours[part] == pytest.approx(expected, abs=FLOAT64)
     for name in STATISTICS:
         hands = ours["left_hand"][name], ours["right_hand"][name]
         assert ours["hand"][name] == pytest.approx(np.mean([value for value in hands if value >= 0] or -1))
@@ -260,7 +261,7 @@ def pose(annotation: dict, factors: tuple[float, float, float], box_score: float
     }
 
 
-def test_published_numbers_of_moved_poses(data):
+def test_moved_poses_have_the_published_numbers(data):
     truth = json.loads((data / "mmpose_samples/coco/test_coco.json").read_text())
     found = [pose(annotation, (0.98, 1.02, 0.8), 0.98) for annotation in truth["annotations"]]
     assert keypoint_average_precision(truth, reduced(found, soft=False), COCO.sigmas) == pytest.approx(
@@ -276,11 +277,11 @@ def test_published_numbers_of_moved_poses(data):
             "AR(M)": 0.44000000000000006,
             "AR(L)": 0.6857142857142857,
         },
-        abs=1e-7,
+        abs=FLOAT64,
     )
 
 
-def test_published_numbers_of_two_detections(data):
+def test_two_detections_have_the_published_numbers(data):
     truth = json.loads((data / "mmpose_samples/coco/test_coco.json").read_text())
     found = []
     for i, annotation in enumerate(truth["annotations"]):
@@ -295,7 +296,7 @@ def test_published_numbers_of_two_detections(data):
         "AP(L)": 0.29315181518151806,
         "AR": 0.2416666666666666,
     }
-    assert {name: statistics[name] for name in expected} == pytest.approx(expected, abs=1e-7)
+    assert {name: statistics[name] for name in expected} == pytest.approx(expected, abs=FLOAT64)
 
 
 def test_ground_truth_scores_one(sample):
@@ -376,7 +377,7 @@ def test_no_results_give_zero_and_no_targets_minus_one():
     assert {value for part in parts.values() for value in part.values()} == {-1.0}
 
 
-def test_nothing_is_printed(capfd, caplog):
+def test_average_precision_prints_nothing(capfd, caplog):
     truth = synthetic(7)
     with caplog.at_level(logging.WARNING):
         keypoint_average_precision(truth, predictions(truth, 7), [0.06] * 5)

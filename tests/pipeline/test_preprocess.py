@@ -14,7 +14,7 @@ from transformers import VitPoseImageProcessorPil
 from transformers.models.vitpose.image_processing_pil_vitpose import box_to_center_and_scale
 
 from tests.support.reference_opencv import three_point_matrix, udp_matrix
-from tests.tolerances import CROP_OUTLIERS
+from tests.tolerances import BLOCK, CROP_OUTLIERS, FLOAT32, KEYPOINTS, POSITIONS
 from vitpose_jax.pipeline import preprocess
 from vitpose_jax.pipeline.packing import pack_images
 from vitpose_jax.pipeline.regions import boxes_to_regions, check_boxes, crop_to_image
@@ -69,7 +69,7 @@ def test_normalised_values_equal_the_reference_processor(photographs):
     image, box = photographs[0], [[100.0, 80.0, 120.0, 200.0]]
     reference = VitPoseImageProcessorPil()(Image.fromarray(image), boxes=[box], return_tensors="np")["pixel_values"]
     ours = np.asarray(preprocess.crop_boxes(image, np.array(box)))
-    close = np.abs(ours - np.asarray(reference).transpose(0, 2, 3, 1)) < 1e-5
+    close = np.abs(ours - np.asarray(reference).transpose(0, 2, 3, 1)) < BLOCK
     assert close.mean() > 1 - CROP_OUTLIERS
 
 
@@ -128,8 +128,8 @@ boxes_strategy = st.tuples(
 def test_center_and_scale_equal_the_reference(box, size):
     center, scale, _ = boxes_to_regions(np.array([box], np.float32), size)
     expected_center, expected_scale = box_to_center_and_scale(box, image_width=size[1], image_height=size[0])
-    np.testing.assert_allclose(center[0], expected_center, rtol=1e-6, atol=1e-3)
-    np.testing.assert_allclose(scale[0], expected_scale * 200, rtol=1e-5)
+    np.testing.assert_allclose(center[0], expected_center, rtol=FLOAT32)
+    np.testing.assert_allclose(scale[0], expected_scale * 200, rtol=FLOAT32)
 
 
 @given(box=boxes_strategy, angle=st.floats(-180, 180), udp=st.booleans())
@@ -141,20 +141,22 @@ def test_a_box_is_inside_its_crop_whatever_the_turn_of_the_map(box, angle, udp):
     turned = np.asarray(crop_to_image(corners, turned_region, SIZE, udp=udp))[0]
     if udp:
         # The crop's middle pixel is the box's centre; its corners are those of the turned region.
-        np.testing.assert_allclose(turned[4], center[0], rtol=1e-5, atol=1e-2)
-        diagonal = np.linalg.norm(turned[3] - turned[0])
-        np.testing.assert_allclose(diagonal, np.linalg.norm(scale[0]), rtol=1e-4)
+        np.testing.assert_allclose(turned[4], center[0], rtol=FLOAT32, atol=POSITIONS)
+        # Measured about the origin, where positions are exact.
+        about_origin = crop_to_image(corners, turned_region._replace(center=jnp.zeros((1, 2))), SIZE, udp=udp)[0]
+        diagonal = np.linalg.norm(about_origin[3] - about_origin[0])
+        np.testing.assert_allclose(diagonal, np.linalg.norm(scale[0]), rtol=FLOAT32)
     upright = np.asarray(crop_to_image(corners, region, SIZE, udp=udp))[0]
     if udp:
-        assert upright[0, 0] <= box[0] + 1e-2 and upright[0, 1] <= box[1] + 1e-2
-        assert upright[3, 0] >= box[0] + box[2] - 1e-2 and upright[3, 1] >= box[1] + box[3] - 1e-2
+        assert upright[0, 0] <= box[0] + KEYPOINTS and upright[0, 1] <= box[1] + KEYPOINTS
+        assert upright[3, 0] >= box[0] + box[2] - KEYPOINTS and upright[3, 1] >= box[1] + box[3] - KEYPOINTS
     # Distances from the centre survive the turn.
     np.testing.assert_allclose(
-        np.linalg.norm(turned - center[0], axis=1), np.linalg.norm(upright - center[0], axis=1), rtol=1e-3, atol=1e-2
+        np.linalg.norm(turned - center[0], axis=1), np.linalg.norm(upright - center[0], axis=1), rtol=0, atol=KEYPOINTS
     )
 
 
-def test_no_boxes():
+def test_no_boxes_give_no_crops():
     assert preprocess.crop_boxes(np.zeros((8, 8, 3), np.uint8), np.zeros((0, 4))).shape == (0, *SIZE, 3)
     assert check_boxes([]).shape == (0, 4)
 
@@ -178,11 +180,11 @@ def test_bad_boxes_are_named(boxes, message):
         check_boxes(boxes)
 
 
-def test_boxes_that_are_not_numbers():
+def test_boxes_that_are_not_numbers_raise():
     with pytest.raises(TypeError, match="four numbers x y w h"):
         check_boxes("0,0,1,1")
 
 
-def test_unknown_border():
+def test_an_unknown_border_raises():
     with pytest.raises(ValueError, match=r"expected one of scipy, opencv, got 'wrap'"):
         preprocess.check_border("wrap")

@@ -53,7 +53,7 @@ def test_each_platform_gets_its_form(platform, products):
     assert lowered.count("stablehlo.dot_general") == products
 
 
-def test_no_crops():
+def test_no_regions_give_no_crops():
     images = pack_images([np.ones((4, 5, 3), np.uint8)]).select(slice(0))
     none = jnp.zeros((0, 3))
     for form in (module._selected, module.warp_upright):

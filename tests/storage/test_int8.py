@@ -14,6 +14,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.support.cli import run
 from tests.support.models import SMALLEST, assert_same_model, smallest_model
+from tests.tolerances import FLOAT32, HALF_A_SCALE
 from vitpose_jax import checkpoint, from_pretrained
 from vitpose_jax.convert import convert, write
 from vitpose_jax.pretrained import describe
@@ -43,11 +44,11 @@ def test_rounding_changes_a_weight_by_at_most_half_a_scale(weights, stacked):
     assert scale.shape == quantized.scale_shape(name, weights.shape)
     assert values.min() >= -127
     changes = np.abs(quantized.dequantize(values, scale) - weights)
-    assert (changes <= scale * 0.5 * (1 + 1e-4)).all()
+    assert (changes <= scale * 0.5 * (1 + HALF_A_SCALE)).all()
     inputs = (weights.ndim - 2,) if stacked else tuple(range(weights.ndim - 1))
     largest = np.abs(weights).max(axis=inputs, keepdims=True)
     read = np.abs(quantized.dequantize(values, scale)).max(axis=inputs, keepdims=True)
-    np.testing.assert_allclose(read, largest, rtol=1e-6, atol=1e-37)
+    np.testing.assert_allclose(read, largest, rtol=FLOAT32, atol=np.finfo(np.float32).tiny)
 
 
 def test_each_layer_and_expert_has_its_own_scales():
@@ -69,7 +70,7 @@ def test_an_int8_model_is_read_back_within_half_a_scale(tmp_path, fields):
     for name, leaf in parameters.flatten(model).items():
         if name in kernels:
             assert not np.array_equal(read[name], leaf)
-            bound = 0.5 * (1 + 1e-4) * np.broadcast_to(stored[name + ".scale"], leaf.shape)
+            bound = 0.5 * (1 + HALF_A_SCALE) * np.broadcast_to(stored[name + ".scale"], leaf.shape)
             assert (np.abs(read[name] - leaf) <= bound).all(), name
         else:
             np.testing.assert_array_equal(read[name], leaf, err_msg=name)
@@ -78,7 +79,7 @@ def test_an_int8_model_is_read_back_within_half_a_scale(tmp_path, fields):
     assert_same_model(again, checkpoint.load(tmp_path / "int8"))
     checkpoint.save(again, tmp_path / "again", int8=True)
     for name, values in load_file(tmp_path / "again" / "model.safetensors").items():
-        np.testing.assert_allclose(values, stored[name], rtol=1e-6, err_msg=name)
+        np.testing.assert_allclose(values, stored[name], rtol=FLOAT32, err_msg=name)
     half = from_pretrained(tmp_path / "int8", dtype=jnp.bfloat16)
     assert parameters.flatten(half)["backbone.patch_embed.proj.kernel"].dtype == jnp.bfloat16
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 
 def random_image(seed: int = 0, height: int = 120, width: int = 160) -> np.ndarray:
-    """Smooth, so that one grey level of rounding moves no peak."""
+    """Smooth, so that one unit of rounding moves no peak."""
     small = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 

@@ -1,4 +1,4 @@
-"""Tiny models with random weights, and the sizes that they are made of."""
+"""Tiny models with random weights, and their sizes."""
 
 import jax
 import jax.numpy as jnp

@@ -123,7 +123,7 @@ def original_state_dict(
 
 
 def split_state_dict(state: dict[str, torch.Tensor], expert: int) -> dict[str, torch.Tensor]:
-    """One data set of a ViTPose++ as the original's script splits it off: the other tensors stay behind."""
+    """One dataset of a ViTPose++ as the original's script splits it off: the other tensors stay behind."""
     result = dict(state)
     for name in state:
         if ".mlp.fc2." in name:

@@ -22,7 +22,7 @@ ONE_BLOCK = {
 
 
 def write_people(folder: pathlib.Path, images: int) -> dict[str, str]:
-    """A data set in COCO's layout: drawn people, two to an image."""
+    """A dataset in COCO's layout: drawn people, two to an image."""
     (folder / "images").mkdir(parents=True)
     document: dict[str, list] = {"images": [], "annotations": [], "categories": [{"id": 1, "name": "person"}]}
     for number in range(images):

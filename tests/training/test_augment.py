@@ -12,7 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.reference_opencv import three_point_matrix, udp_matrix
-from tests.tolerances import CROP_OUTLIERS
+from tests.tolerances import (
+    CENTROIDS,
+    CROP_OUTLIERS,
+    FLOAT32,
+    LIMIT,
+    PIXEL_VALUES,
+    PLACES,
+    POSITIONS,
+    STANDARD_DEVIATIONS,
+)
 from vitpose_jax.pipeline import preprocess
 from vitpose_jax.pipeline.packing import PackedImages, pack_images
 from vitpose_jax.pipeline.regions import Regions, boxes_to_regions, crop_to_image, image_to_crop
@@ -93,11 +102,11 @@ def test_keypoints_move_with_the_pixels(flip):
     assert inside.sum() > 40
     distances = np.linalg.norm(places - moved, axis=-1)
     for same_map in (True, False):
-        assert distances[inside & (np.asarray(udp) == same_map)[:, None]].max() < 0.25
+        assert distances[inside & (np.asarray(udp) == same_map)[:, None]].max() < CENTROIDS
 
 
 @pytest.mark.parametrize(("udp", "matrix"), [(True, udp_matrix), (False, three_point_matrix)])
-def test_equals_mirroring_the_image_first(udp, matrix):
+def test_a_flip_equals_mirroring_the_image_first(udp, matrix):
     """Computed as in the original: mirror image, keypoints and centre, then warp all three."""
     images = [cv2.GaussianBlur(image, (0, 0), 2) for image in random_images(1, CROPS)]
     rng = np.random.default_rng(2)
@@ -125,7 +134,7 @@ def test_equals_mirroring_the_image_first(udp, matrix):
         forward = matrix(-float(rotation[index]), middle, np.asarray(scale[index], np.float64), SIZE)
         expected = cv2.warpAffine(np.ascontiguousarray(image[:, ::-1]), forward, SIZE[::-1], flags=cv2.INTER_LINEAR)
         different.append(np.abs(np.round(pixel_values(crops[index])) - expected) > 1)
-        np.testing.assert_allclose(moved[index], points @ forward[:, :2].T + forward[:, 2], atol=2e-3)
+        np.testing.assert_allclose(moved[index], points @ forward[:, :2].T + forward[:, 2], rtol=0, atol=POSITIONS)
         np.testing.assert_array_equal(still_visible[index], visible[index][list(COCO.flip_indices)])
     assert np.mean(different) < CROP_OUTLIERS
 
@@ -158,7 +167,7 @@ def test_augmentation_none_gives_the_crops_of_inference(udp, border):
     )
     np.testing.assert_array_equal(crops, preprocess.crop_boxes(image, boxes, SIZE, udp=udp, border=border))
     back = crop_to_image(moved, regions, SIZE, udp=udp)
-    np.testing.assert_allclose(back, keypoints, atol=1e-3)
+    np.testing.assert_allclose(back, keypoints, rtol=0, atol=POSITIONS)
 
 
 def test_the_key_decides_and_one_program_serves_all_keys():
@@ -206,8 +215,8 @@ def vary(augmentation: Augmentation, seed: int = 0, visible=None, extent=True, u
 
 
 def check_fraction(events: np.ndarray, expected: float) -> None:
-    """The fraction of N events is the expected one, within four standard deviations."""
-    assert abs(events.mean() - expected) <= 4 * np.sqrt(expected * (1 - expected) / events.size)
+    """The fraction of events is the expected one, within some standard deviations of a binomial distribution."""
+    assert abs(events.mean() - expected) <= STANDARD_DEVIATIONS * np.sqrt(expected * (1 - expected) / events.size)
 
 
 def test_jitter_shifts_the_centre_within_its_limits():
@@ -217,35 +226,40 @@ def test_jitter_shifts_the_centre_within_its_limits():
     shift = (new_center - center) / boxes[:, 2:]
     moved = np.any(new_center != center, axis=1)
     check_fraction(moved, 0.3)
-    assert np.abs(shift).max() < 0.2 + 1e-4 and np.abs(shift[moved]).max() > 0.19
-    np.testing.assert_allclose(shift[moved].std(axis=0), 0.2 / np.sqrt(3), rtol=0.05)
-    np.testing.assert_allclose(shift[moved].mean(axis=0), 0, atol=0.015)
+    assert np.abs(shift).max() < 0.2 + PLACES
+    np.testing.assert_allclose(np.abs(shift[moved]).max(axis=0), 0.2, rtol=LIMIT)
+    # Uniform numbers, with the standard errors of their mean and of their standard deviation.
+    deviation = 0.2 / np.sqrt(3)
+    mean_error, deviation_error = deviation / np.sqrt(moved.sum()), deviation / np.sqrt(5 * moved.sum())
+    np.testing.assert_allclose(shift[moved].mean(axis=0), 0, atol=STANDARD_DEVIATIONS * mean_error)
+    np.testing.assert_allclose(shift[moved].std(axis=0), deviation, rtol=0, atol=STANDARD_DEVIATIONS * deviation_error)
     np.testing.assert_array_equal(new_scale, scale)
     assert not rotation.any() and not flip.any()
     # Without the extent of the boxes, the unit is the region without its padding.
     _, center, scale, new_center, *_ = vary(dataclasses.replace(NONE, jitter=0.2, jitter_probability=1.0), extent=False)
     largest = np.abs((new_center - center) / scale).max(axis=0)
-    np.testing.assert_allclose(largest, 0.2 / 1.25, rtol=0.01)
+    np.testing.assert_allclose(largest, 0.2 / 1.25, rtol=LIMIT)
 
 
-def test_flip_scale_and_rotation():
+def test_flip_scale_and_rotation_have_the_documented_distributions():
     _, center, scale, new_center, new_scale, rotation, flip = vary(Augmentation(half_body=0.0, jitter=0.0))
     check_fraction(flip, 0.5)
     np.testing.assert_array_equal(new_center, center)
     factor = (new_scale / scale)[:, 0]
-    np.testing.assert_allclose((new_scale / scale)[:, 1], factor, rtol=1e-5)
+    np.testing.assert_allclose((new_scale / scale)[:, 1], factor, rtol=FLOAT32)
     # A normal number is clipped at one standard deviation on both sides.
-    check_fraction(factor > 1.5 - 1e-4, 0.1587)
-    check_fraction(factor < 0.5 + 1e-4, 0.1587)
+    check_fraction(factor >= 1.5 * (1 - FLOAT32), 0.1587)
+    check_fraction(factor <= 0.5 * (1 + FLOAT32), 0.1587)
     check_fraction(factor < 1.25, 0.6915)
-    assert factor.min() > 0.4999 and factor.max() < 1.5001
+    np.testing.assert_allclose([factor.min(), factor.max()], [0.5, 1.5], rtol=FLOAT32)
     check_fraction(rotation != 0, 0.6)
     turned = rotation[rotation != 0]
     check_fraction(np.abs(turned) <= 40, 0.6827)
-    check_fraction(np.abs(turned) >= 80 - 1e-3, 0.0455)
+    check_fraction(np.abs(turned) >= 80 * (1 - FLOAT32), 0.0455)
     check_fraction(turned > 0, 0.5)
-    assert np.abs(turned).max() <= 80.001
-    assert abs(np.corrcoef(flip, rotation != 0)[0, 1]) < 0.06
+    np.testing.assert_allclose(np.abs(turned).max(), 80, rtol=FLOAT32)
+    # Correlations of independent numbers have the standard deviation 1 / sqrt(N).
+    assert abs(np.corrcoef(flip, rotation != 0)[0, 1]) < STANDARD_DEVIATIONS / np.sqrt(N)
 
 
 def test_half_bodies_are_the_region_of_their_keypoints():
@@ -256,14 +270,14 @@ def test_half_bodies_are_the_region_of_their_keypoints():
     check_fraction(changed, 0.3)
     np.testing.assert_array_equal(new_scale[~changed], scale[~changed])
     middles = [keypoints[:, half].mean(axis=1) for half in (upper, ~upper)]
-    is_upper, is_lower = (np.abs(new_center - middle).max(axis=1) < 1e-2 for middle in middles)
+    is_upper, is_lower = (np.abs(new_center - middle).max(axis=1) < POSITIONS for middle in middles)
     np.testing.assert_array_equal(is_upper | is_lower, changed)
     # The fraction of normal numbers below 0.5, as in the original.
     check_fraction(is_upper[changed], 0.6915)
     for half, taken in ((upper, is_upper), (~upper, is_lower)):
         extent = np.ptp(keypoints[:, half], axis=1)
         width = 1.5 * np.maximum(extent[:, 0], extent[:, 1] * 0.75)
-        np.testing.assert_allclose(new_scale[taken], np.stack([width, width / 0.75], -1)[taken], rtol=1e-4)
+        np.testing.assert_allclose(new_scale[taken], np.stack([width, width / 0.75], -1)[taken], rtol=FLOAT32)
 
 
 @pytest.mark.parametrize(
@@ -277,17 +291,17 @@ def test_half_bodies_are_the_region_of_their_keypoints():
         ([0, 1, *range(11, 17)], None),
     ],
 )
-def test_half_body_needs_keypoints(visible, expected):
+def test_a_half_body_needs_nine_visible_keypoints(visible, expected):
     _, keypoints = people()
     mask = np.isin(np.arange(17), list(visible))
     _, center, _, new_center, *_ = vary(dataclasses.replace(NONE, half_body=1.0), visible=jnp.tile(mask, (N, 1)))
     if expected is None:
         np.testing.assert_array_equal(new_center, center)
     else:
-        np.testing.assert_allclose(new_center, keypoints[:, list(expected)].mean(axis=1), atol=1e-2)
+        np.testing.assert_allclose(new_center, keypoints[:, list(expected)].mean(axis=1), rtol=0, atol=POSITIONS)
 
 
-def test_half_body_without_a_half():
+def test_a_half_body_without_a_half_changes_nothing():
     always = dataclasses.replace(NONE, half_body=1.0, half_body_keypoints=0)
     # The skeleton has no upper body.
     _, center, _, new_center, *_ = vary(always, upper_body=np.zeros(17, bool))
@@ -308,7 +322,7 @@ def test_turning_one_augmentation_off_does_not_change_the_others():
         assert sum(changed) == 1
 
 
-def test_skeleton_arrays_of_several_datasets():
+def test_skeleton_arrays_are_padded_to_the_longest_skeleton():
     flip_indices, upper_body = skeleton_arrays(DATASETS)
     assert flip_indices.shape == upper_body.shape == (6, 133)
     assert flip_indices.dtype == np.int32
@@ -343,7 +357,7 @@ def recolored(image, **changes):
 
 def fills(factors: np.ndarray, spread: float) -> None:
     """Factors lie within 1 - spread to 1 + spread, and reach far to both sides."""
-    assert np.abs(factors - 1).max() < spread + 1e-4
+    assert np.abs(factors - 1).max() < spread + FLOAT32
     assert factors.min() < 1 - 0.8 * spread and factors.max() > 1 + 0.8 * spread
 
 
@@ -351,33 +365,39 @@ def test_brightness_multiplies_pixel_values():
     _, bright = recolored(GRAY, brightness=0.3)
     fills(bright.mean(axis=(1, 2, 3)) / 90, 0.3)
     _, bright = recolored(COLOR, brightness=0.3)
-    np.testing.assert_allclose(bright / bright[..., :1], np.broadcast_to(COLOR / 120, bright.shape), rtol=1e-4)
+    np.testing.assert_allclose(bright / bright[..., :1], np.broadcast_to(COLOR / 120, bright.shape), rtol=FLOAT32)
     _, bright = recolored(np.full_like(GRAY, 250), brightness=0.3)
-    assert 255 - 1e-3 < bright.max() < 255 + 1e-3
+    np.testing.assert_allclose(bright.max(), 255, rtol=0, atol=PIXEL_VALUES)
 
 
 def test_contrast_changes_about_the_mean_luma():
-    np.testing.assert_allclose(recolored(GRAY, contrast=0.3)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), atol=1e-2)
+    np.testing.assert_allclose(
+        recolored(GRAY, contrast=0.3)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), rtol=0, atol=PIXEL_VALUES
+    )
     _, noise = recolored(NOISE, contrast=0.3)
-    np.testing.assert_allclose((noise @ LUMA).mean(axis=(1, 2)), (NOISE @ LUMA).mean(), atol=0.05)
+    np.testing.assert_allclose((noise @ LUMA).mean(axis=(1, 2)), (NOISE @ LUMA).mean(), rtol=0, atol=PIXEL_VALUES)
     fills(noise.std(axis=(1, 2, 3)) / NOISE.std(), 0.3)
 
 
 def test_saturation_keeps_the_luma():
-    np.testing.assert_allclose(recolored(GRAY, saturation=0.5)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), atol=1e-2)
+    np.testing.assert_allclose(
+        recolored(GRAY, saturation=0.5)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), rtol=0, atol=PIXEL_VALUES
+    )
     _, color = recolored(COLOR, saturation=0.5)
-    np.testing.assert_allclose(color @ LUMA, np.broadcast_to(COLOR @ LUMA, color.shape[:3]), atol=1e-2)
+    np.testing.assert_allclose(color @ LUMA, np.broadcast_to(COLOR @ LUMA, color.shape[:3]), rtol=0, atol=PIXEL_VALUES)
     fills(np.ptp(color, axis=-1)[:, 0, 0] / 60, 0.5)
 
 
 def test_hue_rotates_colours_and_keeps_the_luma():
-    np.testing.assert_allclose(recolored(GRAY, hue=0.5)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), atol=1e-2)
+    np.testing.assert_allclose(
+        recolored(GRAY, hue=0.5)[1], np.broadcast_to(GRAY, (CROPS, *SIZE, 3)), rtol=0, atol=PIXEL_VALUES
+    )
     _, color = recolored(COLOR, hue=0.5)
-    np.testing.assert_allclose(color @ LUMA, np.broadcast_to(COLOR @ LUMA, color.shape[:3]), atol=1e-2)
+    np.testing.assert_allclose(color @ LUMA, np.broadcast_to(COLOR @ LUMA, color.shape[:3]), rtol=0, atol=PIXEL_VALUES)
     # The vector of the two chroma channels keeps its length and rotates.
     chroma = np.array([[0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     old, new = COLOR[0, 0] @ chroma.T, color[:, 0, 0] @ chroma.T
-    np.testing.assert_allclose(np.linalg.norm(new, axis=-1), np.linalg.norm(old), rtol=1e-3)
+    np.testing.assert_allclose(np.linalg.norm(new, axis=-1), np.linalg.norm(old), rtol=0, atol=PIXEL_VALUES)
     fills(1 + np.arctan2(new @ [-old[1], old[0]], new @ old) / np.pi, 1.0)
 
 
@@ -434,9 +454,10 @@ def test_image_to_crop_is_the_inverse(center, width, angle, udp):
     scale, rotation = [[width, width / 0.75]], [angle]
     region = Regions(*(jnp.asarray(values, jnp.float32) for values in ([center], scale, rotation)))
     image = to_image(points, region, (256, 192), udp=jnp.asarray([udp]))
-    np.testing.assert_allclose(
-        to_crop(image, region, (256, 192), udp=jnp.asarray([udp])), points, atol=2e-3 + 0.05 / width
-    )
+    back = to_crop(image, region, (256, 192), udp=jnp.asarray([udp]))
+    # A pixel of the image has this many of the crop.
+    enlargement = 192 / width
+    np.testing.assert_allclose(back, points, rtol=0, atol=PLACES + PLACES * enlargement)
 
 
 def test_each_crop_has_its_affine_map():
@@ -446,5 +467,5 @@ def test_each_crop_has_its_affine_map():
     mixed = np.asarray(preprocess.crop_boxes(image, boxes, SIZE, udp=jnp.asarray(which)))
     for udp in (True, False):
         alone = np.asarray(preprocess.crop_boxes(image, boxes, SIZE, udp=udp))
-        assert (np.abs(mixed - alone)[which == udp] > 1e-6).mean() < CROP_OUTLIERS
+        assert (np.abs(mixed - alone)[which == udp] > FLOAT32).mean() < CROP_OUTLIERS
         assert (mixed[which != udp] != alone[which != udp]).any(axis=(1, 2, 3)).all()

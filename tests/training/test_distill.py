@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 from tests.support.models import PLUS, TINY, random_crops, random_model
 from tests.support.reference_training import mae
 from tests.support.training_step import KEY, NONE, begin, copied, crops_and_targets, random_batch
-from tests.tolerances import BLOCK, HEATMAPS
+from tests.tolerances import BFLOAT16_LOSSES, BLOCK, FLOAT32, HEATMAPS, LOSSES, UPDATES
 from vitpose_jax import VitPose, VitPoseConfig, checkpoint
 from vitpose_jax.convert import write
 from vitpose_jax.skeletons import AIC, AP10K, COCO
@@ -106,11 +106,11 @@ def test_only_the_token_of_a_teacher_is_trained():
     batch = random_batch(config, ["coco"] * 3)
     state, metrics = train_step(state, batch, KEY)
     crops, targets, weights = crops_and_targets(config, batch)
-    np.testing.assert_allclose(metrics["loss"], losses.joints_mse(model(crops), targets, weights), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], losses.joints_mse(model(crops), targets, weights), rtol=LOSSES)
     for name, leaf in copied(state).items():
         if name == TOKEN:
             # Adam's first step has the size of the learning rate for every element; the token is not decayed.
-            np.testing.assert_allclose(np.abs(leaf - before[name]), settings.learning_rate, rtol=1e-2)
+            np.testing.assert_allclose(np.abs(leaf - before[name]), settings.learning_rate, rtol=0, atol=UPDATES)
         else:
             np.testing.assert_array_equal(leaf, before[name], err_msg=name)
 
@@ -126,7 +126,7 @@ def test_statistics_of_trained_heads_change():
     assert not any(name.startswith("backbone.") for name in moved)
 
 
-def test_a_students_loss_with_a_teacher():
+def test_a_teacher_adds_its_distance_to_the_loss():
     """The token is frozen and its layer learns. The teacher is neither in the state nor a constant of the program."""
     config = VitPoseConfig(**SMALL, knowledge_token=36)
     model = random_model(config)
@@ -145,9 +145,9 @@ def test_a_students_loss_with_a_teacher():
     state, metrics = train_step(state, batch, KEY)
     crops, targets, weights = crops_and_targets(config, batch)
     apart = jnp.mean((model(crops) - teacher_model(crops)) ** 2)
-    np.testing.assert_allclose(metrics["distillation"], apart, rtol=1e-4)
+    np.testing.assert_allclose(metrics["distillation"], apart, rtol=LOSSES)
     own = losses.joints_mse(model(crops), targets, weights)
-    np.testing.assert_allclose(metrics["loss"], own + 3 * apart, rtol=1e-4)
+    np.testing.assert_allclose(metrics["loss"], own + 3 * apart, rtol=LOSSES)
     after = copied(state)
     moved = {name for name in before if (after[name] != before[name]).any()}
     assert TOKEN not in moved and TOKEN.replace("token.token", "token.proj.kernel") in moved
@@ -158,9 +158,9 @@ def test_a_students_loss_with_a_teacher():
     values = []
     for _ in range(12):
         state, metrics = train_step(state, batch, KEY)
-        np.testing.assert_allclose(metrics["loss"], 3 * metrics["distillation"], rtol=1e-6)
+        np.testing.assert_allclose(metrics["loss"], 3 * metrics["distillation"], rtol=FLOAT32)
         values.append(float(metrics["distillation"]))
-    np.testing.assert_allclose(values[0], apart, rtol=1e-4)
+    np.testing.assert_allclose(values[0], apart, rtol=LOSSES)
     assert values[-1] < 0.8 * values[0]
 
 
@@ -184,9 +184,9 @@ def test_heads_learn_from_the_teachers_heads_of_the_same_name():
         )
         for row, name in enumerate(datasets)
     )
-    np.testing.assert_allclose(metrics["distillation"], apart / 4, rtol=1e-2)
+    np.testing.assert_allclose(metrics["distillation"], apart / 4, rtol=BFLOAT16_LOSSES)
     whole = metrics["loss/coco"] + metrics["loss/ap10k"] + metrics["distillation"]
-    np.testing.assert_allclose(metrics["loss"], whole, rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], whole, rtol=FLOAT32)
 
 
 def test_one_head_learns_from_the_expert_of_its_dataset():
@@ -247,7 +247,7 @@ def test_with_token_takes_a_model_or_a_folder(tmp_path):
         with_token(random_model(VitPoseConfig(**SMALL, knowledge_token=12)), taught)
 
 
-def test_a_teacher_on_a_mesh_of_one_device():
+def test_a_teacher_on_a_mesh_of_one_device_gives_the_same_losses():
     config = VitPoseConfig(**SMALL)
     teacher_model = random_model(VitPoseConfig(**TEACHER), seed=1)
     batch = random_batch(config, ["coco"] * 3)
@@ -258,4 +258,4 @@ def test_a_teacher_on_a_mesh_of_one_device():
         options = {"optim_config": SETTINGS, "augmentation": NONE, "mesh": mesh, "teacher": teacher}
         _, metrics = make_train_step(config, graphdef, optimizer, **options)(state, batch, KEY)
         values.append([float(metrics[name]) for name in ("loss", "distillation")])
-    np.testing.assert_allclose(*values, rtol=1e-6)
+    np.testing.assert_allclose(*values, rtol=FLOAT32)

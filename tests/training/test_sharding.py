@@ -16,6 +16,7 @@ from jax.sharding import PartitionSpec
 from tests.support import programs
 from tests.support.training import ONE_BLOCK, lines, settings, tensors, write_people
 from tests.support.training_step import random_batch
+from tests.tolerances import FLOAT32, LOSSES, PARAMETERS
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.training import loop
 from vitpose_jax.training.optim import parameter_shapes
@@ -33,9 +34,9 @@ def on_eight_devices(meshes: dict[str, list[int] | None], kind: str = "plain") -
 
 
 def assert_as_on_one(found: dict, name: str) -> None:
-    np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=2e-5)
+    np.testing.assert_allclose(found[name]["losses"], found["one"]["losses"], rtol=LOSSES)
     for key, value in found["one"]["sums"].items():
-        np.testing.assert_allclose(found[name]["sums"][key], value, rtol=1e-4, err_msg=key)
+        np.testing.assert_allclose(found[name]["sums"][key], value, rtol=LOSSES, err_msg=key)
 
 
 @pytest.mark.slow
@@ -93,7 +94,7 @@ def test_make_mesh_checks_the_number_of_devices():
         make_mesh(data=3, devices=jax.devices()[:1])
 
 
-def test_put_batch_on_a_mesh_of_one_device():
+def test_put_batch_keeps_a_batch_on_a_mesh_of_one_device():
     batch = random_batch(VitPoseConfig(image_size=(64, 48), hidden_size=24, num_heads=3), ["coco"] * 3)
     placed = put_batch(batch, make_mesh(devices=jax.devices()[:1]))
     for (path, leaf), other in zip(jax.tree.leaves_with_path(batch), jax.tree.leaves(placed), strict=True):
@@ -138,7 +139,8 @@ def test_two_processes_train_as_one(tmp_path):
 
     A step changes a parameter by up to the learning rate, 1e-3. Adam divides a gradient by its own size, even if it is
     0 apart from rounding, like that of the keys' bias: an eps above such errors keeps them small. So a difference of
-    1e-5, a hundredth of a step, would come from other people, random numbers or statistics; rounding causes about 1e-6.
+    `PARAMETERS`, a hundredth of a step, would come from other people, random numbers or statistics; rounding causes
+    about 1e-6.
     """
     people = write_people(tmp_path / "people", 6)
     changes = {
@@ -167,14 +169,14 @@ def test_two_processes_train_as_one(tmp_path):
     for name in ("loss", "gradient_norm", "accuracy"):
         ours, expected = lines(output, name), lines(tmp_path / "alone", name)
         assert list(ours) == list(expected)
-        np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=1e-5, err_msg=name)
-    np.testing.assert_allclose(lines(output)[1], lines(tmp_path / "alone")[1], rtol=1e-6)
+        np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=LOSSES, err_msg=name)
+    np.testing.assert_allclose(lines(output)[1], lines(tmp_path / "alone")[1], rtol=FLOAT32)
     ours = tensors(output / "last")
     for name, leaf in tensors(alone.model).items():
-        np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=1e-5, err_msg=name)
+        np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=PARAMETERS, err_msg=name)
 
     # One process resumes the run of two.
     changes["steps"] = 7
     for folder in (output, tmp_path / "alone"):
         assert loop.fit(settings(people, folder, **changes), resume=True).step == 7
-    np.testing.assert_allclose(lines(output)[7], lines(tmp_path / "alone")[7], rtol=1e-5)
+    np.testing.assert_allclose(lines(output)[7], lines(tmp_path / "alone")[7], rtol=LOSSES)

@@ -11,6 +11,7 @@ from tests.support import reference_torch as torch_reference
 from tests.support.models import PLUS, TINY, random_model
 from tests.support.reference_training import original_rate_and_decay
 from tests.support.training_step import KEY, NONE, begin, copied, crops_and_targets, random_batch
+from tests.tolerances import BFLOAT16_LOSSES, FLOAT32, GRADIENTS, LOSSES, PARAMETERS, UPDATES
 from vitpose_jax import VitPose, VitPoseConfig
 from vitpose_jax.convert.formats.huggingface import HUGGINGFACE, parse_config
 from vitpose_jax.convert.sources import build_model, check_tensors
@@ -65,17 +66,17 @@ def test_steps_equal_torch(decoder):
         before = copied(state)
         state, metrics = train_step(state, batch, KEY)
         assert norm > 2 * settings.clip_norm
-        np.testing.assert_allclose(metrics["loss"], error.mean().item(), rtol=1e-5)
-        np.testing.assert_allclose(metrics["gradient_norm"], norm.item(), rtol=1e-4)
-        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=1e-6)
+        np.testing.assert_allclose(metrics["loss"], error.mean().item(), rtol=LOSSES)
+        np.testing.assert_allclose(metrics["gradient_norm"], norm.item(), rtol=GRADIENTS)
+        np.testing.assert_allclose(metrics["learning_rate"], rate, rtol=FLOAT32)
         assert 0 <= metrics["accuracy"] <= 1
         expected = parameters.flatten(as_ours(reference, reference.state_dict(), config))
         after = copied(state)
         assert set(after) == set(expected)
         for name, leaf in after.items():
-            np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=1e-5, err_msg=f"{name}, step {number}")
+            np.testing.assert_allclose(leaf, expected[name], rtol=0, atol=PARAMETERS, err_msg=f"{name}, step {number}")
             if name.endswith(("kernel", "mean", "var")):
-                assert np.abs(leaf - before[name]).max() > 3e-5, name
+                assert np.abs(leaf - before[name]).max() > 3 * PARAMETERS, name
     assert state.micro_step == 3
 
 
@@ -93,9 +94,9 @@ def test_a_mixed_batch_trains_its_own_heads_and_experts():
     for name, mine in (("coco", np.array([0, 3])), ("ap10k", np.array([1, 2, 4]))):
         heatmaps, own = model(crops[mine], name), config.skeleton(name).num_keypoints
         alone = losses.joints_mse(heatmaps, targets[mine, ..., :own], weights[mine, :own])
-        np.testing.assert_allclose(metrics[f"loss/{name}"], alone * len(mine) / 5, rtol=1e-5)
+        np.testing.assert_allclose(metrics[f"loss/{name}"], alone * len(mine) / 5, rtol=FLOAT32)
     assert metrics["loss/aic"] == 0
-    np.testing.assert_allclose(metrics["loss"], metrics["loss/coco"] + metrics["loss/ap10k"], rtol=1e-6)
+    np.testing.assert_allclose(metrics["loss"], metrics["loss/coco"] + metrics["loss/ap10k"], rtol=FLOAT32)
     for name, leaf in copied(state).items():
         changed = np.abs(leaf - before[name])
         if "experts" in name:
@@ -115,7 +116,7 @@ def test_ohkm_counts_the_keypoints_with_the_largest_errors():
     crops, targets, weights = crops_and_targets(config, batch)
     heatmaps = jax.jit(lambda model, crops: model(crops))(model, crops)
     errors = np.asarray(losses.keypoint_errors(heatmaps, targets, weights))
-    np.testing.assert_allclose(metrics["loss"], np.sort(errors, axis=1)[:, -8:].mean(), rtol=1e-5)
+    np.testing.assert_allclose(metrics["loss"], np.sort(errors, axis=1)[:, -8:].mean(), rtol=FLOAT32)
 
 
 def test_a_mirrored_label_keeps_its_weight():
@@ -151,7 +152,7 @@ def test_steps_update_the_average_and_micro_steps_change_the_random_numbers():
         if number % 2:
             average = {name: 0.75 * average[name] + 0.25 * np.asarray(state.trained[name]) for name in average}
         for name, leaf in state.ema.items():
-            np.testing.assert_allclose(leaf, average[name], atol=1e-6, err_msg=name)
+            np.testing.assert_allclose(leaf, average[name], rtol=0, atol=UPDATES, err_msg=name)
     assert np.abs(average["backbone.norm.scale"] - np.asarray(state.trained["backbone.norm.scale"])).max() > 1e-3
 
     # The first two micro-steps have the same parameters, so only random numbers differ.
@@ -174,7 +175,7 @@ def test_mixed_precision_keeps_float32_parameters():
         random_model(config), crops, targets, weights
     )
     assert metrics["loss"] != exact
-    np.testing.assert_allclose(metrics["loss"], exact, rtol=0.05)
+    np.testing.assert_allclose(metrics["loss"], exact, rtol=BFLOAT16_LOSSES)
 
 
 def test_make_train_step_checks_the_loss(unchecked):

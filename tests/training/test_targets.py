@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tolerances import BLOCK, PLACES, POSITIONS
 from vitpose_jax.pipeline.postprocess import decode_regions
 from vitpose_jax.pipeline.regions import Regions
 from vitpose_jax.training.targets import gaussian_heatmaps
@@ -56,7 +57,7 @@ def test_heatmaps_equal_the_formulas(udp, crop_size, heatmap_size, sigma):
     assert heatmaps.dtype == weights.dtype == np.float32
     np.testing.assert_array_equal(weights, expected_weights)
     assert 0 < expected_weights.sum() < visible.sum()
-    np.testing.assert_allclose(heatmaps, expected_heatmaps, atol=1e-5)
+    np.testing.assert_allclose(heatmaps, expected_heatmaps, rtol=0, atol=BLOCK)
     np.testing.assert_array_equal(np.asarray(heatmaps) > 0, expected_heatmaps > 0)
 
 
@@ -71,7 +72,7 @@ def test_keypoints_count_until_their_square_leaves_the_heatmap(udp):
     heatmaps, weights = compiled(keypoints, visible, CROP, HEATMAP, udp=udp)
     expected_heatmaps, expected_weights = reference(keypoints, visible, CROP, HEATMAP, 2, udp)
     np.testing.assert_array_equal(weights, expected_weights)
-    np.testing.assert_allclose(heatmaps, expected_heatmaps, atol=1e-5)
+    np.testing.assert_allclose(heatmaps, expected_heatmaps, rtol=0, atol=BLOCK)
     # The original counts a keypoint whose square ends one pixel before the map, although nothing is drawn.
     assert ((np.asarray(weights[0]) == 1) & (np.asarray(heatmaps[0]).max(axis=(0, 1)) == 0)).sum() == 2
 
@@ -84,7 +85,7 @@ def test_each_crop_has_its_encoding():
     for udp, crops in ((True, [0, 3]), (False, [1, 2])):
         alone = compiled(keypoints, visible, udp=udp)
         for ours, theirs in zip(mixed, alone, strict=True):
-            np.testing.assert_allclose(ours[np.array(crops)], theirs[np.array(crops)], atol=1e-5)
+            np.testing.assert_allclose(ours[np.array(crops)], theirs[np.array(crops)], rtol=0, atol=BLOCK)
 
 
 def test_invisible_keypoints_may_have_any_value():
@@ -111,7 +112,7 @@ inner = st.tuples(st.floats(24, 167), st.floats(24, 231))
 def test_udp_decodes_to_the_keypoint(points):
     keypoints = jnp.asarray([points], jnp.float32)
     decoded, scores = encode_and_decode(keypoints, jnp.asarray([[191.0, 255.0]]), udp=True, decode="udp")
-    assert np.abs(decoded - keypoints).max() < 5e-3
+    assert np.abs(decoded - keypoints).max() < POSITIONS
     assert scores.min() > 0.9
 
 
@@ -120,4 +121,4 @@ def test_msra_decodes_to_half_a_pixel_of_the_heatmap(points):
     """Two pixels of the crop: at its centre pixel the Gaussian is symmetric, so that no quarter is added."""
     keypoints = jnp.asarray([points], jnp.float32)
     decoded, _ = encode_and_decode(keypoints, jnp.asarray([[192.0, 256.0]]), udp=False, decode="quarter")
-    assert np.abs(decoded - keypoints).max() <= 2.0 + 1e-4
+    assert np.abs(decoded - keypoints).max() <= 2 + PLACES

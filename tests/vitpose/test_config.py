@@ -81,7 +81,7 @@ def test_out_indices_follow_the_number_of_layers():
     assert TINY.replace(num_layers=5, out_indices=(0, 4)).out_indices == (0, 4)
 
 
-def test_sizes_derived_from_other_fields():
+def test_sizes_follow_from_other_fields():
     config = TINY.replace(image_size=(64, 96), patch_size=(16, 32), decoder="simple", scale_factor=2, mlp_ratio=2.5)
     assert config.grid_size == (4, 3)
     assert config.heatmap_size == (8, 6)
@@ -138,7 +138,7 @@ def test_the_first_head_is_the_default_even_if_it_is_not_the_first_expert():
     assert config.skeleton() is WHOLEBODY
 
 
-def test_skeleton_of_a_dataset():
+def test_a_dataset_has_the_skeleton_of_its_head():
     for index, skeleton in enumerate(DATASETS):
         assert PLUS.skeleton(index) is PLUS.skeleton(skeleton.name) is skeleton
     assert TINY.replace(skeletons=(SKELETONS["coco25"],)).skeleton() is SKELETONS["coco25"]

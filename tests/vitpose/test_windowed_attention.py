@@ -162,13 +162,14 @@ def test_gradients_are_finite_and_equal_with_remat():
         return jnp.mean(heatmaps**2)
 
     plain, again = (nnx.to_flat_state(gradients(trained, remat)) for remat in (False, True))
+    largest = max(np.abs(gradient.get_value()).max() for _, gradient in plain)
     for (path, gradient), (_, other) in zip(plain, again, strict=True):
         values = np.asarray(gradient.get_value())
         assert np.isfinite(values).all() and np.abs(values).max() > 0, path
-        np.testing.assert_allclose(other.get_value(), values, rtol=1e-3, atol=1e-6, err_msg=str(path))
+        np.testing.assert_allclose(other.get_value(), values, rtol=0, atol=BLOCK * largest, err_msg=str(path))
 
 
-def test_one_dataset_for_each_crop_with_windows():
+def test_each_crop_has_its_dataset_with_windows():
     experts = {**PLUS, "skeletons": (COCO, AP10K)}
     model = random_model(VitPoseConfig(**LARGE, **experts, **fields((2, 3), shift=True, pool=True)))
     crops = random_crops(model.config, 2)
@@ -198,7 +199,7 @@ def test_blocks_after_the_decoders_input_are_skipped():
     np.testing.assert_allclose(model.backbone(crops).tokens, states.tokens, atol=BLOCK)
 
 
-def test_resize_and_windows_together():
+def test_a_resized_model_takes_windows():
     model = random_model(VitPoseConfig(**TINY, decoder="simple"))
     large = model.resize((80, 112)).with_windows((2, 3), shift=True, pool=True)
     assert large(random_crops(large.config)).shape == (3, 20, 28, 17)
