@@ -234,8 +234,8 @@ def _evaluate_detection(
             print(f"precision {point.min_precision:g}: at no threshold")
         else:
             print(
-                f"precision {point.min_precision:g}: recall {point.recall:.4f}, of tall people {point.recall_tall:.4f}, "
-                f"at scores of at least {point.threshold:.3f}"
+                f"precision {point.min_precision:g}: recall {point.recall:.4f}, "
+                f"of tall people {point.recall_tall:.4f}, at scores of at least {point.threshold:.3f}"
             )
     counts = evaluation.counts
     print(

@@ -1,6 +1,6 @@
 """Evaluation of a detector: its boxes of the people in a dataset's images, and how good they are.
 
-annotations --> find_boxes (Detector.stream) --> detections --> AP, recall at a precision --> DetectorEvaluation --> files
+annotations --> find_boxes (Detector.stream) --> detections --> AP, recall at a precision --> evaluation --> files
 
 A detector takes a small part of a pose network's time: a run is not resumed but repeated.
 """
