@@ -37,3 +37,5 @@ HELP_SECONDS = 0.5
 DRAWING_SECONDS = 1.5
 # OKS-NMS of 1000 people: 0.1. All pairs in Python would take a minute.
 NMS_SECONDS = 2.0
+# Box AP and AR against pycocotools: absolute, means of some thousand numbers in double precision, in another order.
+BOX_AVERAGE_PRECISION = 1e-12
