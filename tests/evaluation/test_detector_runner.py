@@ -165,7 +165,7 @@ def test_annotations_are_checked_before_the_detector_runs(perfect, photos, monke
     with pytest.raises(ValueError, match=r"person_keypoints.json: annotation \d+: expected the key 'area'"):
         evaluate_detector(perfect, annotations, images)
     annotations.write_text('{"images": [], "annotations": []}')
-    with pytest.raises(ValueError, match="person_keypoints.json: expected one or more images, got none"):
+    with pytest.raises(ValueError, match=r"person_keypoints.json: expected one or more images, got none"):
         evaluate_detector(perfect, annotations, images)
 
 
@@ -232,7 +232,7 @@ def test_both_kinds_of_boxes_in_one_run(perfect, estimator, photos, tmp_path):
     assert names(tmp_path / "out" / "detected") == sorted([*POSE_FILES, "detections.json"])
     for evaluation in evaluations.values():
         assert evaluation.counts["boxes"] == 24
-    with pytest.raises(ValueError, match="annotated already holds poses.jsonl"):
+    with pytest.raises(ValueError, match=r"annotated already holds poses.jsonl"):
         compare_boxes(estimator, perfect, dataset, images, tmp_path / "out", flip_test=False)
     with pytest.raises(ValueError, match="limit: expected none"):
         compare_boxes(estimator, perfect, dataset, images, tmp_path / "other", limit=3)
@@ -302,7 +302,7 @@ def test_command_measures_poses_in_both_kinds_of_boxes(capsys, photos, model, tm
     [
         (("--task", "detection", "--model", "x"), "--model: not with --task detection"),
         (("--task", "detection", "--dataset", "coco"), "--dataset: not with --task detection"),
-        (("--task", "detection", "--no-flip-test"), "--flip-test: not with --task detection"),
+        (("--task", "detection", "--no-flip-test"), "--no-flip-test: not with --task detection"),
         (("--task", "detection", "--ground-truth-boxes"), "--ground-truth-boxes: not with --task detection"),
         (("--task", "detection", "--resume"), "--resume: not with --task detection"),
         (("--task", "detection", "--min-score", "0.1"), "--min-score: not with --task detection"),

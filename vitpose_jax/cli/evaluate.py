@@ -21,14 +21,7 @@ class Task(enum.StrEnum):
     detection = "detection"
 
 
-# The options of the task detection; the task keypoints has all.
-DETECTION_OPTIONS = {
-    "task", "images", "annotations", "output", "detector", "limit", "overwrite", "dtype", "max_batch", "revision",
-}  # fmt: skip
-
-
 def evaluate(
-    context: typer.Context,
     images: Annotated[
         pathlib.Path,
         typer.Option(help="Folder of the images; file names in the annotations start here.", metavar="DIR"),
@@ -91,7 +84,22 @@ def evaluate(
 ) -> None:
     """Measure a model on a dataset by the protocol of the paper, or a detector's boxes of people as COCO does."""
     if task is Task.detection:
-        _check_detection_options(context)
+        _check_detection_options(
+            {
+                "--dataset": dataset,
+                "--model": model,
+                "--detections": detections,
+                "--ground-truth-boxes": ground_truth_boxes,
+                "--head-boxes": head_boxes,
+                "--min-score": min_score is not None,
+                "--resume": resume,
+                "--no-flip-test": not flip_test,
+                "--decode": decode,
+                "--soft-nms": soft_nms,
+                "--devices": devices > 1,
+                "--distributed": distributed,
+            }
+        )
         _evaluate_detection(
             detector or DEFAULT_FINDER,
             annotations,
@@ -191,12 +199,11 @@ def evaluate(
         _print_evaluations(evaluations, output, detections)
 
 
-def _check_detection_options(context: typer.Context) -> None:
-    """Check that no option of keypoints alone is given."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if parameter.name not in DETECTION_OPTIONS and source is not None and source.name == "COMMANDLINE":
-            raise ValueError(f"{parameter.opts[0]}: not with --task detection, which measures the boxes of a detector")
+def _check_detection_options(keypoint_options: dict[str, object]) -> None:
+    """Check that none of the options of keypoints is set."""
+    for name, value in keypoint_options.items():
+        if value:
+            raise ValueError(f"{name}: not with --task detection, which measures the boxes of a detector")
 
 
 def _evaluate_detection(
