@@ -1,4 +1,4 @@
-"""Draws docs/gallery.jpg and docs/gallery_wrong.jpg: people that the bundled model gets right, and wrong.
+"""Draws the gallery in docs/: whole photographs without boxes, and people that the bundled model gets right, and wrong.
 
     python benchmarks/gallery.py DATA/coco_val
 
@@ -15,6 +15,9 @@ from tables import ROOT
 
 from vitpose_jax import PoseEstimator, draw_poses
 
+# Whole photographs: a crowd, children, backs, sports, a stage, fog.
+WHOLE = (329323, 8690, 183709, 2153, 456496, 8021, 7511, 165518)
+WHOLE_TILE, WHOLE_COLUMNS = (360, 300), 4
 # The id of an image, and the index of one of its annotated people.
 RIGHT = (
     (785, 0),
@@ -34,21 +37,32 @@ WRONG = ((872, 0), (165518, 0), (1000, 9), (2473, 0))
 TILE, COLUMNS = (240, 320), 6
 
 
-def tile(estimator: PoseEstimator, folder: pathlib.Path, document: dict, image_id: int, index: int) -> Image.Image:
+def tile(estimator: PoseEstimator, path: pathlib.Path, document: dict, image_id: int, index: int) -> Image.Image:
     """A person with a margin around the box, as large as fits into the tile."""
-    name = next(image["file_name"] for image in document["images"] if image["id"] == image_id)
     people = [a for a in document["annotations"] if a["image_id"] == image_id and a["num_keypoints"]]
     x, y, width, height = people[index]["bbox"]
-    path = folder / "images" / name
     drawn = draw_poses(path, estimator(path, [people[index]["bbox"]], flip_test=True), threshold=0.2)
     margin = 0.12 * max(width, height)
     left, top = max(0, int(x - margin)), max(0, int(y - margin))
     right, bottom = min(drawn.width, int(x + width + margin)), min(drawn.height, int(y + height + margin))
-    part = drawn.crop((left, top, right, bottom))
-    scale = min(TILE[0] / part.width, TILE[1] / part.height)
-    part = part.resize((round(scale * part.width), round(scale * part.height)), Image.Resampling.LANCZOS)
-    result = Image.new("RGB", TILE, "white")
-    result.paste(part, ((TILE[0] - part.width) // 2, (TILE[1] - part.height) // 2))
+    return fit(drawn.crop((left, top, right, bottom)), TILE)
+
+
+def fit(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """An image in the middle of a white tile, as large as fits."""
+    scale = min(size[0] / image.width, size[1] / image.height)
+    image = image.resize((round(scale * image.width), round(scale * image.height)), Image.Resampling.LANCZOS)
+    result = Image.new("RGB", size, "white")
+    result.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return result
+
+
+def sheet(tiles: list[Image.Image], columns: int) -> Image.Image:
+    """Tiles in rows."""
+    width, height = tiles[0].width + 8, tiles[0].height + 8
+    result = Image.new("RGB", (columns * width, -(-len(tiles) // columns) * height), "white")
+    for place, each in enumerate(tiles):
+        result.paste(each, ((place % columns) * width + 4, (place // columns) * height + 4))
     return result
 
 
@@ -60,18 +74,21 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Draw both pictures."""
+    """Draw all pictures."""
     folder = parser().parse_args().folder
     document = json.loads((folder / "person_keypoints.json").read_text())
+    names = {image["id"]: folder / "images" / image["file_name"] for image in document["images"]}
     estimator = PoseEstimator.from_pretrained()
+    pictures = {
+        "gallery_whole": sheet(
+            [fit(draw_poses(names[i], estimator(names[i], flip_test=True)), WHOLE_TILE) for i in WHOLE], WHOLE_COLUMNS
+        )
+    }
     for name, people in {"gallery": RIGHT, "gallery_wrong": WRONG}.items():
-        columns = min(COLUMNS, len(people))
-        rows = -(-len(people) // columns)
-        sheet = Image.new("RGB", (columns * (TILE[0] + 8), rows * (TILE[1] + 8)), "white")
-        for place, (image_id, index) in enumerate(people):
-            corner = (place % columns) * (TILE[0] + 8) + 4, (place // columns) * (TILE[1] + 8) + 4
-            sheet.paste(tile(estimator, folder, document, image_id, index), corner)
-        sheet.save(ROOT / "docs" / f"{name}.jpg", quality=85)
+        tiles = [tile(estimator, names[image_id], document, image_id, index) for image_id, index in people]
+        pictures[name] = sheet(tiles, min(COLUMNS, len(tiles)))
+    for name, picture in pictures.items():
+        picture.save(ROOT / "docs" / f"{name}.jpg", quality=85)
 
 
 if __name__ == "__main__":

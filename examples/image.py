@@ -1,24 +1,25 @@
-"""One image: find the keypoints of the people in boxes, print them and draw them.
+"""One image: find the people in it and their keypoints, print them and draw them.
 
     python examples/image.py
 
-The model that comes with the package is small. For real use load a published one:
-`PoseEstimator.from_pretrained("usyd-community/vitpose-base-simple")`.
+The models that come with the package are small. For real use load published ones: `PoseEstimator.from_pretrained(
+"usyd-community/vitpose-base-simple", detector="PekingU/rtdetr_r50vd_coco_o365")`.
 """
 
 from vitpose_jax import PoseEstimator, draw_poses
-from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE
+from vitpose_jax.bundled import GROUP_IMAGE
 
 # A path, a PIL image, or a uint8 array (height, width, 3) in RGB.
-IMAGE = DEMO_IMAGE
-# One row for each person: x, y, width, height in pixels. With None the whole image is one box.
-BOXES = [DEMO_BOX]
+IMAGE = GROUP_IMAGE
+# None: a detector finds the people. Or one row for each person: x, y, width, height in pixels.
+BOXES = None
 DRAWING = "image_poses.png"
 
 estimator = PoseEstimator.from_pretrained()
 # flip_test also runs the mirrored crop and averages: a little better, twice the time.
 poses = estimator(IMAGE, BOXES, flip_test=True)
 
+print(f"{len(poses)} people; the first:")
 for name, (x, y), score in zip(poses.skeleton.keypoints, poses.keypoints[0], poses.scores[0], strict=True):
     print(f"{name:15} {x:7.1f} {y:7.1f} {score:.2f}")
 

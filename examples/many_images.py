@@ -19,8 +19,7 @@ OUTPUT = "poses.jsonl"
 paths = sorted(path for path in FOLDER.iterdir() if path.suffix.lower() in SUFFIXES)
 estimator = PoseEstimator.from_pretrained()
 
-# Pairs of an image and its boxes. None: the whole image is one box; with `detector=...` in from_pretrained the
-# detector finds the boxes.
+# Pairs of an image and its boxes. None: a detector finds the people.
 items = ((path, None) for path in paths)
 
 with open(OUTPUT, "w", encoding="utf-8") as file:
@@ -30,5 +29,5 @@ with open(OUTPUT, "w", encoding="utf-8") as file:
             print(f"{path.name}: {poses}")
             continue
         file.write(json.dumps({"image": path.name, **poses.to_dict()}) + "\n")
-        print(f"{path.name}: {len(poses)} box, mean score {poses.scores.mean():.2f}")
+        print(f"{path.name}: {len(poses)} people")
 print(f"{OUTPUT}: {estimator.num_compiled} programs were compiled for {len(paths)} images")

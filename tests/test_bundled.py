@@ -12,7 +12,15 @@ import transformers
 from tests.support.cli import run
 from tests.tolerances import BFLOAT16_MEDIAN, HEATMAPS, KEYPOINTS
 from vitpose_jax import PoseEstimator, from_pretrained
-from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_BOX, DEMO_IMAGE, MODELS, bundled_model
+from vitpose_jax.bundled import (
+    DEFAULT_FINDER,
+    DEFAULT_MODEL,
+    DEMO_BOX,
+    DEMO_IMAGE,
+    DEMO_IMAGES,
+    MODELS,
+    bundled_model,
+)
 from vitpose_jax.convert import convert
 from vitpose_jax.evaluation import evaluate, read_dataset
 from vitpose_jax.evaluation.oks import object_keypoint_similarity
@@ -63,8 +71,10 @@ def test_the_package_contains_model_and_photograph():
     packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
         "vitpose_jax.bundled"
     ]
-    for path in (*description.path.iterdir(), DEMO_IMAGE):
+    for path in (*description.path.iterdir(), *(MODELS / DEFAULT_FINDER).iterdir(), *DEMO_IMAGES):
         assert any(path.relative_to(ROOT / "vitpose_jax" / "bundled").match(pattern) for pattern in packaged), path
+    files = [path for path in MODELS.parent.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 60e6
     assert bundled_model("../models") is bundled_model("nothing") is None
     with pytest.raises(ValueError, match="revision"):
         from_pretrained(DEFAULT_MODEL, revision="main")
@@ -80,12 +90,13 @@ def test_joints_of_the_portrait_are_found(estimator):
         assert poses.scores[0, names.index(name)] < poses.scores[0, names.index("nose")]
 
 
-def test_the_demo_draws_the_portrait(capsys, tmp_path):
+def test_the_demo_draws_a_portrait_and_a_group(capsys, tmp_path):
     status, printed, said = run(capsys, "demo", "--output", tmp_path / "out")
     assert status == 0
-    assert "left_shoulder" in printed and DEFAULT_MODEL in said
-    drawing = load_image(tmp_path / "out" / "astronaut_poses.png")
-    assert (drawing != load_image(DEMO_IMAGE)).any(axis=-1).mean() > 0.01
+    assert DEFAULT_MODEL in said and DEFAULT_FINDER in said and printed.count(" people") == 2
+    for image in DEMO_IMAGES:
+        drawing = load_image(tmp_path / "out" / f"{image.stem}_poses.png")
+        assert (drawing != load_image(image)).any(axis=-1).mean() > 0.01
     status, printed, said = run(capsys, "demo", "--output", DEMO_IMAGE)
     assert status == 1 and said.count("\n") <= 3
 

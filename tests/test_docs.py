@@ -26,7 +26,7 @@ from tests.support.reference_rtdetr import save as save_detector
 from tests.support.reference_rtdetr import tiny_detector
 from tests.support.reference_torch import save, tiny_model
 from vitpose_jax import cli
-from vitpose_jax.bundled import DEMO_IMAGE
+from vitpose_jax.bundled import DEMO_IMAGES
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -63,7 +63,8 @@ def codes(page: str, language: str) -> list[str]:
 def checkout(tmp_path, monkeypatch) -> pathlib.Path:
     """A folder with the project's pictures to run in, and a cache of the Hub with tiny models under the real names."""
     (tmp_path / "vitpose_jax" / "bundled").mkdir(parents=True)
-    shutil.copy(DEMO_IMAGE, tmp_path / "vitpose_jax" / "bundled")
+    for image in DEMO_IMAGES:
+        shutil.copy(image, tmp_path / "vitpose_jax" / "bundled")
     monkeypatch.chdir(tmp_path)
     for name, write in {
         "usyd-community/vitpose-base-simple": functools.partial(save, tiny_model()),
@@ -255,8 +256,8 @@ def test_the_first_command_runs(checkout, capsys):
         with pytest.raises(SystemExit) as exit_:
             cli.main(arguments)
         assert not exit_.value.code
-    assert "left_shoulder" in capsys.readouterr().out
-    assert [path.name for path in (checkout / "demo").iterdir()] == ["astronaut_poses.png"]
+    assert capsys.readouterr().out.count(" people") == 2
+    assert {path.name for path in (checkout / "demo").iterdir()} == {"astronaut_poses.png", "tennis_poses.png"}
 
 
 def test_ci_finds_the_test_command():

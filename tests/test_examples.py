@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.tolerances import BLOCK, HEATMAPS, KEYPOINTS
 from vitpose_jax import Poses
-from vitpose_jax.bundled import DEMO_IMAGE
+from vitpose_jax.bundled import DEMO_IMAGE, GROUP_IMAGE
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -38,9 +38,9 @@ def run(tmp_path, monkeypatch):
 def test_image(run, tmp_path, capsys):
     run("image.py")
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) == 18
-    assert lines[0].split()[0] == "nose"
-    with Image.open(tmp_path / "image_poses.png") as drawn, Image.open(DEMO_IMAGE) as image:
+    assert len(lines) == 19
+    assert lines[0].endswith(" people; the first:") and lines[1].split()[0] == "nose"
+    with Image.open(tmp_path / "image_poses.png") as drawn, Image.open(GROUP_IMAGE) as image:
         assert drawn.size == image.size
 
 
@@ -57,7 +57,7 @@ def test_many_images(run, tmp_path, capsys):
     assert [line.split(":")[0] for line in printed[:3]] == ["a.png", "b.jpg", "c.jpg"]
     lines = [json.loads(line) for line in (tmp_path / "poses.jsonl").read_text().splitlines()]
     assert [line["image"] for line in lines] == ["a.png", "c.jpg"]
-    assert all(len(line["poses"]) == 1 for line in lines)
+    assert all(line["poses"] for line in lines)
 
 
 def test_own_jit(run, tmp_path):
@@ -132,7 +132,7 @@ def test_the_notebook(tmp_path, monkeypatch):
     values: dict[str, Any] = {}
     for number, cell in enumerate(cells):
         exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), values)
-    assert len(values["first"]) == len(values["second"]) == 1
+    assert len(values["first"]) == 1 and len(values["second"]) >= 1
     assert len(values["empty"]) == 0
     np.testing.assert_allclose(values["keypoints"][0], values["first"].keypoints[0], rtol=0, atol=KEYPOINTS)
 

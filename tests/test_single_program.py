@@ -161,7 +161,7 @@ def test_predict_with_a_detector(capsys, folders, images, tmp_path):
     assert printed.count("person ") == len(people) and f", score {people[0]['box_score']:.3f}" in printed
     for more, message in (
         (("--boxes", "1,2,3,4", "--detector", detector), "expected --boxes or --detector, got both"),
-        (("--label", "dog"), "knows no 'dog'"),
+        (("--label", "dog", "--overwrite"), "knows no 'dog'"),
         (("--boxes", "1,2,3,4", "--label", "person"), "boxes are given"),
         (("--boxes", "1,2,3,4", "--whole-image"), "expected --boxes or --whole-image, got both"),
         (("--detector", detector, "--label", "cat", "--overwrite"), "knows no 'cat'"),

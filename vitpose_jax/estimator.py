@@ -384,7 +384,7 @@ class PoseEstimator:
         needs_detector = request.boxes is None and not request.whole_image
         if needs_detector and self._detector is None and skeleton.name in ANIMAL_SKELETONS:
             raise ValueError(
-                f"{name}: expected boxes, because the bundled finder finds people and {skeleton.name!r} is for animals; "
+                f"{name}: expected boxes: the bundled finder finds people, and {skeleton.name!r} is for animals; "
                 'give boxes, "image" for the whole image, or a detector of animals: '
                 'Detector.from_pretrained("PekingU/rtdetr_r50vd_coco_o365", labels="animals")'
             )

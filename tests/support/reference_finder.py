@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from torch.nn import functional as F
+from torch.nn import functional
 
 from vitpose_jax.finder.config import FinderConfig
 
@@ -46,15 +46,15 @@ def run(
     def conv(name: str, x: torch.Tensor, act: bool = True) -> torch.Tensor:
         kernel = torch.from_numpy(weights[f"{name}.kernel"]).permute(3, 2, 0, 1)
         stride = 2 if name == "stem" or name in ("stage2.in", "stage3.in", "stage4.in") else 1
-        x = F.conv2d(x, kernel, torch.from_numpy(weights[f"{name}.bias"]), stride, kernel.shape[-1] // 2)
-        return F.leaky_relu(x, 0.1) if act else x
+        x = functional.conv2d(x, kernel, torch.from_numpy(weights[f"{name}.bias"]), stride, kernel.shape[-1] // 2)
+        return functional.leaky_relu(x, 0.1) if act else x
 
     def resized(x: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        return F.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
+        return functional.interpolate(x, size=like.shape[-2:], mode="bilinear", align_corners=False)
 
     # The weights are for B, G, R.
     x = torch.from_numpy(np.ascontiguousarray(images[..., ::-1].transpose(0, 3, 1, 2)))
-    x = F.max_pool2d(conv("stem", x), 3, 2, 1)
+    x = functional.max_pool2d(conv("stem", x), 3, 2, 1)
     maps = []
     for index, depth in enumerate(config.depths, 1):
         entered = x = conv(f"stage{index}.in", x)

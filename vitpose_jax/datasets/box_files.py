@@ -20,7 +20,7 @@ class ImageBoxes(NamedTuple):
 
     Attributes:
         image_id: the number or name under which the image's results are written.
-        boxes: rows of x y w h in pixels; None: a detector finds them, or the whole image is one box.
+        boxes: rows of x y w h in pixels; None: a detector finds them.
         scores: the detector's, one for each box; None if unknown.
         category: `category_id` of the first box.
     """

@@ -104,9 +104,9 @@ class PersonFinder(nnx.Module):
 
 
 class Stage(nnx.Module):
-    """A convolution, blocks that keep half of their channels, a convolution; gives the first and the last, side by side.
+    """A convolution, some blocks, a convolution; the outputs of the first and the last are joined.
 
-    A block computes half as many channels, then half as many from these, and keeps both.
+    A block computes half as many channels, then as many from these, and joins both.
     """
 
     def __init__(self, features_in: int, features: int, depth: int, *, stride: int, **kwargs: Any):

@@ -46,9 +46,9 @@ def suppress(
 ) -> Bool[Array, " count"]:
     """Greedy non-maximum suppression: which boxes stay, of boxes x1, y1, x2, y2 sorted by falling score.
 
-    A box stays if no better box that stays overlaps it too much. Starting from all boxes, this rule is applied to all at
-    once until nothing changes. Each time at least one more box is settled for good, the best first; in photographs a
-    few times are enough.
+    A box stays if no better box that stays overlaps it too much. Starting from all boxes, this rule is applied to all
+    of them until nothing changes. Each time at least one more box is settled for good, the best first; for photographs
+    a few times are enough.
     """
     order = jnp.arange(len(boxes))
     overlaps = box_iou(boxes, boxes) > iou_threshold

@@ -4,8 +4,8 @@
       resize  UInt8[rows columns 3], its longer side `image_size`; zeros fill the rest of the input
       prepare Float[height width 3], normalised
 
-The sides of the input are multiples of 128, so that photographs need few programs: 512 x 512 for a square one, 384 x 512
-for one of 3:4 or of 9:16.
+The sides of the input are multiples of 128, so that photographs need few programs: 512 x 512 for a square one,
+384 x 512 for one of 3:4 or of 9:16.
 """
 
 import jax.numpy as jnp

@@ -1,0 +1,74 @@
+"""The bundled finder on photographs: everybody in them is found, and nobody where nobody is."""
+
+import json
+
+import numpy as np
+import pytest
+
+from vitpose_jax import Detector, PoseEstimator
+from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE, GROUP_IMAGE
+from vitpose_jax.finder.modeling import PersonFinder
+from vitpose_jax.finder.postprocess import box_iou
+
+
+@pytest.fixture(scope="module")
+def detector() -> Detector:
+    return Detector.from_pretrained()
+
+
+def best_overlaps(boxes: np.ndarray, expected: np.ndarray) -> np.ndarray:
+    """For each expected box x y w h, the intersection over union of the nearest box."""
+    corners = [np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], axis=1) for rows in (boxes, expected)]
+    return np.asarray(box_iou(*corners)).max(axis=0)
+
+
+def test_the_default_detector_is_the_bundled_finder(detector):
+    assert isinstance(detector.model, PersonFinder)
+    assert detector.config.labels == ("person",) and detector.threshold == detector.config.score_threshold
+    with pytest.raises(ValueError, match="knows no 'dog'"):
+        detector(DEMO_IMAGE, labels="dog")
+
+
+def test_everybody_in_a_group_is_found(detector):
+    """Fourteen people of a tennis class; the one who is all but hidden behind others may be missed."""
+    detections = detector(GROUP_IMAGE)
+    assert 13 <= len(detections) <= 15
+    poses = PoseEstimator.from_pretrained(detector=detector)(GROUP_IMAGE)
+    np.testing.assert_array_equal(poses.boxes, detections.boxes)
+    np.testing.assert_array_equal(poses.box_scores, detections.scores)
+
+
+def test_the_person_in_the_portrait_is_found(detector):
+    detections = detector(DEMO_IMAGE)
+    assert best_overlaps(detections.boxes[:1], np.asarray([DEMO_BOX])) > 0.7
+
+
+def test_large_people_in_the_sample_photographs_are_found(detector, sample_folder):
+    """Of 24 labelled people, those that are higher than a quarter of their photograph."""
+    document = json.loads((sample_folder / "person_keypoints.json").read_text())
+    found, total = 0, 0
+    for image in document["images"]:
+        boxes = np.asarray([a["bbox"] for a in document["annotations"] if a["image_id"] == image["id"]])
+        large = boxes[boxes[:, 3] > image["height"] / 4]
+        overlaps = best_overlaps(detector(sample_folder / "images" / image["file_name"]).boxes, large)
+        found, total = found + int((overlaps > 0.5).sum()), total + len(large)
+    assert total >= 10 and found / total > LEAST_RECALL
+
+
+def test_nobody_is_found_where_nobody_is(detector):
+    rows, columns = np.mgrid[:480, :640]
+    sky = np.stack([90 + rows // 8, 130 + rows // 8, np.full_like(rows, 220)], axis=-1).astype(np.uint8)
+    noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)
+    stripes = np.where((columns // 40 % 2)[..., None], 200, 60).astype(np.uint8).repeat(3, axis=-1)
+    for image in (sky, noise, stripes, np.zeros((7, 500, 3), np.uint8), np.full((1, 1, 3), 255, np.uint8)):
+        assert len(detector(image)) == 0
+        poses = PoseEstimator.from_pretrained(detector=detector)(image)
+        assert poses.keypoints.shape == (0, 17, 2)
+
+
+def test_a_batch_finds_the_same_as_single_images(detector):
+    images = [DEMO_IMAGE, GROUP_IMAGE, np.zeros((300, 900, 3), np.uint8)]
+    batched = Detector(detector.model, max_batch=4)
+    for alone, together in zip(map(detector, images), batched(images), strict=True):
+        assert len(alone) == len(together)
+        assert (best_overlaps(together.boxes, alone.boxes) > 0.99).all()
