@@ -142,7 +142,9 @@ def check_detect(namespaces: list[dict], output: str, folder: pathlib.Path) -> N
 
 
 def check_evaluate(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
-    assert "'AP': " in output
+    assert output.count("'AP': ") == 2
+    assert namespaces[-1]["detected"].num_boxes >= 1
+    assert sorted(path.name for path in (folder / "runs").iterdir()) == ["both", "detected", "finder"]
 
 
 def check_train(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:

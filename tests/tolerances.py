@@ -102,3 +102,5 @@ LIMIT = 5e-3
 HELP_SECONDS = 0.5
 # OKS-NMS of 1000 people: 0.1. All pairs in Python would take a minute.
 NMS_SECONDS = 2.0
+# Box AP and AR against pycocotools: absolute, means of some thousand numbers in double precision, in another order.
+BOX_AVERAGE_PRECISION = 1e-12

@@ -101,6 +101,8 @@ class Dataset:
         skipped_boxes: detections without area.
         min_score: detections have at least this score.
         image_ids: of the images to evaluate on; None for all in the annotation file.
+        detector: the name of the detector that found the boxes in the same run.
+        failures: (image, reason) of the images in which it failed.
     """
 
     protocol: Protocol
@@ -112,6 +114,8 @@ class Dataset:
     skipped_boxes: int = 0
     min_score: float = 0.0
     image_ids: tuple[int | str, ...] | None = None
+    detector: str | None = None
+    failures: tuple[tuple[str, str], ...] = ()
 
     @property
     def num_boxes(self) -> int:

@@ -1,7 +1,9 @@
-"""Evaluation: the protocols and metrics of the paper's datasets.
+"""Evaluation: the protocols and metrics of the paper's datasets, and those of detectors.
 
 dataset = read_dataset("coco", "person_keypoints_val2017.json", "val2017", detections="detections.json")
 evaluate(estimator, dataset).metrics["AP"]
+
+evaluate_detector(Detector.from_pretrained(), "person_keypoints_val2017.json", "val2017").metrics["AP"]
 """
 
 import importlib
@@ -19,6 +21,12 @@ if TYPE_CHECKING:
     from vitpose_jax.evaluation.average_precision import crowdpose_average_precision as crowdpose_average_precision
     from vitpose_jax.evaluation.average_precision import keypoint_average_precision as keypoint_average_precision
     from vitpose_jax.evaluation.average_precision import wholebody_average_precision as wholebody_average_precision
+    from vitpose_jax.evaluation.detected import compare_boxes as compare_boxes
+    from vitpose_jax.evaluation.detected import detect_dataset as detect_dataset
+    from vitpose_jax.evaluation.detection import box_average_precision as box_average_precision
+    from vitpose_jax.evaluation.detection import recall_at_precision as recall_at_precision
+    from vitpose_jax.evaluation.detector_runner import DetectorEvaluation as DetectorEvaluation
+    from vitpose_jax.evaluation.detector_runner import evaluate_detector as evaluate_detector
     from vitpose_jax.evaluation.oks import object_keypoint_similarity as object_keypoint_similarity
     from vitpose_jax.evaluation.oks import oks_nms as oks_nms
     from vitpose_jax.evaluation.runner import Evaluation as Evaluation
@@ -35,6 +43,9 @@ _HOMES = {
         "keypoint_average_precision",
         "wholebody_average_precision",
     ),
+    "evaluation.detected": ("compare_boxes", "detect_dataset"),
+    "evaluation.detection": ("box_average_precision", "recall_at_precision"),
+    "evaluation.detector_runner": ("DetectorEvaluation", "evaluate_detector"),
     "evaluation.oks": ("object_keypoint_similarity", "oks_nms"),
     "evaluation.runner": ("Evaluation", "evaluate"),
 }

@@ -26,6 +26,7 @@ from vitpose_jax.datasets.coco import (
     read_results,
     require,
 )
+from vitpose_jax.evaluation.coco_eval import compute_statistics, number_images
 
 Annotations: TypeAlias = CocoAnnotations | Source
 """Annotations that have been read (`Dataset.coco`), an annotation file, or its parsed content."""
@@ -253,7 +254,7 @@ def _targets(
     """
     chosen = set(annotations.images if image_ids is None else image_ids)
     check_measurable(annotations, use_area=use_area, crowd_index=crowd_index, image_ids=chosen)
-    numbers = {image_id: number for number, image_id in enumerate(sorted(chosen, key=_by_type), 1)}
+    numbers = number_images(chosen)
     targets: list[dict[str, Any]] = []
     for annotation in annotations.objects:
         if annotation.image_id not in numbers:
@@ -278,11 +279,6 @@ def _targets(
             }
         )
     return Targets(numbers, targets, known_categories(annotations, chosen))
-
-
-def _by_type(image_id: int | str) -> tuple[str, int | str]:
-    """A key to sort ids by, integers before names."""
-    return str(type(image_id)), image_id
 
 
 def _detections(
@@ -323,12 +319,6 @@ def _area(keypoints: Float[np.ndarray, "K 3"]) -> float:
 
 def _evaluate(targets: Targets, detections: Sequence[Mapping[str, Any]], sigmas: Sequence[float]) -> dict[str, float]:
     """The ten numbers of faster-coco-eval, by name."""
-    try:
-        from faster_coco_eval import COCO, COCOeval_faster
-    except ImportError:
-        raise ImportError(
-            'average precision needs the package faster-coco-eval: pip install "vitpose-jax[eval]"'
-        ) from None
     annotations = [
         target
         if target["num_keypoints"] is not None
@@ -337,15 +327,12 @@ def _evaluate(targets: Targets, detections: Sequence[Mapping[str, Any]], sigmas:
     ]
     if not any(target["num_keypoints"] for target in annotations):
         return dict.fromkeys(STATISTICS, -1.0)
-    shared = {
-        "images": [{"id": number} for number in targets.numbers.values()],
-        "categories": [{"id": category} for category in targets.category_ids],
-    }
-    evaluator = COCOeval_faster(
-        COCO({**shared, "annotations": annotations}),
-        COCO({**shared, "annotations": list(detections)}),
+    statistics = compute_statistics(
         "keypoints",
+        targets.numbers.values(),
+        targets.category_ids,
+        annotations,
+        detections,
         kpt_oks_sigmas=list(sigmas),
     )
-    evaluator.run()
-    return dict(zip(STATISTICS, np.asarray(evaluator.stats).tolist(), strict=True))
+    return dict(zip(STATISTICS, statistics, strict=True))

@@ -10,12 +10,14 @@ import json
 import math
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
 from vitpose_jax.datasets.dataset import Dataset
+from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.estimate import estimate_poses
 from vitpose_jax.evaluation.journal import Journal, Outcome, journals
@@ -45,7 +47,7 @@ class Evaluation:
         per_keypoint: one row per keypoint; see `scoring.per_keypoint`.
         counts: "images" in the annotations, "images_with_boxes", "boxes", "boxes_without_area", "results",
             "failed_images" and "failed_boxes".
-        failures: (image, reason) of the images that failed.
+        failures: (image, reason) of the images that failed, for the detector or for the estimator.
         results: COCO results.
         settings: everything the numbers depend on, ready for JSON; see `settings.Settings`.
         deviations: where the settings differ from the published protocol, one line each.
@@ -110,13 +112,17 @@ def evaluate(
     check_nms(protocol, oks_nms)
     if resume and overwrite:
         raise ValueError("expected one of resume and overwrite, got both")
-    _check_estimator(estimator, dataset)
+    check_estimator(estimator, protocol)
     dataset = dataset if limit is None else dataset.first(limit)
     check_scorable(dataset)
-    _check_images(dataset)
+    check_images([sample.path for sample in dataset.samples])
     folder = None if output is None else pathlib.Path(output)
     if folder is not None:
-        _prepare_folder(folder, resume=resume, overwrite=overwrite)
+        check_output(folder, resume=resume, overwrite=overwrite)
+        if overwrite and jax.process_index() == 0:
+            # Old numbers must not remain beside new poses.
+            for path in _results(folder):
+                path.unlink()
     if jax.process_count() > 1:
         # No process reads another's new journal as an old one. And processes connect while all are at the same point.
         multihost_utils.sync_global_devices("evaluation begins")
@@ -129,6 +135,7 @@ def evaluate(
         decode=decode,
         limit=limit,
         model=model_name,
+        detector=dataset.detector,
         oks_nms=None if protocol.metric == "pckh" else oks_nms,
         nms_threshold=nms_threshold,
         keypoint_threshold=keypoint_threshold,
@@ -141,9 +148,12 @@ def evaluate(
     return evaluation
 
 
-def _check_estimator(estimator: PoseEstimator, dataset: Dataset) -> None:
-    """Check that the estimator's head and crops suit the dataset."""
-    protocol = dataset.protocol
+def check_estimator(estimator: PoseEstimator, protocol: Protocol) -> None:
+    """Check that the estimator's head and crops suit a protocol.
+
+    Raises:
+        ValueError: naming what is expected.
+    """
     skeleton = estimator.config.skeleton(protocol.skeleton.name)
     if skeleton.num_keypoints != protocol.skeleton.num_keypoints:
         raise ValueError(
@@ -156,25 +166,32 @@ def _check_estimator(estimator: PoseEstimator, dataset: Dataset) -> None:
         )
 
 
-def _check_images(dataset: Dataset, count: int = 10) -> None:
-    """Check that at least one of the first images exists; a few may be missing."""
-    if not any(sample.path.exists() for sample in dataset.samples[:count]):
+def check_images(paths: Sequence[pathlib.Path], count: int = 10) -> None:
+    """Check that at least one of the first images exists; a few may be missing.
+
+    Raises:
+        ValueError: naming the first image, if none does.
+    """
+    if not any(path.exists() for path in paths[:count]):
         raise ValueError(
-            f"{dataset.samples[0].path}: expected an image, got no file for any of the first {count} images; "
+            f"{paths[0]}: expected an image, got no file for any of the first {count} images; "
             f"is this the folder of the images?"
         )
 
 
-def _prepare_folder(folder: pathlib.Path, *, resume: bool, overwrite: bool) -> None:
-    """Check that the output folder may be written to, and delete the results to be overwritten."""
-    results = [folder / name for name in (METRICS, RESULTS, PER_KEYPOINT) if (folder / name).exists()]
+def check_output(folder: pathlib.Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Check that a folder holds no results of an evaluation, unless they are resumed or overwritten.
+
+    Raises:
+        ValueError: naming the folder and one of its files.
+    """
     if not (resume or overwrite):
-        for path in (*journals(folder), *results):
+        for path in (*journals(folder), *_results(folder)):
             raise ValueError(f"{folder} already holds {path.name}; resume it, overwrite it or choose another folder")
-    if overwrite and jax.process_index() == 0:
-        # Old numbers must not remain beside new poses.
-        for path in results:
-            path.unlink()
+
+
+def _results(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [folder / name for name in (METRICS, RESULTS, PER_KEYPOINT) if (folder / name).exists()]
 
 
 def _open_journal(folder: pathlib.Path, settings: Settings, dataset: Dataset, *, resume: bool) -> Journal:
@@ -211,10 +228,13 @@ def _score(dataset: Dataset, outcomes: dict[int, Outcome], settings: Settings) -
             "boxes": dataset.num_boxes,
             "boxes_without_area": dataset.skipped_boxes,
             "results": len(results),
-            "failed_images": len(failures),
+            "failed_images": len(failures) + len(dataset.failures),
             "failed_boxes": sum(len(dataset.samples[index].boxes) for index in failures),
         },
-        failures=[(str(dataset.samples[index].path), reason) for index, reason in failures.items()],
+        failures=[
+            *dataset.failures,
+            *((str(dataset.samples[index].path), reason) for index, reason in failures.items()),
+        ],
         results=results,
         settings=settings.to_dict(),
         deviations=settings.deviations(dataset.protocol),
@@ -235,7 +255,7 @@ def _finish(evaluation: Evaluation, outcomes: dict[int, Outcome], journal: Journ
 
 def _write(evaluation: Evaluation, folder: pathlib.Path) -> None:
     """Write results.json, per_keypoint.csv and, last, metrics.json."""
-    write_whole(folder / RESULTS, _to_json(evaluation.results))
+    write_whole(folder / RESULTS, to_json(evaluation.results))
     table = io.StringIO()
     writer = csv.DictWriter(table, list(evaluation.per_keypoint[0]), lineterminator="\n")
     writer.writeheader()
@@ -248,8 +268,9 @@ def _write(evaluation: Evaluation, folder: pathlib.Path) -> None:
         "settings": evaluation.settings,
         "deviations": evaluation.deviations,
     }
-    write_whole(folder / METRICS, _to_json(document, indent=1))
+    write_whole(folder / METRICS, to_json(document, indent=1))
 
 
-def _to_json(document: object, **options: Any) -> bytes:
+def to_json(document: object, **options: Any) -> bytes:
+    """The bytes of a JSON file."""
     return (json.dumps(document, allow_nan=False, **options) + "\n").encode()

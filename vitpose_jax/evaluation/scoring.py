@@ -7,7 +7,6 @@ Plain NumPy on the host. The poses of an image are (n, K, 3): x, y in pixels of 
 each box.
 """
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
@@ -25,6 +24,7 @@ from vitpose_jax.evaluation.average_precision import (
     known_categories,
     wholebody_average_precision,
 )
+from vitpose_jax.evaluation.coco_eval import check_installed
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD, instance_scores, object_keypoint_similarity, oks_nms
 from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
 
@@ -63,8 +63,7 @@ def check_scorable(dataset: Dataset) -> None:
         if any(np.isnan(sample.people.head_sizes).any() for sample in dataset.samples):
             raise ValueError(f"{protocol.name}: PCKh needs the sizes of heads; give head_boxes, mpii_gt_val.mat")
         return
-    if importlib.util.find_spec("faster_coco_eval") is None:
-        raise ImportError('average precision needs faster-coco-eval: pip install "vitpose-jax[eval]"')
+    check_installed()
     if not protocol.skeleton.sigmas:
         raise ValueError(f"{protocol.name}: average precision needs sigmas in its skeleton")
     annotations = _coco(dataset)

@@ -67,6 +67,8 @@ class Settings(PoseSettings):
 
     Attributes:
         model: the model's name.
+        detector: the name of the detector that found the boxes in the same run; None for boxes of the annotations or
+            of a file.
         image_size: height and width of the crops in pixels.
         min_score: detections have at least this score.
         oks_nms, nms_threshold, keypoint_threshold: see `scoring.to_results`.
@@ -74,6 +76,7 @@ class Settings(PoseSettings):
     """
 
     model: str | None
+    detector: str | None
     image_size: list[int]
     min_score: float
     oks_nms: Nms
@@ -89,13 +92,13 @@ class Settings(PoseSettings):
             estimator: the estimator.
             dataset: only the first images, if there is a limit.
             hash_model: hash the weights; slow for a large model.
-            options: the remaining attributes: flip_test, decode, limit, model, oks_nms, nms_threshold and
-                keypoint_threshold.
+            options: the remaining attributes: flip_test, decode, limit, model, detector, oks_nms,
+                nms_threshold and keypoint_threshold.
         """
         return cls(
             dataset=dataset.protocol.name,
-            annotations=_hash_file(dataset.annotations),
-            detections=None if dataset.detections is None else _hash_file(dataset.detections),
+            annotations=hash_file(dataset.annotations),
+            detections=None if dataset.detections is None else hash_file(dataset.detections),
             boxes=dataset.num_boxes,
             dtype=np.dtype(estimator.model.backbone.dtype).name,
             max_batch=estimator.max_batch,
@@ -150,7 +153,7 @@ def _hash_model(estimator: PoseEstimator) -> str:
     return digest.hexdigest()
 
 
-def _hash_file(path: pathlib.Path) -> str:
+def hash_file(path: pathlib.Path) -> str:
     """A file's name and its SHA-256."""
     with path.open("rb") as file:
         return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}"
