@@ -14,7 +14,7 @@ MODELS = Path(__file__).parent
 DEMO_IMAGE = MODELS / "astronaut.jpg"
 DEMO_BOX = (15, 10, 345, 502)
 
-# A group of 14 people: image 1000 of COCO val2017, CC BY 2.0 (NOTICE names its source).
+# A group of 12 people: image 1000 of COCO val2017, CC BY 2.0 (NOTICE names its source).
 GROUP_IMAGE = MODELS / "tennis.jpg"
 DEMO_IMAGES = (DEMO_IMAGE, GROUP_IMAGE)
 

@@ -43,9 +43,9 @@ class FinderConfig:
     image_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     image_std: tuple[float, ...] = (58.395, 57.12, 57.375)
     num_candidates: int = 300
-    nms_iou: float = 0.65
+    nms_iou: float = 0.6
     max_objects: int = 100
-    score_threshold: float = 0.35
+    score_threshold: float = 0.36
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
