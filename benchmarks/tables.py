@@ -235,13 +235,6 @@ def ahead_table(rows: list[Row]) -> str:
     return markdown(["part", "variant", "in use", *columns], cells, numbers=len(columns))
 
 
-def accuracy_table(metrics: dict[str, float], counts: dict[str, int]) -> str:
-    """Average precision and recall of one evaluation."""
-    names = ["AP", "AP50", "AP75", "AP(M)", "AP(L)", "AR"]
-    cells = [f"{counts['boxes']}", f"{counts['images']}", *(f"{metrics[name]:.3f}" for name in names)]
-    return markdown(["people", "images", *names], [cells], numbers=8)
-
-
 def read(name: str) -> Row:
     """One file of results/."""
     return json.loads((RESULTS / name).read_text(encoding="utf-8"))
@@ -300,14 +293,31 @@ def speed_summary() -> str:
 
 
 def small_open() -> str:
-    """Accuracy of the bundled model, as `vitpose-jax evaluate` wrote it."""
-    document = read("small_open/metrics.json")
-    return accuracy_table(document["metrics"], document["counts"])
+    """Accuracy of the bundled model in annotated boxes and in those of the bundled finder."""
+    rows = {"annotated": read("small_open/metrics.json"), "person-finder": read("small_open/metrics_detected.json")}
+    statistics = ("AP", "AP50", "AP75", "AP(M)", "AP(L)", "AR")
+    lines = [
+        [boxes, document["counts"]["images"], *(f"{document['metrics'][name]:.3f}" for name in statistics)]
+        for boxes, document in rows.items()
+    ]
+    return markdown(["boxes", "images", *statistics], lines, numbers=7)
+
+
+def person_finder() -> str:
+    """Accuracy of the bundled finder, as `vitpose-jax evaluate --task detection` wrote it."""
+    document = read("person_finder/metrics.json")
+    counts, metrics = document["counts"], document["metrics"]
+    points = {point["min_precision"]: point for point in document["operating_points"]}
+    line = [counts["people"], counts["images"], *(f"{metrics[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR"))]
+    line += [f"{points[0.8]['recall']:.3f}", f"{points[0.8]['recall_tall']:.3f}"]
+    header = ["people", "images", "AP", "AP50", "AP75", "AR", "recall at precision 0.8", "of tall people"]
+    return markdown(header, [line], numbers=8)
 
 
 TABLES: dict[str, Callable[[], str]] = {
     "parity": from_rows("parity", parity_table),
     "evaluation-small-open": small_open,
+    "evaluation-person-finder": person_finder,
     "speed-cpu": speed_summary,
     "speed-stages": from_rows("cpu_avx512", stages_table),
     "speed-models": from_rows("cpu_avx512_models", stages_table),
