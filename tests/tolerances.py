@@ -37,3 +37,9 @@ HELP_SECONDS = 0.5
 DRAWING_SECONDS = 1.5
 # OKS-NMS of 1000 people: 0.1. All pairs in Python would take a minute.
 NMS_SECONDS = 2.0
+# The person finder's losses in float32 against float64: relative.
+LOSSES = 1e-5
+# A box in an augmented image against the edges of its rectangle there: pixels.
+AUGMENTED_BOXES = 1.0
+# A rectangle that a finder of some thousand parameters has learnt to find: intersection over union.
+LEARNT_IOU = 0.6

@@ -101,7 +101,7 @@ class RunConfig:
         return json.loads(json.dumps(values))
 
 
-def not_positive(name: str, value: float | None) -> Iterator[str]:
+def not_positive(name: str, value: int | float | None) -> Iterator[str]:
     """A problem if a number is there and not above 0."""
     if value is not None and not value > 0:
         yield f"{name}: expected a positive number, got {value}"
