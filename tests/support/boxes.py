@@ -16,7 +16,7 @@ TINY_FINDER = {
     "widths": [8, 16, 16, 16],
     "depths": [1, 1, 1, 1],
     "hidden_size": 24,
-    "score_threshold": 0.3,
+    "nms_iou": 0.4,
 }
 RED = (230, 40, 40)
 

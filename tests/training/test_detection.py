@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
 
 from tests.support.boxes import RED, TINY_FINDER, detection_settings, draw_boxes, reference_iou, write_boxes
 from tests.support.cli import run
@@ -203,7 +204,7 @@ def test_rules_cover_all_parameters():
     shapes = parameter_shapes(config)
     assert layer_scales(config, 1.0).keys() == shapes.keys() == parameter_specs(shapes, 2).keys()
     assert parameter_specs(shapes, 2)["stem.kernel"][-1] == "fsdp"
-    assert parameter_specs(shapes, 2)["stem.bias"] == ()
+    assert parameter_specs(shapes, 2)["stem.bias"] == PartitionSpec()
 
 
 # Training runs
@@ -213,10 +214,10 @@ def test_a_finder_learns_to_find_rectangles(boxes, tmp_path):
     config = detection_settings(
         boxes,
         tmp_path / "output",
-        steps=120,
+        steps=140,
         batch_size=8,
-        optim={"learning_rate": 4e-3, "warmup_steps": 10},
-        augmentation={"scale": [0.8, 1.2]},
+        optim={"learning_rate": 3e-3, "warmup_steps": 10},
+        augmentation={"scale": [0.9, 1.1], "aspect": 0},
         export_dtype="float16",
         log={"every_steps": 10},
         checkpoint={"every_steps": 1000},
