@@ -4,6 +4,7 @@ import json
 import pathlib
 import pickle
 import signal
+import subprocess
 import zipfile
 
 import numpy as np
@@ -13,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
+from tests.support import programs
 from tests.support.boxes import RED, TINY_FINDER, detection_settings, draw_boxes, reference_iou, write_boxes
 from tests.support.cli import run
 from tests.support.training import assert_same_arrays, lines
-from tests.tolerances import AUGMENTED_BOXES, LEARNT_IOU
+from tests.tolerances import AUGMENTED_BOXES, LEARNT_IOU, SHARDED_LOSSES
 from vitpose_jax import Detector
 from vitpose_jax.convert.detectors import load_detector, write_finder
 from vitpose_jax.finder.config import FinderConfig
@@ -266,19 +268,33 @@ def test_control_c_saves_and_resumes_bit_equal(boxes, uninterrupted, tmp_path, m
     assert_same_arrays(tensors(result.model), tensors(uninterrupted / "last"))
 
 
+@pytest.mark.slow
+def test_eight_devices_train_as_one(boxes, tmp_path):
+    """Data and parameters both split."""
+    settings = detection_settings(boxes, tmp_path / "one", batch_size=8)
+    loop.fit(settings)
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(settings.to_dict()))
+    command = programs.command("command_line", "train", path, "mesh.fsdp=4", "--output", tmp_path / "eight")
+    flags = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+    subprocess.run(command, env=programs.environment(XLA_FLAGS=flags), check=True, capture_output=True)
+    one, eight = lines(tmp_path / "one"), lines(tmp_path / "eight")
+    assert one.keys() == eight.keys()
+    np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=SHARDED_LOSSES)
+
+
 def test_the_result_is_averaged_with_the_network_it_started_from(boxes, tmp_path, capsys):
     config = FinderConfig.from_dict({**FinderConfig().to_dict(), **TINY_FINDER})
     initial = PersonFinder(config, rngs=nnx.Rngs(5))
     write_finder(initial, tmp_path / "initial")
     for output, weight in (("plain", 0.0), ("averaged", 0.25)):
         path = tmp_path / f"{output}.json"
-        settings = detection_settings(
-            boxes, tmp_path / "unused", init=str(tmp_path / "initial"), average_with_init=weight
-        )
+        changes = {"init": str(tmp_path / "initial"), "average_with_init": weight, "steps": 2}
+        settings = detection_settings(boxes, tmp_path / "unused", **changes)
         path.write_text(json.dumps(settings.to_dict()))
         status, printed, said = run(capsys, "train", path, "--output", tmp_path / output)
         assert (status, said) == (0, "")
-        assert printed.splitlines()[-1] == f"step 7: {tmp_path / output / 'last'}"
+        assert printed.splitlines()[-1] == f"step 2: {tmp_path / output / 'last'}"
     plain, averaged, start = (tensors(tmp_path / name) for name in ("plain/last", "averaged/last", "initial"))
     assert_same_arrays(
         averaged, {name: np.float32(0.75) * plain[name] + np.float32(0.25) * start[name] for name in start}
