@@ -104,3 +104,10 @@ HELP_SECONDS = 0.5
 NMS_SECONDS = 2.0
 # Box AP and AR against pycocotools: absolute, means of some thousand numbers in double precision, in another order.
 BOX_AVERAGE_PRECISION = 1e-12
+# A box in an augmented image against the edges of its rectangle there: pixels.
+AUGMENTED_BOXES = 1.0
+# A rectangle that a finder of some thousand parameters has learnt to find: intersection over union.
+LEARNT_IOU = 0.6
+# The losses of the first seven steps of a finder on eight devices against one: relative. A cell that two orders of
+# summation assign to different people moves them.
+SHARDED_LOSSES = 1e-3

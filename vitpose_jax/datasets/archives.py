@@ -120,6 +120,27 @@ def expand_archives(archives: Paths) -> tuple[pathlib.Path, ...]:
     return tuple(paths)
 
 
+def folder_and_archives(images: Paths) -> tuple[pathlib.Path, tuple[pathlib.Path, ...]]:
+    """Where the images of a dataset are.
+
+    Args:
+        images: their folder, or .zip archives in that folder: one, a glob pattern or several.
+
+    Returns:
+        The folder that file names in the annotations are relative to, and the archives; none for images in files.
+
+    Raises:
+        ValueError: for archives in several folders; as `expand_archives`.
+    """
+    if isinstance(images, str | os.PathLike) and pathlib.Path(images).is_dir():
+        return pathlib.Path(images), ()
+    archives = expand_archives(images)
+    folders = {archive.parent for archive in archives}
+    if len(folders) != 1:
+        raise ValueError(f"images: expected a folder, or .zip archives in one folder, got {images}")
+    return folders.pop(), archives
+
+
 def _open_archive(path: pathlib.Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)

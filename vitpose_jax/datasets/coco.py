@@ -34,6 +34,7 @@ class CocoImage(NamedTuple):
         file_name: relative to the folder of the images.
         width, height: in pixels.
         crowd_index: CrowdPose's "crowdIndex", from 0 to 1.
+        stretched: whether the image was resized without keeping its aspect, so that its true aspect is not known.
     """
 
     where: str
@@ -42,6 +43,7 @@ class CocoImage(NamedTuple):
     width: float | None = None
     height: float | None = None
     crowd_index: float | None = None
+    stretched: bool = False
 
 
 class CocoObject(NamedTuple):
@@ -177,6 +179,7 @@ def _read_image(entry: Any, name: str, index: int) -> CocoImage:
         width=_optional_number(entry, "width", where),
         height=_optional_number(entry, "height", where),
         crowd_index=_optional_number(entry, "crowdIndex", where),
+        stretched=bool(entry.get("stretched")),
     )
 
 

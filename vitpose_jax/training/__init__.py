@@ -1,4 +1,6 @@
-"""Training: from annotated people to a trained ViTPose. `vitpose-jax train` does the same from the command line.
+"""Training: from annotated people to a trained ViTPose, or from boxes to a person finder (detection/).
+
+`vitpose-jax train` does the same from the command line.
 
 fit(read_config("configs/finetune.toml", ["epochs=1"]))
 
@@ -12,6 +14,7 @@ The other names are the parts of `fit`, for a loop of your own:
     micro-steps   init_state, make_train_step, TrainState
     devices       make_mesh, put_batch
     distillation  make_teacher, with_token
+    detection     BoxSource, make_box_loader, augment_image, assign_cells, detection_losses, make_detection_step, ...
 """
 
 import importlib
@@ -27,6 +30,16 @@ if TYPE_CHECKING:
     from vitpose_jax.training.data import Loader as Loader
     from vitpose_jax.training.data import TrainingBatch as TrainingBatch
     from vitpose_jax.training.data import make_loader as make_loader
+    from vitpose_jax.training.detection.assignment import assign_cells as assign_cells
+    from vitpose_jax.training.detection.augment import ImageAugmentation as ImageAugmentation
+    from vitpose_jax.training.detection.augment import augment_image as augment_image
+    from vitpose_jax.training.detection.config import DetectionTrainConfig as DetectionTrainConfig
+    from vitpose_jax.training.detection.data import BoxBatch as BoxBatch
+    from vitpose_jax.training.detection.data import BoxSource as BoxSource
+    from vitpose_jax.training.detection.data import make_box_loader as make_box_loader
+    from vitpose_jax.training.detection.losses import detection_losses as detection_losses
+    from vitpose_jax.training.detection.models import trained_finder as trained_finder
+    from vitpose_jax.training.detection.step import make_detection_step as make_detection_step
     from vitpose_jax.training.distill import Teacher as Teacher
     from vitpose_jax.training.distill import make_teacher as make_teacher
     from vitpose_jax.training.distill import with_token as with_token
@@ -63,6 +76,13 @@ _HOMES = {
     "checkpoints": ("Checkpoints",),
     "config": ("TrainConfig", "read_config"),
     "data": ("Loader", "TrainingBatch", "make_loader"),
+    "detection.assignment": ("assign_cells",),
+    "detection.augment": ("ImageAugmentation", "augment_image"),
+    "detection.config": ("DetectionTrainConfig",),
+    "detection.data": ("BoxBatch", "BoxSource", "make_box_loader"),
+    "detection.losses": ("detection_losses",),
+    "detection.models": ("trained_finder",),
+    "detection.step": ("make_detection_step",),
     "distill": ("Teacher", "make_teacher", "with_token"),
     "loop": ("DivergenceError", "FitResult", "fit", "trained_model"),
     "losses": ("heatmap_pck", "joints_mse", "joints_mse_by_dataset", "online_hard_keypoints"),

@@ -1,23 +1,27 @@
 """TrainConfig: every setting of a training run, read from a TOML file and from `key=value` on the command line.
 
-A file names what differs from the defaults. docs/guides/train.md shows one.
+A file names what differs from the defaults. docs/guides/train.md shows one. Its `task` says what is trained: "pose" for
+a `TrainConfig`, "detection" for a `DetectionTrainConfig` (detection/config.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal, TypeAlias
 
 from vitpose_jax.datasets.protocols import PROTOCOLS, Protocol
 from vitpose_jax.skeletons import SKELETONS, Skeleton, canonical_name, flip_pairs_from_names
 from vitpose_jax.training import toml
 from vitpose_jax.training.augment import Augmentation
+from vitpose_jax.training.detection.config import DETECTION_OPTIM, DetectionTrainConfig
 from vitpose_jax.training.optim import PRESETS as OPTIM_PRESETS
 from vitpose_jax.training.optim import OptimConfig
+from vitpose_jax.training.run_config import RunConfig, interval_problems, not_positive
 from vitpose_jax.vitpose.config import PRESETS, VitPoseConfig
+
+TASKS = ("pose", "detection")
 
 # Settings that may change when a run is resumed.
 MAY_CHANGE = ("output", "epochs", "steps", "mesh", "loader", "evaluation", "checkpoint", "log", "huggingface")
@@ -79,38 +83,6 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class MeshConfig:
-    """The devices (sharding.py): `data` groups of `fsdp` devices; each group holds one state. None for all devices."""
-
-    data: int | None = None
-    fsdp: int = 1
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LoaderConfig:
-    """Batches are made by `threads` threads in each of `workers` processes; 0 workers for threads of this process."""
-
-    threads: int = 4
-    workers: int = 0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class CheckpointConfig:
-    """How often the state is saved; set at most one, default every epoch. Evaluations and the last step also save."""
-
-    every_epochs: float | None = None
-    every_steps: int | None = None
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LogConfig:
-    """Number of steps between two lines of metrics, and whether TensorBoard files are written (needs tensorboardX)."""
-
-    every_steps: int = 50
-    tensorboard: bool = False
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
     """Learning from a trained model (distill.py): `teacher`, `token` or both.
 
@@ -127,88 +99,53 @@ class DistillationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """The settings of a training run. A step is one update of the parameters; a micro-step is one batch.
+class TrainConfig(RunConfig):
+    """The settings of a training of a pose model: those of `RunConfig` and these.
 
     Attributes:
-        output: folder for checkpoints, metrics and the best model.
+        task: what is trained.
         data: the datasets to train on.
         model: the network. A file gives "preset" and the fields that differ; "skeletons" are names from `SKELETONS` or
             from `skeletons` below.
         skeletons: skeletons of the file. Without `flip_pairs`, keypoints are paired by name.
         init: source of the backbone, and of the heads if they fit: a file, a folder or a Hub id; None for random
             parameters.
-        epochs, steps: length of the run; set one.
-        batch_size: people in a batch, over all devices and processes.
-        optim: the optimiser; `total_steps` stays None here (`optim_for`). In a file, defaults come from the model's
-            preset.
+        optim: the optimiser. In a file, defaults come from the model's preset.
         augmentation: how crops are varied.
         loss: "mse", or "ohkm" for the 8 keypoints with the largest error of each person.
         distillation: trained models to learn from; None for none.
         sigma: standard deviation of the targets in heatmap pixels; None for 2 at 64 rows, in proportion at other sizes.
-        precision: dtype of the network's computation; parameters are float32.
         remat: use less memory for about a third more computation.
-        seed: seed of all random numbers.
-        mesh, loader, evaluation, checkpoint, log: see their classes; evaluation None for none.
+        evaluation: see its class; None for none.
         huggingface: also write the best model for transformers.
 
     Raises:
         ValueError: for settings that contradict each other, listing all of them with what was expected and what came.
     """
 
-    output: str
+    task: Literal["pose"] = "pose"
     data: tuple[DataConfig, ...]
     model: VitPoseConfig = dataclasses.field(default_factory=VitPoseConfig)
     skeletons: tuple[Skeleton, ...] = ()
-    init: str | None = None
-    epochs: float | None = None
-    steps: int | None = None
-    batch_size: int = 64
-    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     loss: Literal["mse", "ohkm"] = "mse"
     distillation: DistillationConfig | None = None
     sigma: float | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
     remat: bool = False
-    seed: int = 0
-    mesh: MeshConfig = MeshConfig()
-    loader: LoaderConfig = LoaderConfig()
     evaluation: EvaluationConfig | None = None
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    log: LogConfig = LogConfig()
     huggingface: bool = False
 
-    def __post_init__(self) -> None:
-        problems = list(self._problems())
-        if problems:
-            raise ValueError("; ".join(problems))
-
-    def _problems(self):
-        if (self.epochs is None) == (self.steps is None):
-            yield f"expected one of epochs and steps, got epochs {self.epochs}, steps {self.steps}"
-        positive = {name: getattr(self, name) for name in ("epochs", "steps", "batch_size", "sigma")}
-        positive["log.every_steps"] = self.log.every_steps
-        for name in ("evaluation", "checkpoint"):
-            part = getattr(self, name)
-            if part is not None:
-                if part.every_epochs is not None and part.every_steps is not None:
-                    yield f"{name}: expected one of every_epochs and every_steps, got both"
-                positive[f"{name}.every_epochs"] = part.every_epochs
-                positive[f"{name}.every_steps"] = part.every_steps
+    def _problems(self) -> Iterator[str]:
+        yield from super()._problems()
+        yield from not_positive("sigma", self.sigma)
+        if self.evaluation is not None:
+            yield from interval_problems("evaluation", self.evaluation)
         if self.distillation is not None:
             if self.distillation.teacher is None and self.distillation.token is None:
                 yield "distillation: expected a teacher, a token or both, got none"
-            positive["distillation.weight"] = self.distillation.weight
+            yield from not_positive("distillation.weight", self.distillation.weight)
             if self.distillation.token is not None and not self.model.knowledge_token:
                 yield "distillation.token: expected its width as model.knowledge_token, got none"
-        for name, value in positive.items():
-            if value is not None and not value > 0:
-                yield f"{name}: expected a positive number, got {value}"
-        if self.seed < 0:
-            yield f"seed: expected 0 or more, got {self.seed}"
-        if self.optim.total_steps is not None:
-            yield f"optim.total_steps: expected None, as steps or epochs decide it, got {self.optim.total_steps}"
         if not self.data:
             yield "data: expected one dataset or more, got none"
         if len({entry.ratio is None for entry in self.data}) > 1:
@@ -235,19 +172,16 @@ class TrainConfig:
 
     def optim_for(self, total_steps: int) -> OptimConfig:
         """`optim` for a run of `total_steps` steps. A knowledge token that comes from another model is frozen."""
-        frozen = self.optim.frozen
-        if self.distillation is not None and self.distillation.token is not None:
-            frozen = (*frozen, "knowledge_token")
-        return dataclasses.replace(self.optim, total_steps=total_steps, frozen=frozen)
-
-    def to_dict(self) -> dict[str, Any]:
-        """All fields as numbers, strings, lists and tables, ready for JSON; presets are written out."""
-        values = dataclasses.asdict(self)
-        del values["optim"]["total_steps"]
-        return json.loads(json.dumps(values))
+        optim = super().optim_for(total_steps)
+        if self.distillation is None or self.distillation.token is None:
+            return optim
+        return dataclasses.replace(optim, frozen=(*optim.frozen, "knowledge_token"))
 
 
-def read_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> TrainConfig:
+AnyTrainConfig: TypeAlias = TrainConfig | DetectionTrainConfig
+
+
+def read_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> AnyTrainConfig:
     """The settings in a file.
 
     Args:
@@ -268,18 +202,25 @@ def read_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> Trai
         raise ValueError(f"{path}: {error}") from error
 
 
-def from_dict(values: Mapping[str, Any]) -> TrainConfig:
-    """The settings in nested tables; the inverse of `TrainConfig.to_dict`.
+def from_dict(values: Mapping[str, Any]) -> AnyTrainConfig:
+    """The settings in nested tables; the inverse of `to_dict`.
 
     Args:
-        values: as in a file. "preset" of "model" fills in fields of "model" and "optim"; skeletons may be named.
+        values: as in a file. "task" chooses the kind of the settings. "preset" of "model" fills in fields of "model"
+            and "optim"; skeletons may be named.
 
     Raises:
         ValueError: listing all problems: unknown keys (with the nearest known one), missing keys, values of another
-            type or out of range.
+            type or out of range; for an unknown task, only that.
     """
+    task = values.get("task", "pose")
+    if task not in TASKS:
+        raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     problems: list[str] = []
     values = dict(values)
+    if task == "detection":
+        optim = _table(values, "optim", OptimConfig, problems)
+        return toml.build(DetectionTrainConfig, {**values, "optim": {**DETECTION_OPTIM, **optim}}, problems)
     values["skeletons"] = own = _own_skeletons(values.get("skeletons", ()), problems)
     model = _table(values, "model", VitPoseConfig, problems, also=("preset",))
     optim = _table(values, "optim", OptimConfig, problems)
@@ -298,9 +239,11 @@ def from_dict(values: Mapping[str, Any]) -> TrainConfig:
     return toml.build(TrainConfig, {**values, "model": model, "optim": optim}, problems)
 
 
-def differing_settings(old: TrainConfig, new: TrainConfig) -> list[str]:
+def differing_settings(old: AnyTrainConfig, new: AnyTrainConfig) -> list[str]:
     """Names of the settings that differ, but must not when a run is resumed: all but `MAY_CHANGE`."""
-    names = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in MAY_CHANGE]
+    if old.task != new.task:
+        return ["task"]
+    names = [field.name for field in dataclasses.fields(new) if field.name not in MAY_CHANGE]
     return [name for name in names if getattr(old, name) != getattr(new, name)]
 
 

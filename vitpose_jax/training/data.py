@@ -9,7 +9,7 @@ import functools
 import operator
 import types
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
@@ -54,6 +54,9 @@ class TrainingBatch(NamedTuple):
     udp: Bool[Array | np.ndarray, " n"]
     flip_indices: Int32[Array | np.ndarray, "n K"]
     upper_body: Bool[Array | np.ndarray, "n K"]
+
+
+Batch = TypeVar("Batch")
 
 
 class _Head(NamedTuple):
@@ -113,7 +116,7 @@ def pack(people: Sequence[tuple[Person, _Head]]) -> TrainingBatch:
     )
 
 
-class Loader(Iterator[TrainingBatch]):
+class Loader(Iterator[Batch]):
     """An iterator over batches that can be saved and resumed. From `make_loader`; close it, or use it in a `with`.
 
     Attributes:
@@ -132,7 +135,7 @@ class Loader(Iterator[TrainingBatch]):
         self._iterator: Any = None
         self._closed = False
 
-    def __next__(self) -> TrainingBatch:
+    def __next__(self) -> Batch:
         """The next batch.
 
         Raises:
@@ -148,9 +151,9 @@ class Loader(Iterator[TrainingBatch]):
         # A worker reuses its shared memory when the batch is released.
         return jax.tree.map(np.array, batch) if self._workers else batch
 
-    def _start(self) -> Iterator[TrainingBatch]:
+    def _start(self) -> Iterator[Batch]:
         """Start to read ahead, at the next batch."""
-        grain = _grain()
+        grain = import_grain()
         # Each thread makes whole batches.
         options = grain.ReadOptions(self._threads, self._threads + 1 if self._threads else 0)
         if self.micro_step >= len(self._batches):
@@ -194,7 +197,7 @@ class Loader(Iterator[TrainingBatch]):
         self._stop()
         self._closed = True
 
-    def __enter__(self) -> "Loader":
+    def __enter__(self) -> "Loader[Batch]":
         return self
 
     def __exit__(
@@ -215,7 +218,7 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
     epochs: int | None = None,
-) -> Loader:
+) -> Loader[TrainingBatch]:
     """Batches of people.
 
     Each epoch has a new order. People come as one endless sequence: a batch may hold the last people of an epoch and
@@ -260,8 +263,8 @@ def make_loader(
 
     total = sum(len(source) for source in sources)
     micro_steps_per_epoch = max(1, total // (batch_size * process_count))
-    part = _ProcessPart(_people(sources, config, ratios, seed), batch_size, process_index, process_count)
-    batches = _grain().MapDataset.source(part).batch(batch_size, batch_fn=pack)
+    part = ProcessPart(_people(sources, config, ratios, seed), batch_size, process_index, process_count)
+    batches = import_grain().MapDataset.source(part).batch(batch_size, batch_fn=pack)
     identity = {
         "batch_size": batch_size * process_count,
         "seed": seed,
@@ -284,7 +287,7 @@ def _people(
     seed: int,
 ) -> Any:
     """An endless sequence of people with their heads."""
-    grain = _grain()
+    grain = import_grain()
     datasets = [
         grain.MapDataset.source(source).map(functools.partial(_with_head, head=_head(source, config)))
         for source in sources
@@ -299,26 +302,31 @@ def _people(
     return grain.MapDataset.mix(sequences, list(map(float, ratios)))
 
 
-class _ProcessPart:
-    """The people of one process: a contiguous part of each batch of all processes."""
+class ProcessPart:
+    """The samples of one process: a contiguous part of each batch of all processes."""
 
-    def __init__(self, people: Any, batch_size: int, process_index: int, process_count: int):
-        self._people, self._batch_size = people, batch_size
+    def __init__(self, samples: Any, batch_size: int, process_index: int, process_count: int):
+        self._samples, self._batch_size = samples, batch_size
         self._index, self._count = process_index, process_count
 
     def __len__(self) -> int:
-        return len(self._people) // (self._batch_size * self._count) * self._batch_size
+        return len(self._samples) // (self._batch_size * self._count) * self._batch_size
 
-    def __getitem__(self, index: int) -> tuple[Person, _Head]:
+    def __getitem__(self, index: int) -> Any:
         batch, row = divmod(index, self._batch_size)
-        return self._people[(batch * self._count + self._index) * self._batch_size + row]
+        return self._samples[(batch * self._count + self._index) * self._batch_size + row]
 
 
 def _with_head(person: Person, head: _Head) -> tuple[Person, _Head]:
     return person, head
 
 
-def _grain() -> types.ModuleType:
+def import_grain() -> types.ModuleType:
+    """The package grain.
+
+    Raises:
+        ImportError: if it is not installed, with the command that installs it.
+    """
     try:
         import grain
     except ImportError:

@@ -5,7 +5,7 @@
       metrics.jsonl    one line for each report and each evaluation
       checkpoints/     the last state, and that of the best model (checkpoints.py)
       best/            the best model, in the native format (`from_pretrained`)
-      last/            the final model, if there is no [evaluation]
+      last/            the final model, if there is no [evaluation]; a person finder for `Detector.from_pretrained`
       tensorboard/     with log.tensorboard
 
 While the device computes a micro-step, the host reads the next batch and checks the metrics of the previous one. So an
@@ -27,12 +27,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from vitpose_jax import checkpoint, convert
+from vitpose_jax.convert.detectors import write_finder
 from vitpose_jax.datasets.dataset import Dataset
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.runner import evaluate
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE
-from vitpose_jax.training.config import EvaluationConfig, TrainConfig
+from vitpose_jax.training.config import AnyTrainConfig, EvaluationConfig, TrainConfig
+from vitpose_jax.training.detection.config import DetectionTrainConfig
+from vitpose_jax.training.detection.models import trained_finder
 from vitpose_jax.training.reports import Log
 from vitpose_jax.training.setup import CHECKPOINTS, Run, prepare
 from vitpose_jax.training.sharding import put_batch, to_host
@@ -63,7 +66,7 @@ class FitResult:
     checkpoint: pathlib.Path | None
 
 
-def fit(config: TrainConfig, *, resume: bool = False, progress: bool = False) -> FitResult:
+def fit(config: AnyTrainConfig, *, resume: bool = False, progress: bool = False) -> FitResult:
     """Train a model.
 
     Ctrl-C, or a signal to terminate, ends the run after the current step and saves its state. With `jax.distributed`
@@ -154,10 +157,11 @@ def _evaluate(run: Run, log: Log, step: int) -> float | None:
 
     None without [evaluation].
     """
-    evaluation, dataset = run.config.evaluation, run.eval_dataset
-    if evaluation is None or dataset is None:
+    config, dataset = run.config, run.eval_dataset
+    if isinstance(config, DetectionTrainConfig) or config.evaluation is None or dataset is None:
         return None
-    metrics = evaluate_state(run.config, evaluation, dataset, run.state)
+    evaluation = config.evaluation
+    metrics = evaluate_state(config, evaluation, dataset, run.state)
     value = _value(evaluation, metrics)
     log.write({"step": step, **{f"evaluation/{name}": number for name, number in metrics.items()}})
     if run.best is None or value > _value(evaluation, run.best):
@@ -176,6 +180,11 @@ def _value(evaluation: EvaluationConfig, metrics: dict[str, float]) -> float:
 
 def _export(run: Run, name: str) -> None:
     """Write the model to a folder of the output, and for transformers if `huggingface` is set."""
+    if isinstance(run.config, DetectionTrainConfig):
+        finder = trained_finder(run.config, run.state)
+        if jax.process_index() == 0:
+            write_finder(finder, run.output / name, overwrite=True)
+        return
     model = trained_model(run.config, run.state)
     if jax.process_index() == 0:
         checkpoint.save(model, run.output / name, overwrite=True)

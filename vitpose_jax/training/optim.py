@@ -22,7 +22,7 @@ names decide what is frozen, decayed, scaled and sharded (`name_rules.match_rule
 import dataclasses
 import functools
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,8 @@ from flax import nnx
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 
+from vitpose_jax.finder.config import FinderConfig
+from vitpose_jax.finder.modeling import PersonFinder, abstract_finder
 from vitpose_jax.storage import parameters
 from vitpose_jax.training.name_rules import match_rules
 from vitpose_jax.vitpose.config import VitPoseConfig
@@ -42,6 +44,8 @@ except ImportError as error:
     raise ImportError('training needs optax: pip install "vitpose-jax[train]"') from error
 
 Tensors = dict[str, Array]
+ModelConfig: TypeAlias = VitPoseConfig | FinderConfig
+Model = TypeVar("Model", VitPose, PersonFinder)
 
 SCHEDULES = ("step", "cosine")
 
@@ -80,6 +84,8 @@ class OptimConfig:
             whole flat names. A BatchNorm with a frozen scale uses its running statistics and does not change them.
         drop_path: stochastic depth rate of the last block.
         ema_decay: decay of the exponential moving average of the parameters (`update_ema`); None for no average.
+        ema_warmup: the decay of step k, from 1, is at most (1 + k) / (10 + k): in a short run the average forgets the
+            initial parameters.
 
     Raises:
         ValueError: listing all fields that are out of range, with what was expected and what came.
@@ -100,6 +106,7 @@ class OptimConfig:
     frozen: tuple[str, ...] = ()
     drop_path: float = 0.3
     ema_decay: float | None = None
+    ema_warmup: bool = False
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -161,7 +168,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["plus-huge"]["layer_decay"] = 0.8
 
 
-def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.GradientTransformation:
+def make_optimizer(config: OptimConfig, model_config: ModelConfig) -> optax.GradientTransformation:
     """The optimiser of the trained parameters (`split`).
 
     One update: clip all gradients by their common norm; Adam; add the weight decay; multiply by the scale of the
@@ -170,7 +177,7 @@ def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.Gradien
 
     Args:
         config: settings, with `total_steps`.
-        vitpose: configuration of the model.
+        model_config: configuration of the model.
 
     Returns:
         A transformation of dicts by flat name. With `accumulate` above 1, `update` returns zeros until it has seen
@@ -180,9 +187,9 @@ def make_optimizer(config: OptimConfig, vitpose: VitPoseConfig) -> optax.Gradien
     Raises:
         ValueError: if `frozen` matches nothing or everything, or if `total_steps` is None.
     """
-    all_shapes = parameter_shapes(vitpose)
+    all_shapes = parameter_shapes(model_config)
     shapes = {name: all_shapes[name] for name, trains in trainable(config.frozen, all_shapes).items() if trains}
-    all_scales = layer_scales(vitpose, config.layer_decay)
+    all_scales = layer_scales(model_config, config.layer_decay)
     scales = {name: np.reshape(all_scales[name], (-1,) + (1,) * (len(shapes[name]) - 1)) for name in shapes}
     decays = {name: config.weight_decay * decayed for name, decayed in match_rules(WEIGHT_DECAY, all_shapes).items()}
 
@@ -230,7 +237,7 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
     return rate
 
 
-def layer_scales(config: VitPoseConfig, decay: float) -> dict[str, Float[np.ndarray, " _"]]:
+def layer_scales(config: ModelConfig, decay: float) -> dict[str, Float[np.ndarray, " _"]]:
     """The factor on the learning rate of each parameter.
 
     Args:
@@ -240,8 +247,10 @@ def layer_scales(config: VitPoseConfig, decay: float) -> dict[str, Float[np.ndar
     Returns:
         By flat name: decay^(depth + 1) for the patch embedding, decay^(depth - i) for block i, from 0, and 1 for the
         last norm, the heads and a knowledge token. Parameters of the blocks have `depth` factors, one for each index
-        of their leading axis; other parameters have one factor.
+        of their leading axis; other parameters have one factor. All factors of a finder are 1.
     """
+    if isinstance(config, FinderConfig):
+        return dict.fromkeys(parameter_shapes(config), np.ones(1, np.float32))
     depth = config.num_layers
     rules = (
         (r"backbone\.patch_embed\..+", decay ** np.array([depth + 1.0])),
@@ -268,13 +277,14 @@ def trainable(frozen: Sequence[str], names: Sequence[str] | dict[str, Any]) -> d
 
 
 @functools.lru_cache(maxsize=8)
-def parameter_shapes(config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
+def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shapes of the parameters of a model by flat name, without BatchNorm's running statistics."""
-    flat = nnx.to_flat_state(nnx.state(abstract_vitpose(config), nnx.Param))
+    model = abstract_finder(config) if isinstance(config, FinderConfig) else abstract_vitpose(config)
+    flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return dict(sorted((".".join(map(str, path)), tuple(variable.get_value().shape)) for path, variable in flat))
 
 
-def training_view(model: VitPose, frozen: Sequence[str] = ()) -> VitPose:
+def training_view(model: Model, frozen: Sequence[str] = ()) -> Model:
     """The model in training mode: a BatchNorm normalises with the batch and updates its statistics, unless frozen.
 
     Args:
@@ -293,7 +303,7 @@ def training_view(model: VitPose, frozen: Sequence[str] = ()) -> VitPose:
     )
 
 
-def split(model: VitPose, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef, Tensors, Tensors]:
+def split(model: Model, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef[Model], Tensors, Tensors]:
     """A model as its static graph, its trained parameters and all its other arrays, by flat name.
 
     Args:
@@ -309,23 +319,23 @@ def split(model: VitPose, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef, Ten
     return nnx.graphdef(model), trained, {name: leaf for name, leaf in tensors.items() if name not in trained}
 
 
-def arrays_by_name(model: VitPose) -> Tensors:
+def arrays_by_name(model: nnx.Module) -> Tensors:
     """All arrays of a model by flat name; the model is not abstract."""
     return cast(Tensors, parameters.flatten(model))
 
 
-def merge(graphdef: nnx.GraphDef, *tensors: Tensors) -> VitPose:
+def merge(graphdef: nnx.GraphDef[Model], *tensors: Tensors) -> Model:
     """A new model, with variables of its own, from a graph and arrays by flat name; the inverse of `split`."""
     flat = [(tuple(name.split(".")), leaf) for part in tensors for name, leaf in part.items()]
     return nnx.merge(graphdef, nnx.from_flat_state(flat), copy=True)
 
 
-def batch_stats(model: VitPose) -> Tensors:
-    """BatchNorm's running means and variances by flat name; empty for the simple decoder."""
+def batch_stats(model: nnx.Module) -> Tensors:
+    """BatchNorm's running means and variances by flat name; empty for a model without BatchNorm."""
     flat = nnx.to_flat_state(nnx.state(model, nnx.BatchStat))
     return {".".join(map(str, path)): variable.get_value() for path, variable in flat}
 
 
-def update_ema(average: Tensors, tensors: Tensors, decay: float) -> Tensors:
+def update_ema(average: Tensors, tensors: Tensors, decay: ArrayLike) -> Tensors:
     """The moving average after one more step: decay x average + (1 - decay) x tensors, by flat name."""
     return jax.tree.map(lambda old, new: old + (1 - decay) * (new - old), average, tensors)

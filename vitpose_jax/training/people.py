@@ -7,7 +7,6 @@ is resampled, so a crop of the window equals the crop of the image.
 import logging
 import math
 import os
-import pathlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -15,7 +14,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 
-from vitpose_jax.datasets.archives import ImageStore, Paths, expand_archives
+from vitpose_jax.datasets.archives import ImageStore, Paths, folder_and_archives
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.pipeline.regions import BOX_PADDING, Regions, boxes_to_regions
@@ -153,13 +152,8 @@ class PersonSource:
         Raises:
             ValueError: as in `read_dataset`, `ImageStore` and this class; for archives in several folders.
         """
-        if isinstance(images, str | os.PathLike) and pathlib.Path(images).is_dir():
-            return cls(read_dataset(name, annotations, images), **options)
-        archives = expand_archives(images)
-        folders = {archive.parent for archive in archives}
-        if len(folders) != 1:
-            raise ValueError(f"images: expected a folder, or .zip archives in one folder, got {images}")
-        return cls(read_dataset(name, annotations, folders.pop()), archives=archives, **options)
+        folder, archives = folder_and_archives(images)
+        return cls(read_dataset(name, annotations, folder), archives=archives, **options)
 
     @property
     def skeleton(self) -> Skeleton:

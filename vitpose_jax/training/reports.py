@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from vitpose_jax.storage.atomic import write_whole
-from vitpose_jax.training.config import TrainConfig
+from vitpose_jax.training.config import AnyTrainConfig
 
 METRICS = "metrics.jsonl"
 
@@ -26,9 +26,10 @@ class Log:
         shown: whether to report at all: only the first of several processes does.
     """
 
-    def __init__(self, config: TrainConfig, total_steps: int, accumulate: int, *, progress: bool, shown: bool):
+    def __init__(self, config: AnyTrainConfig, total_steps: int, accumulate: int, *, progress: bool, shown: bool):
         self._config, self._total_steps, self._accumulate, self._shown = config, total_steps, accumulate, shown
         self._progress = progress
+        self._samples = "people" if config.task == "pose" else "images"
         self._writer: Any = None
 
     def __enter__(self) -> "Log":
@@ -71,8 +72,8 @@ class Log:
         now = time.perf_counter()
         speed = self._batches * self._config.batch_size / (now - self._since)
         self._batches, self._since = 0, now
-        self._bar.set_postfix_str(f"loss {metrics['loss']:.3g}, {speed:.0f} people/s")
-        self.write({"step": step, **metrics, "people_per_second": round(speed, 1)})
+        self._bar.set_postfix_str(f"loss {metrics['loss']:.3g}, {speed:.0f} {self._samples}/s")
+        self.write({"step": step, **metrics, f"{self._samples}_per_second": round(speed, 1)})
 
     def write(self, values: dict[str, Any]) -> None:
         """Write one line: the metrics of a step, and "step"."""

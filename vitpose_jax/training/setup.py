@@ -2,12 +2,15 @@
 
 check_output         the output folder is free, or holds this run
 choose_mesh          devices
-load_teacher         for distillation
 load_eval_dataset    checked to be complete enough for its metrics
 open_loader          batches of this process
-create_model         pretrained or random parameters
-init_state, make_train_step     step.py
+start                the first state and the compiled micro-step
+  load_teacher         for distillation
+  create_model         pretrained or random parameters
+  init_state, make_train_step     step.py
 Checkpoints          the last state, if there is one
+
+A `DetectionTrainConfig` has parts of its own in detection/: its batches, its model and its micro-step.
 """
 
 import contextlib
@@ -15,7 +18,7 @@ import dataclasses
 import json
 import pathlib
 from collections.abc import Iterator
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -28,17 +31,23 @@ from vitpose_jax.evaluation.scoring import check_scorable
 from vitpose_jax.storage.atomic import write_whole
 from vitpose_jax.training.checkpoints import Checkpoints
 from vitpose_jax.training.config import (
-    CheckpointConfig,
+    AnyTrainConfig,
     EvaluationConfig,
     TrainConfig,
     differing_settings,
     read_config,
 )
-from vitpose_jax.training.data import Loader, make_loader
+from vitpose_jax.training.data import Loader, TrainingBatch, make_loader
+from vitpose_jax.training.detection.config import DetectionTrainConfig
+from vitpose_jax.training.detection.data import BoxBatch, BoxSource, make_box_loader
+from vitpose_jax.training.detection.models import create_finder
+from vitpose_jax.training.detection.step import make_detection_step
 from vitpose_jax.training.distill import Teacher, make_teacher, with_token
 from vitpose_jax.training.initialize import initialize
+from vitpose_jax.training.optim import OptimConfig
 from vitpose_jax.training.people import PersonSource
 from vitpose_jax.training.reports import METRICS, truncate_metrics
+from vitpose_jax.training.run_config import CheckpointConfig, RunConfig
 from vitpose_jax.training.sharding import make_mesh
 from vitpose_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from vitpose_jax.vitpose.modeling import VitPose
@@ -66,10 +75,10 @@ class Run:
         best: all metrics of the best model so far; None before the first evaluation.
     """
 
-    config: TrainConfig
+    config: AnyTrainConfig
     output: pathlib.Path
     mesh: Mesh | None
-    loader: Loader
+    loader: Loader[Any]
     eval_dataset: Dataset | None
     checkpoints: Checkpoints
     train_step: TrainStep
@@ -83,7 +92,7 @@ class Run:
 
 
 @contextlib.contextmanager
-def prepare(config: TrainConfig, *, resume: bool) -> Iterator[Run]:
+def prepare(config: AnyTrainConfig, *, resume: bool) -> Iterator[Run]:
     """A run at its start, or at its last checkpoint. Its loader and checkpoints are closed at the end of the `with`.
 
     Raises:
@@ -92,27 +101,13 @@ def prepare(config: TrainConfig, *, resume: bool) -> Iterator[Run]:
     output = pathlib.Path(config.output)
     check_output(config, resume=resume)
     mesh = choose_mesh(config)
-    teacher = load_teacher(config, mesh)
-    eval_dataset = load_eval_dataset(config)
+    eval_dataset = None if isinstance(config, DetectionTrainConfig) else load_eval_dataset(config)
     with contextlib.closing(open_loader(config)) as loader:
         accumulate = config.optim.accumulate
         steps_per_epoch = max(1, loader.micro_steps_per_epoch // accumulate)
         # `TrainConfig` has either steps or epochs.
         total_steps = config.steps or max(1, round(cast(float, config.epochs) * steps_per_epoch))
-        optim_config = config.optim_for(total_steps)
-        graphdef, optimizer, state = init_state(create_model(config), optim_config, mesh)
-        train_step = make_train_step(
-            config.model,
-            graphdef,
-            optimizer,
-            optim_config=optim_config,
-            augmentation=config.augmentation,
-            loss=config.loss,
-            sigma=config.sigma,
-            remat=config.remat,
-            mesh=mesh,
-            teacher=teacher,
-        )
+        state, train_step = start(config, config.optim_for(total_steps), mesh)
         with Checkpoints(output / CHECKPOINTS) as checkpoints:
             run = Run(
                 config=config,
@@ -124,7 +119,7 @@ def prepare(config: TrainConfig, *, resume: bool) -> Iterator[Run]:
                 train_step=train_step,
                 accumulate=accumulate,
                 total_steps=total_steps,
-                evaluate_every=_steps_between(config.evaluation, steps_per_epoch, default_epochs=10),
+                evaluate_every=_steps_between(getattr(config, "evaluation", None), steps_per_epoch, default_epochs=10),
                 save_every=_steps_between(config.checkpoint, steps_per_epoch, default_epochs=1),
                 state=state,
             )
@@ -139,14 +134,14 @@ def prepare(config: TrainConfig, *, resume: bool) -> Iterator[Run]:
             yield run
 
 
-def check_output(config: TrainConfig, *, resume: bool) -> None:
+def check_output(config: AnyTrainConfig, *, resume: bool) -> None:
     """Check that the output folder is free or holds the run to resume, and that the model can be written.
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False; if the run has other settings, naming them; if
             `huggingface` is set for a model that transformers does not have.
     """
-    if config.huggingface:
+    if isinstance(config, TrainConfig) and config.huggingface:
         # Before training, not after it.
         convert.check_writable(config.model, "huggingface")
     path = pathlib.Path(config.output) / CONFIG
@@ -159,7 +154,7 @@ def check_output(config: TrainConfig, *, resume: bool) -> None:
         raise ValueError(f"{path}: expected the settings of this run to resume it, got others for {', '.join(names)}")
 
 
-def choose_mesh(config: TrainConfig) -> Mesh | None:
+def choose_mesh(config: RunConfig) -> Mesh | None:
     """The mesh of all devices; None for one device.
 
     Raises:
@@ -203,13 +198,49 @@ def load_eval_dataset(config: TrainConfig) -> Dataset | None:
     return dataset
 
 
-def open_loader(config: TrainConfig) -> Loader:
+def start(config: AnyTrainConfig, optim_config: OptimConfig, mesh: Mesh | None) -> tuple[TrainState, TrainStep]:
+    """The state before the first micro-step, and the compiled micro-step."""
+    if isinstance(config, DetectionTrainConfig):
+        graphdef, optimizer, state = init_state(create_finder(config), optim_config, mesh)
+        return state, make_detection_step(config.model, graphdef, optimizer, optim_config=optim_config, mesh=mesh)
+    teacher = load_teacher(config, mesh)
+    graphdef, optimizer, state = init_state(create_model(config), optim_config, mesh)
+    train_step = make_train_step(
+        config.model,
+        graphdef,
+        optimizer,
+        optim_config=optim_config,
+        augmentation=config.augmentation,
+        loss=config.loss,
+        sigma=config.sigma,
+        remat=config.remat,
+        mesh=mesh,
+        teacher=teacher,
+    )
+    return state, train_step
+
+
+def open_loader(config: AnyTrainConfig) -> Loader[TrainingBatch] | Loader[BoxBatch]:
     """The batches of this process, from all datasets of `config.data`."""
-    sources = [
+    options = {
+        "batch_size": config.batch_size // jax.process_count(),
+        "seed": config.seed,
+        "num_threads": config.loader.threads,
+        "num_workers": config.loader.workers,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    if isinstance(config, DetectionTrainConfig):
+        boxes = [
+            BoxSource(entry.annotations, image_paths(entry.images), category_id=entry.category_id)
+            for entry in config.data
+        ]
+        return make_box_loader(boxes, size=config.model.image_size, augmentation=config.augmentation, **options)
+    people = [
         PersonSource.read(
             config.protocol(entry.dataset),
             entry.annotations,
-            entry.images if isinstance(entry.images, str) else list(entry.images),
+            image_paths(entry.images),
             size=config.model.image_size,
             augmentation=config.augmentation,
             weights=entry.weights,
@@ -221,17 +252,12 @@ def open_loader(config: TrainConfig) -> Loader:
     ]
     # `TrainConfig` has a ratio for all datasets or for none.
     ratios = [entry.ratio for entry in config.data if entry.ratio is not None]
-    return make_loader(
-        sources,
-        batch_size=config.batch_size // jax.process_count(),
-        seed=config.seed,
-        config=config.model,
-        ratios=ratios or None,
-        num_threads=config.loader.threads,
-        num_workers=config.loader.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    return make_loader(people, config=config.model, ratios=ratios or None, **options)
+
+
+def image_paths(images: str | tuple[str, ...]) -> str | list[str]:
+    """A folder or a pattern as it is, several archives as a list."""
+    return images if isinstance(images, str) else list(images)
 
 
 def create_model(config: TrainConfig) -> VitPose:

@@ -22,12 +22,10 @@ from vitpose_jax.training.name_rules import match_rules
 AXES = ("data", "fsdp")
 Tree = TypeVar("Tree")
 
-# The first axis that may be split; None for none. Axis 0 of the blocks' parameters is the block: it is scanned over.
-FSDP = (
-    (r".+[._]bias|.+\.scale|.+\.mean|.+\.var|.+\.token", None),
-    (r"backbone\.blocks\..+", 1),
-    (r".+", 0),
-)
+# Whether a parameter may be split.
+FSDP = ((r".+[._]bias|.+\.scale|.+\.mean|.+\.var|.+\.token", False), (r".+", True))
+# Axis 0 of these is the block. It is scanned over, and never split.
+STACKED = "backbone.blocks."
 
 
 def make_mesh(data: int | None = None, fsdp: int = 1, *, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -75,9 +73,9 @@ def parameter_specs(shapes: dict[str, tuple[int, ...]], fsdp: int) -> dict[str, 
         the last. Parameters without such an axis are replicated.
     """
     specs = {}
-    for name, first in match_rules(FSDP, shapes).items():
-        shape = shapes[name]
-        axes = [] if first is None else [axis for axis in range(first, len(shape)) if shape[axis] % fsdp == 0]
+    for name, splits in match_rules(FSDP, shapes).items():
+        shape, first = shapes[name], 1 if name.startswith(STACKED) else 0
+        axes = [axis for axis in range(first, len(shape)) if splits and shape[axis] % fsdp == 0]
         specs[name] = PartitionSpec()
         if axes and fsdp > 1:
             largest = max(axes, key=lambda axis: (shape[axis], axis))
@@ -107,30 +105,36 @@ def _name(path: tuple[Any, ...]) -> str:
     return ""
 
 
-def put_batch(batch: TrainingBatch, mesh: Mesh) -> TrainingBatch:
+def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     """A batch on the devices of a mesh: the parts of all processes together.
 
     Args:
-        batch: host arrays: this process's crops and their images. The number of crops is the same in all processes.
+        batch: host arrays whose axis 0 is the sample: this process's part. The number of samples is the same in all
+            processes. In a `TrainingBatch` the samples are crops, and come with their images.
         mesh: from `make_mesh`.
 
     Raises:
-        ValueError: if the number of crops is not a multiple of this process's devices.
+        ValueError: if the number of samples is not a multiple of this process's devices.
     """
-    pixels, shapes = map(np.asarray, batch.images)
-    n, devices = len(shapes), mesh.local_mesh.size
+    n, devices = len(jax.tree.leaves(batch)[-1]), mesh.local_mesh.size
     if n % devices:
-        raise ValueError(f"batch: expected a multiple of the {devices} devices of a process, got {n} crops")
+        raise ValueError(f"batch: expected a multiple of the {devices} devices of a process, got {n} samples")
+    if isinstance(batch, TrainingBatch):
+        batch = batch._replace(images=_split_pixels(batch.images, devices))
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+
+
+def _split_pixels(images: PackedImages, devices: int) -> PackedImages:
+    """Images in a pixel buffer that can be split, with their places in the global one."""
+    pixels, shapes = map(np.asarray, images)
     rows = len(pixels)
     if jax.process_count() > 1:
         rows = int(np.max(multihost_utils.process_allgather(np.asarray([rows]))))
     rows = -(-rows // devices) * devices
-    pixels = np.pad(pixels, ((0, rows - len(pixels)), (0, 0)))
     # The images of this process come after those of earlier processes in the global pixel buffer.
     starts = np.array([jax.process_index() * rows, 0, 0], shapes.dtype)
-    batch = batch._replace(images=PackedImages(pixels, shapes + starts))
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, np.asarray(leaf)), batch)
+    return PackedImages(np.pad(pixels, ((0, rows - len(pixels)), (0, 0))), shapes + starts)
 
 
 def put_parameters(tensors: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:

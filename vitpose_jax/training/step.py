@@ -17,7 +17,7 @@ was not interrupted, on any number of devices.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ from vitpose_jax.training.data import TrainingBatch
 from vitpose_jax.training.distill import Teacher
 from vitpose_jax.training.losses import heatmap_pck, joints_mse, joints_mse_by_dataset, online_hard_keypoints
 from vitpose_jax.training.optim import (
+    Model,
     OptimConfig,
     Tensors,
     batch_stats,
@@ -69,12 +70,13 @@ class TrainState(NamedTuple):
     ema: Tensors | None
 
 
-TrainStep = Callable[[TrainState, TrainingBatch, PRNGKeyArray], tuple[TrainState, Metrics]]
+# The batch is a `TrainingBatch` here, and another one for another task.
+TrainStep = Callable[[TrainState, Any, PRNGKeyArray], tuple[TrainState, Metrics]]
 
 
 def init_state(
-    model: VitPose, optim_config: OptimConfig, mesh: Mesh | None = None
-) -> tuple[nnx.GraphDef, optax.GradientTransformation, TrainState]:
+    model: Model, optim_config: OptimConfig, mesh: Mesh | None = None
+) -> tuple[nnx.GraphDef[Model], optax.GradientTransformation, TrainState]:
     """The state before the first micro-step.
 
     Args:
@@ -115,7 +117,7 @@ def init_state(
 
 def make_train_step(
     model_config: VitPoseConfig,
-    graphdef: nnx.GraphDef,
+    graphdef: nnx.GraphDef[VitPose],
     optimizer: optax.GradientTransformation,
     *,
     optim_config: OptimConfig,
@@ -159,7 +161,6 @@ def make_train_step(
         raise ValueError(f"loss: 'ohkm' is for a model with one head, got heads for {', '.join(heads)}")
     sigma = 2 * model_config.heatmap_size[0] / 64 if sigma is None else sigma
     num_keypoints = tuple(heads.get(name, 0) for name in model_config.datasets)
-    rate = learning_rate(optim_config)
 
     def crops_and_targets(
         batch: TrainingBatch, key: PRNGKeyArray
@@ -227,33 +228,65 @@ def make_train_step(
         (value, (rest, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
             state.trained, state.rest, crops, targets, weights, batch.dataset_index, teacher_heatmaps, drop_key
         )
-        updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
-        trained = cast(Tensors, optax.apply_updates(state.trained, updates))
-        ema = state.ema
-        if ema is not None and optim_config.ema_decay is not None:
-            # Only the last micro-step of a step changes the parameters.
-            updated = (state.micro_step + 1) % optim_config.accumulate == 0
-            averaged = update_ema(ema, trained, optim_config.ema_decay)
-            ema = jax.tree.map(lambda new, old: jnp.where(updated, new, old), averaged, ema)
-        metrics |= {
-            "loss": value,
-            "gradient_norm": optax.tree.norm(gradients),
-            "learning_rate": rate(state.micro_step // optim_config.accumulate),
-        }
-        return TrainState(state.micro_step + 1, trained, rest, opt_state, ema), metrics
+        state, updated = apply_gradients(state, gradients, rest, optimizer, optim_config)
+        return state, metrics | {"loss": value} | updated
 
     # The teacher's parameters are an argument: constants would be compiled into the program.
-    teacher_tensors = () if teacher is None else (teacher.tensors,)
+    return compile_step(train_step, mesh, *(() if teacher is None else (teacher.tensors,)))
+
+
+def apply_gradients(
+    state: TrainState,
+    gradients: Tensors,
+    rest: Tensors,
+    optimizer: optax.GradientTransformation,
+    optim_config: OptimConfig,
+) -> tuple[TrainState, Metrics]:
+    """The end of a micro-step, whatever is trained.
+
+    Args:
+        state: before the micro-step.
+        gradients: of `state.trained`.
+        rest: the new `state.rest`.
+        optimizer, optim_config: as in `make_train_step`.
+
+    Returns:
+        The new state, and the metrics "gradient_norm" before clipping and "learning_rate".
+    """
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.trained)
+    trained = cast(Tensors, optax.apply_updates(state.trained, updates))
+    ema, step = state.ema, state.micro_step // optim_config.accumulate
+    if ema is not None and optim_config.ema_decay is not None:
+        decay = optim_config.ema_decay
+        if optim_config.ema_warmup:
+            decay = jnp.minimum(decay, (2.0 + step) / (11.0 + step))
+        # Only the last micro-step of a step changes the parameters.
+        updated = (state.micro_step + 1) % optim_config.accumulate == 0
+        averaged = update_ema(ema, trained, decay)
+        ema = jax.tree.map(lambda new, old: jnp.where(updated, new, old), averaged, ema)
+    metrics = {"gradient_norm": optax.tree.norm(gradients), "learning_rate": learning_rate(optim_config)(step)}
+    return TrainState(state.micro_step + 1, trained, rest, opt_state, ema), metrics
+
+
+def compile_step(
+    train_step: Callable[..., tuple[TrainState, Metrics]], mesh: Mesh | None, *arguments: Any
+) -> TrainStep:
+    """The compiled program of a micro-step, which donates the state.
+
+    Args:
+        train_step: a function of a state, a batch, a key and `arguments`.
+        mesh: the mesh of the state and the batches; None for one device.
+    """
     if mesh is None:
         program = jax.jit(train_step, donate_argnums=0)
-        return program if teacher is None else lambda *arguments: program(*arguments, *teacher_tensors)
+        return (lambda *changing: program(*changing, *arguments)) if arguments else program
     compiled: list[TrainStep] = []
 
-    def run(state: TrainState, batch: TrainingBatch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
+    def run(state: TrainState, batch: Any, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
         if not compiled:
             # The new state has the sharding of the old one.
             sharding = jax.tree.map(lambda leaf: leaf.sharding, state)
             compiled.append(jax.jit(train_step, donate_argnums=0, out_shardings=(sharding, replicated(mesh))))
-        return compiled[0](state, batch, key, *teacher_tensors)
+        return compiled[0](state, batch, key, *arguments)
 
     return run
