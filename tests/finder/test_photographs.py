@@ -2,6 +2,7 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -39,7 +40,7 @@ def detector() -> Detector:
 def best_overlaps(boxes: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """For each expected box x y w h, the intersection over union of the nearest box."""
     corners = [np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], axis=1) for rows in (boxes, expected)]
-    return np.asarray(box_iou(*corners)).max(axis=0)
+    return np.asarray(box_iou(*map(jnp.asarray, corners))).max(axis=0)
 
 
 def test_the_default_detector_is_the_bundled_finder(detector):
