@@ -33,7 +33,7 @@ def test_annotations_are_read_with_cocos_names():
     assert (read.name, read.category_ids, read.num_keypoints) == ("annotations", {1, 9}, 2)
     first, second = read.images.values()
     assert first._replace(where="") == ("", 7, "7.jpg", 100.0, 80.0, None, False)
-    assert second._replace(where="") == ("", "b", None, None, None, 0.25)
+    assert second._replace(where="") == ("", "b", None, None, None, 0.25, False)
     person, crowd = read.objects
     assert (person.id, person.image_id, person.category_id, person.area, person.iscrowd) == (3, 7, 1, 5.0, False)
     np.testing.assert_array_equal(person.bbox, [1, 2, 3, 4])
