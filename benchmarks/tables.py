@@ -308,7 +308,8 @@ def person_finder() -> str:
     document = read("person_finder/metrics.json")
     counts, metrics = document["counts"], document["metrics"]
     points = {point["min_precision"]: point for point in document["operating_points"]}
-    line = [str(counts["people"]), str(counts["images"]), *(f"{metrics[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR"))]
+    line = [str(counts["people"]), str(counts["images"])]
+    line += [f"{metrics[name]:.3f}" for name in ("AP", "AP50", "AP75", "AR")]
     line += [f"{points[0.8]['recall']:.3f}", f"{points[0.8]['recall_tall']:.3f}"]
     header = ["people", "images", "AP", "AP50", "AP75", "AR", "recall at precision 0.8", "of tall people"]
     return markdown(header, [line], numbers=8)

@@ -35,7 +35,7 @@ from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, check_power_of_two
 from vitpose_jax.serving.flow import PREFETCH, ItemError, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
-from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence
+from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence, plain
 from vitpose_jax.skeletons import ANIMAL_SKELETONS
 from vitpose_jax.vitpose.modeling import VitPose
 
@@ -351,7 +351,7 @@ class PoseEstimator:
             dataset, flip_test, decode: as for a call.
         """
         image = np.zeros((*image_size, 3), np.uint8)
-        if self.config.skeleton(dataset).name not in ANIMAL_SKELETONS or self._detector is not None:
+        if self.config.skeleton(plain(dataset)).name not in ANIMAL_SKELETONS or self._detector is not None:
             self.detector(image)
         count = self.max_batch if num_boxes is None else min(num_boxes, self.max_batch)
         sizes = {size for n in range(1, count + 1) for size in batch_sizes(n, self.max_batch, self._min_batch)}

@@ -129,7 +129,8 @@ class SingleProgramEstimator:
         sides, network = pixels.shape[:2], Network.of(self.detector.model)
         resized = network.resized_size(*sides, self.detector.config)
         input_size = network.input_size([resized], self.detector.config)
-        down, across = map(resize_matrix, sides, resized, input_size)
+        down = resize_matrix(sides[0], resized[0], input_size[0])
+        across = resize_matrix(sides[1], resized[1], input_size[1])
         people = self._program(
             pack_images([pixels], pixel_bucket(sides[0] * sides[1])),
             down,

@@ -28,6 +28,8 @@ GROUP = (
 )
 # A box finds a person with at least this intersection over union; some of the group are half hidden.
 MATCH = 0.4
+# The same box in inputs of two sizes.
+NEARLY_THE_SAME = 0.95
 # About 5 % below the measured value on tests/data, 11 of 15.
 LEAST_RECALL = 0.69
 
@@ -40,7 +42,7 @@ def detector() -> Detector:
 def best_overlaps(boxes: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """For each expected box x y w h, the intersection over union of the nearest box."""
     corners = [np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], axis=1) for rows in (boxes, expected)]
-    return np.asarray(box_iou(*map(jnp.asarray, corners))).max(axis=0)
+    return np.asarray(box_iou(*(jnp.asarray(rows, jnp.float32) for rows in corners))).max(axis=0)
 
 
 def test_the_default_detector_is_the_bundled_finder(detector):
@@ -90,8 +92,10 @@ def test_nobody_is_found_where_nobody_is(detector):
 
 
 def test_a_batch_finds_the_same_as_single_images(detector):
+    # A batch has one input, which holds all its images: more black around some of them changes boxes at their borders.
     images = [DEMO_IMAGE, GROUP_IMAGE, np.zeros((300, 900, 3), np.uint8)]
     batched = Detector(detector.model, max_batch=4)
     for alone, together in zip(map(detector, images), batched(images), strict=True):
         assert len(alone) == len(together)
-        assert (best_overlaps(together.boxes, alone.boxes) > 0.99).all()
+        if len(alone):
+            assert (best_overlaps(together.boxes, alone.boxes) > NEARLY_THE_SAME).all()

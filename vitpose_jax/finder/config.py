@@ -97,7 +97,10 @@ class FinderConfig:
         if set(values) != expected:
             missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
             raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields {unknown}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
 
 
 def _is_count(value: object) -> bool:

@@ -85,7 +85,8 @@ class PersonFinder(nnx.Module):
         if height % STRIDES[-1] or width % STRIDES[-1] or channels != 3:
             raise ValueError(f"images: expected (n, height, width, 3), multiples of {STRIDES[-1]}, got {images.shape}")
         x = _activate(self.stem(images.astype(self.dtype)))
-        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=((1, 1), (1, 1)))
+        padding: Any = ((1, 1), (1, 1))  # annotated as a string in flax
+        x = nnx.max_pool(x, (3, 3), strides=(2, 2), padding=padding)
         maps = []
         for stage in self.stages:
             x = stage(x)
