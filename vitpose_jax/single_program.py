@@ -126,13 +126,13 @@ class SingleProgramEstimator:
             check_flip_pairs(skeleton)
         threshold, class_mask, max_detections = self.detector.check_options()
         pixels = load_image(image)
-        sides, network = pixels.shape[:2], Network.of(self.detector.model)
-        resized = network.resized_size(*sides, self.detector.config)
+        (height, width, _), network = pixels.shape, Network.of(self.detector.model)
+        resized = network.resized_size(height, width, self.detector.config)
         input_size = network.input_size([resized], self.detector.config)
-        down = resize_matrix(sides[0], resized[0], input_size[0])
-        across = resize_matrix(sides[1], resized[1], input_size[1])
+        down = resize_matrix(height, resized[0], input_size[0])
+        across = resize_matrix(width, resized[1], input_size[1])
         people = self._program(
-            pack_images([pixels], pixel_bucket(sides[0] * sides[1])),
+            pack_images([pixels], pixel_bucket(height * width)),
             down,
             across,
             np.asarray(resized, np.float32),
