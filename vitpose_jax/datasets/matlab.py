@@ -17,6 +17,7 @@ from collections.abc import Collection, Iterator
 
 import numpy as np
 
+from vitpose_jax.storage.tensors import read_bytes
 from vitpose_jax.storage.text import printable
 
 # Bytes of a file, and of an array after it is decompressed. The file of MPII has 2 MB.
@@ -45,10 +46,7 @@ def read_arrays(path: pathlib.Path, names: Collection[str]) -> dict[str, np.ndar
         ValueError: naming the file, if it is not such a file, or is damaged or too large.
         OSError: if the file cannot be read.
     """
-    with path.open("rb") as file:
-        content = file.read(LARGEST_FILE + 1)
-    if len(content) > LARGEST_FILE:
-        raise ValueError(f"{path}: expected at most {LARGEST_FILE} bytes, got more")
+    content = read_bytes(path, LARGEST_FILE)
     orders = {b"IM": "<", b"MI": ">"}
     if len(content) < _HEADER or content[126:128] not in orders:
         raise ValueError(f"{path}: expected a MATLAB file of version 5 to 7.2")

@@ -110,5 +110,5 @@ class FinderConfig:
         expected = {field.name for field in dataclasses.fields(cls)}
         if set(values) != expected:
             missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
-            raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields {join(unknown) or 'none'}")
+            raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields [{join(map(repr, unknown))}]")
         return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})

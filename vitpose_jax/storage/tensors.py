@@ -74,16 +74,30 @@ def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
         ValueError: if the file is missing, cannot be read, has more than `largest` bytes or is not UTF-8.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(largest + 1)
+        content = read_bytes(path, largest)
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
-    if len(content) > largest:
-        raise ValueError(f"{path}: expected at most {largest} bytes, got more")
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: expected UTF-8 text, got {error.reason} at byte {error.start}") from error
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The content of a file, a pipe or a device, of at most `largest` bytes.
+
+    Raises:
+        ValueError: if there are more.
+        OSError: if the file cannot be read.
+    """
+    pieces, size = [], 0
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            pieces.append(piece)
+            size += len(piece)
+            if size > largest:
+                raise ValueError(f"{path}: expected at most {largest} bytes, got more")
+    return b"".join(pieces)
 
 
 def parse_json(content: str, *, source: str) -> Any:

@@ -316,7 +316,7 @@ class VitPoseConfig:
         if missing or set(values) - expected:
             raise ValueError(
                 f"VitPoseConfig: missing fields {sorted(missing)}, "
-                f"unknown fields {join(sorted(set(values) - expected)) or 'none'}"
+                f"unknown fields [{join(map(repr, sorted(set(values) - expected)))}]"
             )
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
