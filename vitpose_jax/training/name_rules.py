@@ -16,9 +16,10 @@ from vitpose_jax.storage.text import join, printable, shorten
 T = TypeVar("T")
 
 LONGEST_PATTERN = 500
-# A name of n characters takes up to n^3 steps with three repeats.
-MOST_REPEATS = 3
 LONGEST_NAME = 255
+# A repeat can end at any character of a name, an optional piece is there or not, and so on: the product of these
+# choices bounds the number of steps. Three repeats are allowed.
+MOST_CHOICES = LONGEST_NAME**3
 
 # A pattern in pieces: an escaped character, a set, the start of a group, its end, a repeat, an optional piece, any
 # other character.
@@ -32,9 +33,9 @@ _PIECES = re.compile(
 def compile_pattern(pattern: str) -> re.Pattern[str]:
     """A regular expression that takes a bounded time.
 
-    Allowed are characters, sets, groups, alternatives, `^`, `$`, escapes such as `\\d`, up to three repeats (`*`, `+`,
-    `{2,5}`) of a single character or set in each alternative, and a group followed by `?`. A group cannot be repeated,
-    and there are no references to groups.
+    Allowed are characters, sets, groups, alternatives, `^`, `$`, escapes such as `\\d`, repeats (`*`, `+`, `{2,5}`) of
+    a single character or set, and `?`. A group cannot be repeated, and there are no references to groups. Each
+    alternative may have three repeats; `?` and alternatives in groups count, too (`MOST_CHOICES`).
 
     Args:
         pattern: at most `LONGEST_PATTERN` characters.
@@ -44,7 +45,7 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
     """
     if len(pattern) > LONGEST_PATTERN:
         raise ValueError(f"expected a pattern of at most {LONGEST_PATTERN} characters, got {len(pattern)}")
-    repeats, after_group, depth = [0], False, 0
+    choices, after_group, depth, previous = [1], False, 0, None
     for piece in _PIECES.finditer(pattern):
         kind, text = piece.lastgroup, piece[0]
         if kind == "escape" and text[1].isdigit():
@@ -52,13 +53,16 @@ def compile_pattern(pattern: str) -> re.Pattern[str]:
         if kind == "repeat":
             if after_group:
                 raise ValueError(f"pattern {shorten(pattern)}: expected a single character before {text}, got a group")
-            repeats[-1] += 1
-        elif text == "|" and not depth:
-            repeats.append(0)
+            choices[-1] *= LONGEST_NAME
+        elif kind == "optional" and previous != "repeat":  # else it says that the repeat is short
+            choices[-1] *= 2
+        elif kind == "other" and text == "|":
+            choices = [*choices[:-1], choices[-1] * 2] if depth else [*choices, 1]
         depth += {"group": 1, "end": -1}.get(kind or "", 0)
         after_group = kind == "end" or (kind == "optional" and after_group)
-    if max(repeats) > MOST_REPEATS:
-        raise ValueError(f"pattern {shorten(pattern)}: expected at most {MOST_REPEATS} repeats, got {max(repeats)}")
+        previous = kind
+    if max(choices) > MOST_CHOICES:
+        raise ValueError(f"pattern {shorten(pattern)}: expected three repeats or fewer, got too many choices")
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:

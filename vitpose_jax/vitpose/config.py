@@ -162,7 +162,7 @@ class VitPoseConfig:
                 yield f"{name}: expected a positive number, got {shorten(getattr(self, name))}"
                 return
         if not is_count(self.mlp_features):
-            yield f"mlp_ratio: expected a width of 1 or more for the MLP, got {self.mlp_features}"
+            yield f"mlp_ratio: expected an MLP of 1 to {_LARGEST - 1} features, got {self.mlp_features}"
         for name in ("qkv_bias", "window_shift", "window_pool"):
             if not isinstance(getattr(self, name), bool):
                 yield f"{name}: expected true or false, got {shorten(getattr(self, name))}"
