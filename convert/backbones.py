@@ -14,6 +14,7 @@ from jaxtyping import Float
 
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor
+from vitpose_jax.storage.text import join
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.vitpose.positions import resize_positions
@@ -21,8 +22,9 @@ from vitpose_jax.vitpose.positions import resize_positions
 from .formats import BACKBONE_FORMATS, VITPOSE_FORMATS
 from .formats.backbones import backbone_shapes
 from .hub import resolve_source
-from .sources import build_model, check_tensors, format_of, open_source
+from .sources import build_model, check_tensors, open_source
 from .torch_files import find_weights, open_tensors
+from .wrappers import strip_prefixes
 
 Arrays = dict[str, np.ndarray]
 
@@ -84,7 +86,7 @@ def load_vitpose(source: str | Path) -> VitPose | None:
         ValueError: as `load_backbone`.
     """
     path = resolve_source(source)
-    if format_of(_open(path), VITPOSE_FORMATS) is None:
+    if strip_prefixes(_open(path), VITPOSE_FORMATS, source=str(path))[1] is None:
         return None
     return build_model(open_source(path), dtype=np.float32, param_dtype=np.float32)
 
@@ -112,13 +114,12 @@ def _open(path: Path) -> dict[str, LazyTensor]:
 
 
 def _read(path: Path, config: VitPoseConfig) -> tuple[VitPoseConfig, Arrays]:
-    tensors = _open(path)
-    format = format_of(tensors, BACKBONE_FORMATS)
+    tensors, format = strip_prefixes(_open(path), BACKBONE_FORMATS, source=str(path))
     if format is None:
         raise ValueError(
             f"{path}: expected a ViTPose, or a backbone with one of "
             f"{', '.join(known.mark for known in BACKBONE_FORMATS)} (MAE, DINOv2) among its tensors, "
-            f"got {', '.join(sorted(tensors)[:3])}, ..."
+            f"got {join(sorted(tensors), most=3)}"
         )
     source_config = format.read_config(path, tensors, config=config)
     parameters.raise_problems(_disagreements(source_config, config), source=str(path))

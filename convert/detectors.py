@@ -23,7 +23,7 @@ from .sources import open_source
 
 
 def load_detector(
-    path: Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None
+    path: Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None, check_finite: bool = True
 ) -> RtDetr | PersonFinder:
     """The detector in a folder.
 
@@ -32,16 +32,17 @@ def load_detector(
             one; or a person finder: a native folder or a file of NanoDet-g's weights.
         dtype: in which the detector computes.
         param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
+        check_finite: as in `from_pretrained`.
 
     Raises:
-        ValueError: if a file is missing or damaged, or is not of a detector that this library knows; or listing at once
-            all tensors that are missing, unexpected or have a wrong shape, and those that are there twice with
-            different numbers.
+        ValueError: if a file is missing or damaged, or is not of a detector that this library knows; if a tensor is not
+            finite; or listing at once all tensors that are missing, unexpected or have a wrong shape, and those that
+            are there twice with different numbers.
     """
-    source = open_source(path, formats=DETECTOR_FORMATS)
+    source = open_source(path, formats=DETECTOR_FORMATS, check_finite=check_finite)
     abstract = abstract_finder if isinstance(source.config, FinderConfig) else abstract_detector
     model = abstract(source.config, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)
-    return parameters.fill_checked(model, source.tensors)
+    return parameters.fill_checked(model, source.tensors, check_finite=check_finite)
 
 
 def write_finder(model: PersonFinder, folder: str | Path, *, int8: bool = False, overwrite: bool = False) -> Path:

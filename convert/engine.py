@@ -9,8 +9,10 @@ and lists all differences at once. Tensors are read when they are put in place: 
 target tensor and one source tensor are in memory.
 """
 
+import dataclasses
 import functools
 import itertools
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -19,8 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax.storage import parameters
+from vitpose_jax.storage import int8, parameters
+from vitpose_jax.storage.finite import all_finite
 from vitpose_jax.storage.tensors import LazyTensor
+from vitpose_jax.storage.text import join, printable
 
 from .formats.format import Format, Rule, Shapes, Tensors
 from .transforms import to_flax, to_torch
@@ -30,6 +34,12 @@ Piece = tuple[str, tuple, str]
 Plan = dict[str, list[Piece]]
 
 _THIRDS = ("query", "key", "value")
+
+# How the names of running variances end.
+_VARIANCES = (".running_var", ".var")
+
+# A plan of more source tensors than this, and than a few times the tensors of the file, is not made.
+_LARGE_PLAN = 10_000
 
 
 def plan(format: Format, config: Any) -> Plan:
@@ -45,11 +55,9 @@ def plan(format: Format, config: Any) -> Plan:
     shapes = format.shapes(config)
     pieces: Plan = {name: [] for name in shapes}
     for source, target, transform in _rules_for(format, config):
-        name, _, fields = target.rstrip("]").partition("[")
+        name, fields, stacked = _parse_target(target)
         if name not in shapes:
             continue
-        fields = fields.split(", ") if fields else []
-        stacked = [field for field in fields if field not in _THIRDS]  # layer and expert
         for numbers in itertools.product(*map(range, shapes[name][: len(stacked)])):
             index: tuple = numbers
             if fields and fields[-1] in _THIRDS:
@@ -59,8 +67,18 @@ def plan(format: Format, config: Any) -> Plan:
             pieces[name].append((source.format(**dict(zip(stacked, numbers, strict=True))), index, transform))
     unfilled = [name for name, parts in pieces.items() if not parts]
     if unfilled:
-        raise ValueError(f"a {format.name} checkpoint has no place for {', '.join(unfilled)}")
+        raise ValueError(f"a {format.name} checkpoint has no place for {join(unfilled)}")
     return pieces
+
+
+def plan_size(format: Format, config: Any) -> int:
+    """The number of source tensors of a plan, without making it."""
+    shapes, total = format.shapes(config), 0
+    for _, target, _ in _rules_for(format, config):
+        name, _, stacked = _parse_target(target)
+        if name in shapes:
+            total += math.prod(shapes[name][: len(stacked)])
+    return total
 
 
 def source_shapes(pieces: Plan, shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -79,7 +97,7 @@ def source_shapes(pieces: Plan, shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def arrange(
-    format: Format, config: Any, tensors: Tensors, *, source: str
+    format: Format, config: Any, tensors: Tensors, *, source: str, check_finite: bool = True
 ) -> tuple[dict[str, LazyTensor], dict[str, str]]:
     """Check the tensors of a checkpoint, and give them the names and array layouts of the model.
 
@@ -90,6 +108,7 @@ def arrange(
         config: of the model.
         tensors: of the checkpoint.
         source: where they come from, for the error message.
+        check_finite: a tensor that has NaN, an infinity or a negative variance raises ValueError when it is read.
 
     Returns:
         The tensors of the model by flat name, all of them; and the source tensors it does not need, each with the
@@ -100,17 +119,22 @@ def arrange(
             floating-point numbers.
     """
     tensors = format.prepare(tensors, source=source)
+    size = plan_size(format, config)
+    if size > max(_LARGE_PLAN, 4 * len(tensors)):
+        raise ValueError(f"{source}: expected {size} tensors, as its configuration says, got {len(tensors)}")
     pieces, shapes = plan(format, config), format.shapes(config)
     expected = source_shapes(pieces, shapes)
     ignored = _ignored(format, config, set(tensors) - set(expected))
     used = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     problems = list(parameters.differences(expected, used))
     problems += [
-        f"{name}: expected floating-point numbers, got {tensor.dtype}"
+        f"{printable(name)}: expected floating-point numbers, got {tensor.dtype}"
         for name, tensor in used.items()
         if name in expected and not jnp.issubdtype(tensor.dtype, jnp.floating)
     ]
     parameters.raise_problems(problems, source=source)
+    if check_finite:
+        used = {name: _checked(name, tensor, source) for name, tensor in used.items()}
     if not format.pytorch:
         return used, ignored  # names and arrays are the model's already
     return {name: _target(shapes[name], parts, used) for name, parts in pieces.items()}, ignored
@@ -140,6 +164,27 @@ def scatter(format: Format, config: Any, leaves: Mapping[str, Any], *, param_dty
             result[source] = np.asarray(to_torch(transform, target[index]), order="C")
     counters = [name.removesuffix("running_var") for name in result if name.endswith("running_var")]
     return result | {f"{prefix}num_batches_tracked": np.zeros((), np.int64) for prefix in counters}
+
+
+def _parse_target(target: str) -> tuple[str, list[str], list[str]]:
+    # The name, what its brackets say, and those of it that are leading axes: layer and expert.
+    name, _, brackets = target.rstrip("]").partition("[")
+    fields = brackets.split(", ") if brackets else []
+    return name, fields, [field for field in fields if field not in _THIRDS]
+
+
+def _checked(name: str, tensor: LazyTensor, source: str) -> LazyTensor:
+    return dataclasses.replace(tensor, read=functools.partial(_read_checked, name, tensor, source))
+
+
+def _read_checked(name: str, tensor: LazyTensor, source: str) -> np.ndarray:
+    array = tensor.read()
+    if not all_finite(array):
+        scale = f" from int8 and {name}{int8.SCALE}" if tensor.stored == np.int8 else ""
+        raise ValueError(f"{source}: {name}: expected finite numbers, got NaN or infinity{scale}")
+    if name.endswith(_VARIANCES) and array.size and array.min() < 0:
+        raise ValueError(f"{source}: {name}: expected variances of 0 or more, got {array.min()}")
+    return array
 
 
 def _rules_for(format: Format, config: Any) -> Iterable[Rule]:

@@ -4,7 +4,8 @@ import os
 import re
 from pathlib import Path
 
-from vitpose_jax.bundled import bundled_model
+from vitpose_jax.bundled import bundled_model, bundled_models
+from vitpose_jax.storage.text import printable
 
 from .torch_files import SUFFIXES, find_weights, weight_paths
 
@@ -35,8 +36,8 @@ def resolve_source(
     Raises:
         ValueError: if there is no such path, and the Hub does not have the model or cannot be reached.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = _expanded(source)
+    if _exists(path):
         if revision is not None:
             raise ValueError(f"{source}: a revision ({revision!r}) needs a Hub id, and this is a path")
         return path
@@ -46,7 +47,10 @@ def resolve_source(
             raise ValueError(f"{source}: a revision ({revision!r}) needs a Hub id, and this model is bundled")
         return bundled
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(source)) or path.suffix in SUFFIXES:
-        raise ValueError(f"{source}: no such file or folder, and not a Hub id ('user/name')")
+        raise ValueError(
+            f"{printable(source)}: no such file or folder, and not a Hub id ('user/name') or a bundled model "
+            f"({', '.join(bundled_models())})"
+        )
     options = {"revision": revision, "cache_dir": cache_dir, "token": token}
     # A commit never changes: if the cache holds all of it, the network is not needed.
     if revision is not None and re.fullmatch(_COMMIT, revision) and not local_files_only:
@@ -61,6 +65,20 @@ def resolve_source(
     if not any((folder / name).exists() for name in SAFETENSORS_PATTERNS[:2]):
         folder = _fetch(str(source), (*CONFIG_PATTERNS, *PICKLE_PATTERNS), **options)
     return folder
+
+
+def _expanded(source: str | os.PathLike[str]) -> Path:
+    try:
+        return Path(source).expanduser()
+    except RuntimeError:  # "~name" of a user that this machine does not have
+        return Path(source)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _fetch(repo_id: str, patterns: tuple[str, ...], *, revision, cache_dir, token, local_files_only) -> Path:

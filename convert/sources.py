@@ -11,7 +11,6 @@ No weights are read before a model is built.
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +21,14 @@ from jax.typing import DTypeLike
 from vitpose_jax.skeletons import Skeleton, get_skeleton
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor, read_json
+from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 from .engine import arrange
 from .formats import VITPOSE_FORMATS
 from .formats.format import Format, Tensors, config_path
 from .torch_files import find_weights, open_tensors
+from .wrappers import strip_prefixes
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,12 +40,14 @@ class Source:
         config: of the model.
         tensors: of the model, by flat name: all of them, with the right shapes, each read whenever it is used.
         ignored: tensors of the checkpoint that the model does not need, with the reason.
+        check_finite: whether a tensor that is not finite raises ValueError when it is read.
     """
 
     format: Format
     config: Any
     tensors: dict[str, LazyTensor]
     ignored: dict[str, str]
+    check_finite: bool = True
 
     @property
     def stored_dtype(self) -> np.dtype:
@@ -63,6 +66,7 @@ def open_source(
     formats: tuple[Format, ...] = VITPOSE_FORMATS,
     config: Any = None,
     image_size: tuple[int, int] | None = None,
+    check_finite: bool = True,
 ) -> Source:
     """Open a folder or a file and check it, without reading the weights.
 
@@ -72,6 +76,7 @@ def open_source(
         formats: the formats to expect.
         config: instead of the configuration in the checkpoint, or the one inferred from an original file.
         image_size: of an original file, as in `infer_config`.
+        check_finite: as in `check_tensors`.
 
     Raises:
         ValueError: if a file is missing or damaged, or has none of the formats; if the configuration cannot be read;
@@ -79,21 +84,20 @@ def open_source(
     """
     format = _declared_format(path, formats) if path.is_dir() else None
     weights = find_weights(path) if path.is_dir() else path
-    tensors = open_tensors(weights)
-    marked = format_of(tensors, formats)
+    tensors, marked = strip_prefixes(open_tensors(weights), formats, source=str(weights))
     if marked is None:
         marks = ", ".join(known.mark for known in formats)
         raise ValueError(
             f"{weights}: not a {formats[0].network}: expected one of {marks} among its tensors, "
-            f"got {', '.join(sorted(tensors)[:3])}, ..."
+            f"got {join(sorted(tensors), most=3)}"
         )
     format = format or marked
     if config is None:
         config = format.read_config(path, tensors, image_size=image_size)
-    return check_tensors(format, config, tensors, name=str(weights))
+    return check_tensors(format, config, tensors, name=str(weights), check_finite=check_finite)
 
 
-def check_tensors(format: Format, config: Any, tensors: Tensors, *, name: str) -> Source:
+def check_tensors(format: Format, config: Any, tensors: Tensors, *, name: str, check_finite: bool = True) -> Source:
     """A source from tensors in memory or in a file.
 
     Args:
@@ -101,17 +105,13 @@ def check_tensors(format: Format, config: Any, tensors: Tensors, *, name: str) -
         config: of the model.
         tensors: by the names of the format.
         name: where they come from, for the error message.
+        check_finite: a tensor that has NaN, an infinity or a negative variance raises ValueError when it is read.
 
     Raises:
         ValueError: listing at once all tensors that are missing, unexpected, or have a wrong shape or dtype.
     """
-    arranged, ignored = arrange(format, config, tensors, source=name)
-    return Source(format=format, config=config, tensors=arranged, ignored=ignored)
-
-
-def format_of(tensors: Tensors, formats: Iterable[Format]) -> Format | None:
-    """The format of tensors, recognised by their names; None if it is none of the formats."""
-    return next((format for format in formats if format.mark in tensors), None)
+    arranged, ignored = arrange(format, config, tensors, source=name, check_finite=check_finite)
+    return Source(format=format, config=config, tensors=arranged, ignored=ignored, check_finite=check_finite)
 
 
 def build_model(source: Source, *, dtype: DTypeLike, param_dtype: DTypeLike) -> VitPose:
@@ -123,7 +123,7 @@ def build_model(source: Source, *, dtype: DTypeLike, param_dtype: DTypeLike) -> 
         param_dtype: in which it stores its parameters; norms are always float32.
     """
     abstract = abstract_vitpose(source.config, dtype=dtype, param_dtype=param_dtype)
-    return parameters.fill_checked(abstract, source.tensors)
+    return parameters.fill_checked(abstract, source.tensors, check_finite=source.check_finite)
 
 
 def adapt(
@@ -154,7 +154,7 @@ def _declared_format(folder: Path, formats: tuple[Format, ...]) -> Format:
         if model_type in format.model_types:
             return format
     expected = " or ".join(repr(known) for format in formats for known in format.model_types)
-    raise ValueError(f"{path}: not a {formats[0].network}: expected model_type {expected}, got {model_type!r}")
+    raise ValueError(f"{path}: not a {formats[0].network}: expected model_type {expected}, got {shorten(model_type)}")
 
 
 def _with_skeleton(model: VitPose, skeleton: Skeleton) -> VitPose:

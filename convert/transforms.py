@@ -2,7 +2,7 @@
 
 PyTorch has channels first: linear (out, in), convolution (out, in, height, width), transposed convolution
 (in, out, height, width). Here channels are last: (in, out) and (height, width, in, out). Transforms only move numbers,
-so a round trip returns the same bits.
+so a round trip returns the same bits. Most return views.
 """
 
 from collections.abc import Callable
@@ -25,6 +25,8 @@ _TRANSFORMS: dict[str, tuple[Transform, Transform]] = {
     "bgr": (lambda x: x[:, :, ::-1], lambda x: x[:, :, ::-1]),
     # (1, 1 + patches, dim) in PyTorch.
     "positions": (lambda x: x[0], lambda x: x[None]),
+    # (1, patches, dim) in PyTorch. Here the row of a class token, which is added to every patch, comes first.
+    "patch_positions": (lambda x: np.concatenate([np.zeros_like(x[0, :1]), x[0]]), lambda x: (x[1:] + x[:1])[None]),
 }
 
 

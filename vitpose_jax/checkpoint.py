@@ -30,17 +30,24 @@ def save(model: VitPose, folder: str | Path, *, overwrite: bool = False, int8: b
     write(model, folder, to=NATIVE.name, overwrite=overwrite, int8=int8)
 
 
-def load(folder: str | Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None) -> VitPose:
+def load(
+    folder: str | Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    check_finite: bool = True,
+) -> VitPose:
     """Read a model in the native format.
 
     Args:
         folder: as `save` wrote it.
         dtype: in which the model computes.
         param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
+        check_finite: as in `from_pretrained`.
 
     Raises:
-        ValueError: if a file is missing or damaged, or is of another format or version; or listing at once all tensors
-            that are missing, unexpected or have a wrong shape.
+        ValueError: if a file is missing or damaged, or is of another format or version; if a tensor is not finite; or
+            listing at once all tensors that are missing, unexpected or have a wrong shape.
     """
-    source = open_source(Path(folder), formats=(NATIVE,))
+    source = open_source(Path(folder), formats=(NATIVE,), check_finite=check_finite)
     return build_model(source, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)

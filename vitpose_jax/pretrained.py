@@ -32,6 +32,7 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    check_finite: bool = True,
 ) -> VitPose:
     """Load a model.
 
@@ -49,18 +50,20 @@ def from_pretrained(
         cache_dir: cache folder of huggingface_hub; None for its default.
         token: for private repositories; None for the one that huggingface_hub has stored.
         local_files_only: do not use the network.
+        check_finite: raise an error for a tensor with NaN, an infinity or a negative variance; False loads it all the
+            same, for research.
 
     Returns:
         The model; every parameter comes from the checkpoint.
 
     Raises:
-        ValueError: if the source is not found, is damaged or is not a ViTPose; or listing at once all tensors that are
-            missing, unexpected or have a wrong shape.
+        ValueError: if the source is not found, is damaged or is not a ViTPose; if a tensor is not finite; or listing at
+            once all tensors that are missing, unexpected or have a wrong shape.
     """
     path = resolve_source(
         source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
-    opened = open_source(path, config=config, image_size=image_size)
+    opened = open_source(path, config=config, image_size=image_size, check_finite=check_finite)
     model = build_model(opened, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)
     return adapt(model, skeleton=skeleton, image_size=image_size)
 
@@ -71,7 +74,7 @@ class Description:
 
     Attributes:
         path: the folder or file on this machine.
-        format: "native", "huggingface" or "original".
+        format: "native", "huggingface", "mmpose" or "original".
         config: of the model; its `skeletons` are the heads, its `experts` the datasets with an expert.
         parameters: number of trainable parameters.
         dtype: of the stored weights; "int8" if the kernels are int8.

@@ -19,8 +19,10 @@ from vitpose_jax.finder.config import FinderConfig
 from vitpose_jax.finder.modeling import abstract_finder
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
+from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 
 from .format import Format, Rule, Tensors, config_path
+from .hub_keys import check_counts
 from .native import dequantize_tensors
 
 FINDER_MODEL_TYPE = "vitpose_jax_finder"
@@ -44,14 +46,16 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> FinderConfig:
         ValueError: if the file is of another format or version, or its fields are missing, unknown or contradictory.
     """
     if values.get("model_type") != FINDER_MODEL_TYPE:
-        raise ValueError(f"{source}: expected model_type {FINDER_MODEL_TYPE!r}, got {values.get('model_type')!r}")
+        raise ValueError(
+            f"{source}: expected model_type {FINDER_MODEL_TYPE!r}, got {shorten(values.get('model_type'))}"
+        )
     if values.get("format") != VERSION:
-        raise ValueError(f"{source}: expected format {VERSION}, got {values.get('format')!r}")
+        raise ValueError(f"{source}: expected format {VERSION}, got {shorten(values.get('format'))}")
     fields = {name: value for name, value in values.items() if name not in ("model_type", "format")}
     try:
         return FinderConfig.from_dict(fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
 
 
 def make_documents(config: FinderConfig, *, param_dtype: DTypeLike | None = None) -> dict[str, dict[str, Any]]:
@@ -61,7 +65,9 @@ def make_documents(config: FinderConfig, *, param_dtype: DTypeLike | None = None
 
 def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> FinderConfig:
     path = config_path(path)
-    return parse_config(read_json(path), source=str(path))
+    values = read_json(path)
+    check_counts(values, ("depths",), tensors, str(path))
+    return parse_config(values, source=str(path))
 
 
 def _rules(config: FinderConfig) -> Iterable[Rule]:

@@ -45,6 +45,7 @@ Tensors = Mapping[str, LazyTensor]
 # Reasons to ignore a tensor that several formats have.
 CLASS_TOKEN = "never read: the network has no class token"
 STEP_COUNTER = "counts training steps, which BatchNorm with a fixed momentum does not use"
+MOVING_AVERAGE = "counts the updates of a moving average of the weights"
 
 
 @functools.lru_cache(maxsize=8)

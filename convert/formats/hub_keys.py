@@ -4,11 +4,12 @@ Every key is used, must have a certain value, or is ignored for a reason given b
 it may change what the network computes.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vitpose_jax.storage.tensors import read_json
+from vitpose_jax.storage.tensors import LazyTensor, read_json
+from vitpose_jax.storage.text import join, printable, shorten
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -86,9 +87,35 @@ def key_problems(
     for key, value in values.items():
         if key in fixed:
             if value not in fixed[key]:
-                yield f"{prefix}{key}: expected {fixed[key][-1]!r}, got {value!r}"
+                yield f"{prefix}{key}: expected {fixed[key][-1]!r}, got {shorten(value)}"
         elif key not in used and key not in ignored:
-            yield f"{prefix}{key}: unknown, and it may matter; got {value!r}"
+            yield f"{prefix}{printable(key)}: unknown, and it may matter; got {shorten(value)}"
+
+
+def check_counts(
+    values: Mapping[str, Any], keys: Iterable[str], tensors: Mapping[str, LazyTensor], source: str
+) -> None:
+    """Check that no count of a config.json is larger than the number of tensors, or than every side of a tensor.
+
+    Such a count cannot be right, and lists of that length would be made before the tensors are compared.
+
+    Args:
+        values: the content of the file, or a part of it.
+        keys: of the counts: a number or a list of numbers each.
+        tensors: of the checkpoint.
+        source: the file, for the error message.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    largest = max([len(tensors), *(side for tensor in tensors.values() for side in tensor.shape)], default=0)
+    for key in keys:
+        value = values.get(key)
+        for count in value if isinstance(value, list) else [value]:
+            if isinstance(count, int) and count > largest:
+                raise ValueError(
+                    f"{source}: {key}: expected at most {largest}, as the tensors are, got {shorten(count)}"
+                )
 
 
 def read_preprocessor(folder: Path) -> dict[str, Any] | None:
@@ -105,10 +132,15 @@ def read_out_indices(backbone: Mapping[str, Any], num_layers: int) -> tuple[int,
     """
     stages = ["stem", *(f"stage{number}" for number in range(1, num_layers + 1))]
     indices, features = backbone.get("out_indices"), backbone.get("out_features")
+    for key in ("out_indices", "out_features"):
+        if backbone.get(key) is not None and not isinstance(backbone[key], list | tuple):
+            raise ValueError(f"{key}: expected a list, got {shorten(backbone[key])}")
+    if indices is not None and not all(type(index) is int for index in indices):
+        raise ValueError(f"out_indices: expected whole numbers, got {shorten(indices)}")
     if features is not None:
         unknown = [name for name in features if name not in stages]
         if unknown:
-            raise ValueError(f"out_features: expected names from {stages[0]} to {stages[-1]}, got {unknown}")
+            raise ValueError(f"out_features: expected names from {stages[0]} to {stages[-1]}, got {shorten(unknown)}")
         named = tuple(map(stages.index, features))
     if indices is None:
         return named if features is not None else (num_layers,)
@@ -128,7 +160,9 @@ def read_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
     if values.get("id2label") is None:
         # Two labels are the default of transformers, which it does not write.
         return tuple(f"LABEL_{index}" for index in range(values.get("num_labels", 2)))
+    if not isinstance(values["id2label"], Mapping):
+        raise ValueError(f"id2label: expected labels by index, got {shorten(values['id2label'])}")
     by_index = {int(index): str(label) for index, label in values["id2label"].items()}
     if sorted(by_index) != list(range(len(by_index))):
-        raise ValueError(f"id2label: expected the indices 0 to {len(by_index) - 1}, got {sorted(by_index)}")
+        raise ValueError(f"id2label: expected the indices 0 to {len(by_index) - 1}, got {join(sorted(by_index))}")
     return tuple(by_index[index] for index in range(len(by_index)))

@@ -14,7 +14,8 @@ from jax.typing import DTypeLike
 
 from vitpose_jax.skeletons import COCO, DATASETS, SKELETONS, Skeleton, flip_pairs_from_names
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
-from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD, VitPoseConfig
+from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
+from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD, VitPoseConfig, read_skeleton
 
 from .format import STEP_COUNTER, Format, Rule, Tensors, config_path
 from .hub_keys import (
@@ -22,6 +23,7 @@ from .hub_keys import (
     IGNORED_BACKBONE_KEYS,
     IGNORED_KEYS,
     PREPROCESSOR_FILE,
+    check_counts,
     key_problems,
     read_labels,
     read_out_indices,
@@ -75,24 +77,26 @@ def parse_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | No
     if values.get("model_type") != HUB_MODEL_TYPE or not isinstance(backbone, Mapping):
         raise ValueError(
             f"{source}: not a ViTPose: expected model_type {HUB_MODEL_TYPE!r} with a backbone_config, "
-            f"got {values.get('model_type')!r} with {backbone!r}"
+            f"got {shorten(values.get('model_type'))} with {shorten(backbone)}"
         )
     if backbone.get("model_type") != HUB_BACKBONE_TYPE:
         raise ValueError(
             f"{source}: not a ViTPose: expected a backbone_config of model_type {HUB_BACKBONE_TYPE!r}, "
-            f"got {backbone.get('model_type')!r}"
+            f"got {shorten(backbone.get('model_type'))}"
         )
     try:
         problems = [*key_problems(values, USED_KEYS, IGNORED_TOP_KEYS, "")]
         problems += key_problems(backbone, USED_BACKBONE_KEYS, IGNORED_BACKBONE_KEYS, "backbone_config.")
         problems += _preprocessor_problems(preprocessor or {})
         if str(backbone.get("hidden_act", "gelu")) not in HUB_ACTIVATIONS:
-            problems.append(f"hidden_act: expected one of {', '.join(HUB_ACTIVATIONS)}, got {backbone['hidden_act']!r}")
+            problems.append(
+                f"hidden_act: expected one of {', '.join(HUB_ACTIVATIONS)}, got {shorten(backbone['hidden_act'])}"
+            )
         if problems:
             raise ValueError("; ".join(problems))
         return _config(values, backbone, preprocessor or {})
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{source}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
 
 
 def make_documents(config: VitPoseConfig, *, param_dtype: DTypeLike) -> dict[str, dict[str, Any]]:
@@ -196,8 +200,10 @@ def _config(values: Mapping[str, Any], backbone: Mapping[str, Any], preprocessor
 def _preprocessor_problems(values: Mapping[str, Any]) -> Iterator[str]:
     for key, expected in FIXED_PREPROCESSOR.items():
         value = values.get(key)
-        if value is not None and not math.isclose(value, expected, rel_tol=1e-6):
-            yield f"{PREPROCESSOR_FILE}: {key}: expected {expected!r}, got {value!r}"
+        if value is None:
+            continue
+        if not isinstance(value, int | float) or not math.isclose(value, expected, rel_tol=1e-6):
+            yield f"{PREPROCESSOR_FILE}: {key}: expected {expected!r}, got {shorten(value)}"
 
 
 def _pair(value: int | list[int] | tuple[int, ...]) -> tuple[int, int]:
@@ -209,8 +215,8 @@ def _experts(values: Mapping[str, Any], num_experts: int, skeleton: Skeleton) ->
     if num_experts <= 1:
         return ()
     if "experts" in values:
-        if len(values["experts"]) != num_experts:
-            raise ValueError(f"experts: expected {num_experts} names, got {values['experts']}")
+        if not isinstance(values["experts"], list) or len(values["experts"]) != num_experts:
+            raise ValueError(f"experts: expected {num_experts} names, got {shorten(values['experts'])}")
         return tuple(values["experts"])
     published = [known.name for known in DATASETS]
     names = [*published, *(f"expert{number}" for number in range(len(published), num_experts))][:num_experts]
@@ -220,7 +226,7 @@ def _experts(values: Mapping[str, Any], num_experts: int, skeleton: Skeleton) ->
 
 def _skeleton(values: Mapping[str, Any]) -> Skeleton:
     if "skeleton" in values:
-        return Skeleton.from_dict(values["skeleton"])
+        return read_skeleton(values["skeleton"])
     names = read_labels(values)
     edges = tuple((int(start), int(end)) for start, end in values.get("edges") or ())
     if names == COCO_LABELS:
@@ -236,7 +242,11 @@ def _skeleton(values: Mapping[str, Any]) -> Skeleton:
 
 def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> VitPoseConfig:
     path = config_path(path)
-    return parse_config(read_json(path), read_preprocessor(path.parent), source=str(path))
+    values = read_json(path)
+    check_counts(values, ("num_labels",), tensors, str(path))
+    if isinstance(values.get("backbone_config"), Mapping):
+        check_counts(values["backbone_config"], ("num_hidden_layers", "num_experts"), tensors, str(path))
+    return parse_config(values, read_preprocessor(path.parent), source=str(path))
 
 
 _BLOCK = "backbone.encoder.layer.{layer}."

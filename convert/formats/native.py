@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from vitpose_jax.storage import int8, parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
+from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 from vitpose_jax.vitpose.config import VitPoseConfig
 
 from .format import Format, Rule, Tensors, config_path, vitpose_shapes
@@ -34,14 +35,16 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> VitPoseConfig:
         ValueError: if the file is of another format or version, or its fields are missing, unknown or contradictory.
     """
     if values.get("model_type") != NATIVE_MODEL_TYPE:
-        raise ValueError(f"{source}: expected model_type {NATIVE_MODEL_TYPE!r}, got {values.get('model_type')!r}")
+        raise ValueError(
+            f"{source}: expected model_type {NATIVE_MODEL_TYPE!r}, got {shorten(values.get('model_type'))}"
+        )
     if values.get("format") != VERSION:
-        raise ValueError(f"{source}: expected format {VERSION}, got {values.get('format')!r}")
+        raise ValueError(f"{source}: expected format {VERSION}, got {shorten(values.get('format'))}")
     fields = {name: value for name, value in values.items() if name not in ("model_type", "format")}
     try:
         return VitPoseConfig.from_dict(fields)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{source}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
 
 
 def make_documents(config: VitPoseConfig, *, param_dtype: DTypeLike | None = None) -> dict[str, dict[str, Any]]:

@@ -21,9 +21,10 @@ from vitpose_jax.skeletons import (
     Skeleton,
     canonical_name,
 )
+from vitpose_jax.storage.text import printable, shorten
 from vitpose_jax.vitpose.config import VitPoseConfig
 
-from .format import CLASS_TOKEN, STEP_COUNTER, Format, Ignored, Rule, Tensors
+from .format import CLASS_TOKEN, MOVING_AVERAGE, STEP_COUNTER, Format, Ignored, Rule, Tensors
 
 # Attention heads by width.
 NUM_HEADS = {384: 12, 768: 12, 1024: 16, 1280: 16}
@@ -68,7 +69,9 @@ def infer_config(tensors: Tensors, *, source: str, image_size: tuple[int, int] |
         )
     part_features = hidden_size - tensors[_FC2[0]].shape[0]
     # The original script that splits a ViTPose++ may leave experts in the file, although fc2 has its full width.
-    num_experts = _count(tensors, r"backbone\.blocks\.0\.mlp\.experts\.(\d+)\.weight") if part_features else 0
+    num_experts = (
+        _count(tensors, r"backbone\.blocks\.0\.mlp\.experts\.([0-9]+)\.weight", source) if part_features else 0
+    )
     skeletons = _skeletons(tensors, num_experts, source)
     image_size = _image_size(tensors[_POSITIONS[0]].shape[1] - 1, patch_size, image_size, source)
     try:
@@ -77,7 +80,7 @@ def infer_config(tensors: Tensors, *, source: str, image_size: tuple[int, int] |
             patch_size=patch_size,
             num_channels=num_channels,
             hidden_size=hidden_size,
-            num_layers=_count(tensors, r"backbone\.blocks\.(\d+)\..+"),
+            num_layers=_count(tensors, r"backbone\.blocks\.([0-9]+)\..+", source),
             num_heads=NUM_HEADS[hidden_size],
             mlp_ratio=tensors[_FC1[0]].shape[0] / hidden_size,
             qkv_bias="backbone.blocks.0.attn.qkv.bias" in tensors,
@@ -109,7 +112,7 @@ def _skeletons(tensors: Tensors, num_experts: int, source: str) -> tuple[Skeleto
     counts = [tensors[_FINAL[0]].shape[0]]
     if not num_experts:
         return (skeleton_for(counts[0], re.split(r"[/\\]", source)[-1]),)
-    heads = _count(tensors, r"associate_keypoint_heads\.(\d+)\.final_layer\.weight")
+    heads = _count(tensors, r"associate_keypoint_heads\.([0-9]+)\.final_layer\.weight", source)
     for head in range(heads):
         name = f"associate_keypoint_heads.{head}.final_layer.weight"
         if name not in tensors:
@@ -146,9 +149,19 @@ def _image_size(
     )
 
 
-def _count(tensors: Tensors, pattern: str) -> int:
-    matches = (re.fullmatch(pattern, name) for name in tensors)
-    return max((int(match[1]) for match in matches if match), default=-1) + 1
+def _count(tensors: Tensors, pattern: str, source: str) -> int:
+    # The number of blocks or experts is at most that of the tensors: a number in a name cannot be taken at its word.
+    count = 0
+    for name in tensors:
+        match = re.fullmatch(pattern, name)
+        if match:
+            if len(match[1]) > 9 or int(match[1]) >= len(tensors):
+                raise ValueError(
+                    f"{source}: {printable(name)}: expected a number below {len(tensors)}, as many as there are "
+                    f"tensors, got {shorten(match[1])}"
+                )
+            count = max(count, int(match[1]) + 1)
+    return count
 
 
 def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> VitPoseConfig:
@@ -202,6 +215,7 @@ ORIGINAL_RULES: tuple[Rule, ...] = (
 _IGNORED: Ignored = (
     (r".+_heads?(\.\d)?\.deconv_layers\.[14]\.num_batches_tracked", STEP_COUNTER),
     (r"backbone\.cls_token", CLASS_TOKEN),
+    (r"steps|n_averaged", MOVING_AVERAGE),
 )
 _LEFT_OVER = "left behind when one dataset was split off: fc2 holds its expert already"
 _IGNORED_WITHOUT_EXPERTS: Ignored = (

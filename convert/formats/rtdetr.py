@@ -15,6 +15,7 @@ from vitpose_jax.rtdetr.config import DetectorConfig
 from vitpose_jax.rtdetr.modeling import abstract_detector
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
+from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 
 from .format import STEP_COUNTER, Format, Tensors, config_path
 from .hub_keys import (
@@ -23,6 +24,7 @@ from .hub_keys import (
     IGNORED_BACKBONE_KEYS,
     IGNORED_KEYS,
     PREPROCESSOR_FILE,
+    check_counts,
     key_problems,
     read_labels,
     read_out_indices,
@@ -95,6 +97,9 @@ FIXED_DETECTOR_KEYS: dict[str, tuple[Any, ...]] = {
     "use_focal_loss": (True,),
 }
 
+# Counts that lists are made from; they are compared with the tensors first.
+_COUNTS = ("num_labels", "encoder_layers", "decoder_layers", "num_feature_levels")
+
 _TRAINING = "used only in training"
 _TRAINING_KEYS = words(
     "dropout activation_dropout attention_dropout num_denoising label_noise_ratio box_noise_scale matcher_alpha "
@@ -143,14 +148,15 @@ def parse_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | No
             cannot do.
     """
     backbone = values.get("backbone_config")
-    if values.get("model_type") not in VERSIONS or not isinstance(backbone, Mapping):
+    if values.get("model_type") not in tuple(VERSIONS) or not isinstance(backbone, Mapping):
         raise ValueError(
             f"{source}: not a detector: expected model_type {' or '.join(map(repr, VERSIONS))} with a "
-            f"backbone_config, got {values.get('model_type')!r} with {backbone!r}"
+            f"backbone_config, got {shorten(values.get('model_type'))} with {shorten(backbone)}"
         )
     if backbone.get("model_type") != RESNET_TYPE:
         raise ValueError(
-            f"{source}: expected a backbone_config of model_type {RESNET_TYPE!r}, got {backbone.get('model_type')!r}"
+            f"{source}: expected a backbone_config of model_type {RESNET_TYPE!r}, "
+            f"got {shorten(backbone.get('model_type'))}"
         )
     version = VERSIONS[values["model_type"]]
     try:
@@ -160,17 +166,17 @@ def parse_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | No
         for key, allowed in ALLOWED_PREPROCESSOR.items():
             value = (preprocessor or {}).get(key)
             if value not in allowed:
-                problems.append(f"{PREPROCESSOR_FILE}: {key}: expected {allowed[-1]!r}, got {value!r}")
+                problems.append(f"{PREPROCESSOR_FILE}: {key}: expected {allowed[-1]!r}, got {shorten(value)}")
         for key in ("encoder_activation_function", "activation_function", "decoder_activation_function"):
-            if values.get(key, "relu") not in DETECTOR_ACTIVATIONS:
-                problems.append(f"{key}: expected one of {', '.join(DETECTOR_ACTIVATIONS)}, got {values[key]!r}")
+            if str(values.get(key, "relu")) not in DETECTOR_ACTIVATIONS:
+                problems.append(f"{key}: expected one of {', '.join(DETECTOR_ACTIVATIONS)}, got {shorten(values[key])}")
         if problems:
             raise ValueError("; ".join(problems))
         fields = _fields(values, backbone, DETECTOR_FIELDS + (V2_FIELDS if version == 2 else ()))
         config = DetectorConfig(version=version, **fields, **_images(preprocessor or {}))
         _compare(values, config)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise ValueError(f"{source}: {error}") from error
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
     return config
 
 
@@ -192,7 +198,7 @@ def _fields(values: Mapping[str, Any], backbone: Mapping[str, Any], table: tuple
 def _images(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
     size = preprocessor.get("size") or {"height": 640, "width": 640}
     if not isinstance(size, Mapping) or set(size) != {"height", "width"}:
-        raise ValueError(f"{PREPROCESSOR_FILE}: size: expected a height and a width, got {size!r}")
+        raise ValueError(f"{PREPROCESSOR_FILE}: size: expected a height and a width, got {shorten(size)}")
     factor = preprocessor.get("rescale_factor")
     result: dict[str, Any] = {
         "image_size": (size["height"], size["width"]),
@@ -216,7 +222,7 @@ def _compare(values: Mapping[str, Any], config: DetectorConfig) -> None:
         value = values.get(key)
         value = list(value) if isinstance(value, tuple) else value
         if value is not None and value != expected:
-            raise ValueError(f"{key}: expected {expected}, as follows from the other keys, got {value}")
+            raise ValueError(f"{key}: expected {expected}, as follows from the other keys, got {shorten(value)}")
 
 
 def detector_shapes(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
@@ -308,7 +314,11 @@ def _hub_value(field: str, value: Any) -> Any:
 
 def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> DetectorConfig:
     path = config_path(path)
-    return parse_config(read_json(path), read_preprocessor(path.parent), source=str(path))
+    values = read_json(path)
+    check_counts(values, _COUNTS, tensors, str(path))
+    if isinstance(values.get("backbone_config"), Mapping):
+        check_counts(values["backbone_config"], ("depths",), tensors, str(path))
+    return parse_config(values, read_preprocessor(path.parent), source=str(path))
 
 
 RTDETR = Format(

@@ -38,6 +38,7 @@ def smallest_model(dtype=jnp.float32, **fields) -> VitPose:
     abstract = abstract_vitpose(VitPoseConfig(**{**SMALLEST, **fields}), dtype=dtype, param_dtype=dtype)
     random = np.random.default_rng(0)
     tensors = {name: random.normal(size=leaf.shape) for name, leaf in parameters.flatten(abstract).items()}
+    tensors = {name: np.abs(tensor) if name.endswith("var") else tensor for name, tensor in tensors.items()}
     return parameters.fill(abstract, tensors)
 
 

@@ -21,5 +21,9 @@ DEMO_IMAGES = (DEMO_IMAGE, GROUP_IMAGE)
 
 def bundled_model(name: str) -> Path | None:
     """The folder of a bundled model; None if there is none of that name."""
-    folder = MODELS / name
-    return folder if name == Path(name).name and folder.is_dir() else None
+    return MODELS / name if name in bundled_models() else None
+
+
+def bundled_models() -> tuple[str, ...]:
+    """The names of the bundled models."""
+    return tuple(sorted(path.parent.name for path in MODELS.glob("*/config.json")))

@@ -25,11 +25,15 @@ def convert(
     int8: Annotated[bool, typer.Option("--int8", help="Store int8 weights: a quarter of the bytes.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
+    allow_non_finite: Annotated[
+        bool, typer.Option("--allow-non-finite", help="Convert tensors with NaN or infinity, too.")
+    ] = False,
 ) -> None:
     """Convert a checkpoint between PyTorch (the Hub's or the original format) and the native format."""
     from vitpose_jax.convert import convert as run
 
     options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "skeleton": skeleton}
+    options["check_finite"] = not allow_non_finite
     for folder in run(source, dest, to=to.value, int8=int8, overwrite=overwrite, revision=revision, **options):
         print(folder)
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Num
 
 from vitpose_jax.datasets.coco import CocoAnnotations, CocoImage, CocoObject, require
 from vitpose_jax.datasets.fields import need, read_json, shorten, to_number, to_numbers
+from vitpose_jax.datasets.matlab import read_arrays
 from vitpose_jax.datasets.protocols import Protocol
 
 # The fraction of its box that a person covers, if annotations have no area.
@@ -154,19 +155,15 @@ def _with_heads(path: pathlib.Path, people: list[Person], num_keypoints: int) ->
 
 def _read_ground_truth(path: pathlib.Path, num_keypoints: int, count: int) -> dict[str, np.ndarray]:
     """The arrays of `mpii_gt_val.mat`, with people on the last axis; pixels count from 1."""
-    from scipy.io import loadmat  # slow to import; SciPy comes with jax
-
-    try:
-        content = loadmat(path)
-    except (ValueError, NotImplementedError, TypeError) as error:
-        raise ValueError(f"{path}: expected a MATLAB file like mpii_gt_val.mat: {error}") from error
-    arrays: dict[str, np.ndarray] = {}
-    for name, shape in {
+    shapes = {
         "pos_gt_src": (num_keypoints, 2, count),
         "jnt_missing": (num_keypoints, count),
         "headboxes_src": (2, 2, count),
-    }.items():
-        arrays[name] = np.asarray(need(content, name, str(path)))
+    }
+    arrays = read_arrays(path, shapes)
+    for name, shape in shapes.items():
+        if name not in arrays:
+            raise ValueError(f"{path}: expected {name}, as in mpii_gt_val.mat, got {', '.join(arrays) or 'none'}")
         if arrays[name].shape != shape:
             raise ValueError(f"{path}: expected {name} of shape {shape} for {count} people, got {arrays[name].shape}")
     return arrays

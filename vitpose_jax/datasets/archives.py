@@ -2,8 +2,10 @@
 
 import glob
 import io
+import lzma
 import os
 import pathlib
+import struct
 import threading
 import zipfile
 import zlib
@@ -15,8 +17,27 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from vitpose_jax.images import load_image
+from vitpose_jax.storage.text import join, printable
 
 Paths: TypeAlias = str | os.PathLike | Sequence[str | os.PathLike]
+
+# Bytes of an image in an archive, after it is decompressed.
+LARGEST_MEMBER = 256 * 2**20
+
+# What zipfile raises for archives that are damaged, encrypted or compressed by a method that this Python cannot do.
+_UNREADABLE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    struct.error,
+    ValueError,
+)
 
 
 class ImageStore:
@@ -68,7 +89,7 @@ class ImageStore:
             and f"/{member}".endswith(f"/{path.relative_to(archive.parent).as_posix()}")
         ]
         if len(places) != 1:
-            names = ", ".join(f"{archive}: {member}" for archive, member in places) or "none"
+            names = join((f"{archive}: {member}" for archive, member in places), most=5) or "none"
             raise ValueError(f"{path}: expected one place in {len(self.archives)} archives, got {names}")
         return places[0]
 
@@ -82,17 +103,29 @@ class ImageStore:
         if not self.archives:
             return load_image(path)
         archive, member = self.find(path)
-        name = f"{archive}: {member}"
-        try:
-            content = self._archive(archive).read(member)
-        except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise ValueError(f"{name}: damaged archive ({error})") from error
+        name = f"{archive}: {printable(member)}"
+        content = self._read(archive, member, name)
         try:
             image = Image.open(io.BytesIO(content))
         except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
             raise ValueError(f"{name}: expected an image: {error}") from error
         image.filename = name
         return load_image(image)
+
+    def _read(self, archive: pathlib.Path, member: str, name: str) -> bytes:
+        file = self._archive(archive)
+        info = file.getinfo(member)
+        # zipfile reads no more than the size that the archive states.
+        if info.file_size > LARGEST_MEMBER:
+            raise ValueError(f"{name}: expected an image of at most {LARGEST_MEMBER} bytes, got {info.file_size}")
+        if info.flag_bits & 1:
+            raise ValueError(f"{name}: expected a member that is not encrypted")
+        try:
+            return file.read(member)
+        except NotImplementedError as error:
+            raise ValueError(f"{name}: the compression method {info.compress_type} is not supported") from error
+        except _UNREADABLE as error:
+            raise ValueError(f"{name}: damaged archive ({printable(error)})") from error
 
     def _archive(self, archive: pathlib.Path) -> zipfile.ZipFile:
         # A forked process must not share the position in a file with its parent.
@@ -144,5 +177,9 @@ def folder_and_archives(images: Paths) -> tuple[pathlib.Path, tuple[pathlib.Path
 def _open_archive(path: pathlib.Path) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ValueError(f"{path}: expected a .zip archive: {error}") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise  # no such file, or it may not be read
+        raise ValueError(f"{path}: expected a .zip archive: {printable(error)}") from error
+    except _UNREADABLE as error:
+        raise ValueError(f"{path}: expected a .zip archive: {printable(error)}") from error

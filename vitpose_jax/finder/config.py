@@ -6,9 +6,16 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from vitpose_jax.storage.text import join, shorten
+from vitpose_jax.vitpose.config import is_count, is_number, normalization_problem
+
 # Each stage but the first halves height and width; the stem halves them twice.
 STRIDES = (8, 16, 32)
 STAGES = 4
+
+# Limits on what no tensor tells: the memory of a photograph grows with the square of both.
+LARGEST_IMAGE = 8192
+MOST_CANDIDATES = 10_000
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,28 +61,35 @@ class FinderConfig:
 
     def _problems(self) -> Iterator[str]:
         for name in ("image_size", "stem_features", "hidden_size", "num_bins", "num_candidates", "max_objects"):
-            if not _is_count(getattr(self, name)):
-                yield f"{name}: expected a positive whole number, got {getattr(self, name)!r}"
+            if not is_count(getattr(self, name)):
+                yield f"{name}: expected a positive whole number, got {shorten(getattr(self, name))}"
                 return
         for name in ("widths", "depths"):
-            if len(getattr(self, name)) != STAGES or not all(map(_is_count, getattr(self, name))):
-                yield f"{name}: expected {STAGES} positive whole numbers, got {getattr(self, name)}"
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) != STAGES or not all(map(is_count, value)):
+                yield f"{name}: expected {STAGES} positive whole numbers, got {shorten(value)}"
                 return
-        if self.image_size % 128:
-            yield f"image_size: expected a multiple of 128, got {self.image_size}"
+        if not isinstance(self.labels, tuple) or not all(isinstance(label, str) for label in self.labels):
+            yield f"labels: expected texts, got {shorten(self.labels)}"
+            return
+        if self.image_size % 128 or self.image_size > LARGEST_IMAGE:
+            yield f"image_size: expected a multiple of 128 up to {LARGEST_IMAGE}, got {self.image_size}"
+        if self.num_candidates > MOST_CANDIDATES:
+            yield f"num_candidates: expected at most {MOST_CANDIDATES}, got {self.num_candidates}"
         if any(width % 2 for width in self.widths):
             yield f"widths: expected even numbers, got {self.widths}"
         if self.num_bins < 2:
             yield f"num_bins: expected at least 2, got {self.num_bins}"
         if not self.labels or len(set(self.labels)) != len(self.labels):
-            yield f"labels: expected one or more distinct names, got {self.labels}"
-        if len(self.image_mean) != 3 or len(self.image_std) != 3 or not all(value > 0 for value in self.image_std):
-            yield "image_mean, image_std: expected three numbers each, image_std above 0"
+            yield f"labels: expected one or more distinct names, got {shorten(self.labels)}"
+        problem = normalization_problem(self.image_mean, self.image_std, 3)
+        if problem:
+            yield problem
         if self.max_objects > self.num_candidates:
             yield f"max_objects: expected at most num_candidates {self.num_candidates}, got {self.max_objects}"
         for name in ("nms_iou", "score_threshold"):
-            if not 0 <= getattr(self, name) < 1:
-                yield f"{name}: expected a number from 0 to less than 1, got {getattr(self, name)!r}"
+            if not is_number(getattr(self, name)) or not 0 <= getattr(self, name) < 1:
+                yield f"{name}: expected a number from 0 to less than 1, got {shorten(getattr(self, name))}"
 
     def replace(self, **changes: Any) -> FinderConfig:
         """A copy with some fields changed."""
@@ -96,12 +110,8 @@ class FinderConfig:
         expected = {field.name for field in dataclasses.fields(cls)}
         if set(values) != expected:
             missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
-            raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields {unknown}")
+            raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields [{join(map(repr, unknown))}]")
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
         return cls(**fields)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, NamedTuple
 
-from vitpose_jax.vitpose.config import ACTIVATIONS
+from vitpose_jax.storage.text import shorten
+from vitpose_jax.vitpose.config import ACTIVATIONS, is_count, is_number, normalization_problem
 
 DETECTOR_ACTIVATIONS = (*ACTIVATIONS, "silu")
 SAMPLINGS = ("bilinear", "nearest")
@@ -14,6 +15,9 @@ SAMPLINGS = ("bilinear", "nearest")
 STEM_STRIDE = 4
 # A bottleneck block has this many times fewer channels inside.
 BOTTLENECK_REDUCTION = 4
+
+# Limit on the sides of an image, which no tensor tells: the memory grows with their product.
+LARGEST_IMAGE = 8192
 
 # Default threshold of a `Detector`: objects have a higher score.
 SCORE_THRESHOLD = 0.3
@@ -139,23 +143,35 @@ class DetectorConfig:
 
     def _problems(self):
         for name in COUNTS:
-            if not _is_count(getattr(self, name)):
-                yield f"{name}: expected a positive whole number, got {getattr(self, name)!r}"
+            if not is_count(getattr(self, name)):
+                yield f"{name}: expected a positive whole number, got {shorten(getattr(self, name))}"
                 return
         for name in MEASURES:
-            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
-                yield f"{name}: expected a positive number, got {getattr(self, name)!r}"
+            if not is_number(getattr(self, name)) or not getattr(self, name) > 0:
+                yield f"{name}: expected a positive number, got {shorten(getattr(self, name))}"
                 return
         for name in ("image_size", "hidden_sizes", "depths", "out_indices"):
-            if not getattr(self, name) or not all(map(_is_count, getattr(self, name))):
-                yield f"{name}: expected positive whole numbers, got {getattr(self, name)}"
+            value = getattr(self, name)
+            if not value or not isinstance(value, tuple) or not all(map(is_count, value)):
+                yield f"{name}: expected positive whole numbers, got {shorten(value)}"
                 return
+        for name, kind in (("encoder_levels", int), ("labels", str)):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+                yield f"{name}: expected a tuple of {kind.__name__}, got {shorten(value)}"
+                return
+        for name in ("downsample_in_first_stage", "downsample_in_bottleneck", "normalize_before"):
+            if not isinstance(getattr(self, name), bool):
+                yield f"{name}: expected true or false, got {shorten(getattr(self, name))}"
+                return
+        if max(self.image_size) > LARGEST_IMAGE:
+            yield f"image_size: expected at most {LARGEST_IMAGE} pixels on a side, got {shorten(self.image_size)}"
         for name in ("hidden_act", "encoder_act", "fusion_act", "decoder_act"):
             if getattr(self, name) not in DETECTOR_ACTIVATIONS:
-                yield f"{name}: expected one of {', '.join(DETECTOR_ACTIVATIONS)}, got {getattr(self, name)!r}"
+                yield f"{name}: expected one of {', '.join(DETECTOR_ACTIVATIONS)}, got {shorten(getattr(self, name))}"
         for name, known in (("version", (1, 2)), ("layer_type", ("basic", "bottleneck")), ("sampling", SAMPLINGS)):
             if getattr(self, name) not in known:
-                yield f"{name}: expected one of {known}, got {getattr(self, name)!r}"
+                yield f"{name}: expected one of {known}, got {shorten(getattr(self, name))}"
         if self.version == 1 and (self.offset_scale, self.sampling) != (0.5, "bilinear"):
             yield f"offset_scale, sampling: version 1 has 0.5 and bilinear, got {self.offset_scale}, {self.sampling}"
         if len(self.hidden_sizes) != len(self.depths):
@@ -190,9 +206,10 @@ class DetectorConfig:
         elif any(block.shortcut == "pool" and block.stride == 1 for stage in self.stages for block in stage):
             yield f"embedding_size: expected {self.hidden_sizes[0]}, as in the first stage, got {self.embedding_size}"
         if not self.labels or len(set(self.labels)) != len(self.labels):
-            yield f"labels: expected one or more distinct names, got {self.labels}"
-        if len(self.image_mean) != self.num_channels or len(self.image_std) != self.num_channels:
-            yield f"image_mean, image_std: expected {self.num_channels} numbers each"
+            yield f"labels: expected one or more distinct names, got {shorten(self.labels)}"
+        problem = normalization_problem(self.image_mean, self.image_std, self.num_channels)
+        if problem:
+            yield problem
         tokens = sum(height * width for height, width in self.level_sizes) if len(self.image_size) == 2 else 0
         if self.num_queries > tokens:
             yield f"num_queries: expected at most {tokens}, all positions of the feature maps, got {self.num_queries}"
@@ -249,7 +266,3 @@ class DetectorConfig:
     def replace(self, **changes: Any) -> DetectorConfig:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0

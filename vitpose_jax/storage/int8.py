@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int8
 
+from .finite import all_finite
+
 SCALE = ".scale"
 LARGEST = 127
 
@@ -24,6 +26,9 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Returns:
         Kernels as int8, each with its scale; all others unchanged. Rounding changes a weight by at most half a scale,
         which is 1/254 of the largest weight of its output channel.
+
+    Raises:
+        ValueError: if a kernel is not finite.
     """
     result = {}
     for name, tensor in tensors.items():
@@ -32,6 +37,8 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
             result[name] = tensor
             continue
         weights = tensor.astype(np.float32)
+        if not all_finite(weights):
+            raise ValueError(f"{name}: expected finite numbers to store as int8, got NaN or infinity")
         largest = np.abs(weights).max(axis=_input_axes(name, weights.ndim), keepdims=True)
         scale = np.maximum(largest / LARGEST, np.finfo(np.float32).tiny)
         result[name] = np.rint(weights / scale).astype(np.int8)
@@ -41,7 +48,9 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 def dequantize(values: Int8[np.ndarray, "..."], scale: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:
     """The weights that are stored as int8 values and a scale."""
-    return values * scale
+    # A scale that is not finite is an error of the file, and is reported where the result is checked.
+    with np.errstate(all="ignore"):
+        return values * scale
 
 
 def scale_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -9,8 +9,12 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array
+
+from vitpose_jax.storage import text
+from vitpose_jax.storage.finite import all_finite
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -46,23 +50,43 @@ def fill(module: Model, tensors: Mapping[str, Any], *, source: str = "the tensor
     return fill_checked(module, tensors)
 
 
-def fill_checked(module: Model, tensors: Mapping[str, Any]) -> Model:
-    """As `fill`, for tensors whose names and shapes were compared with the module's before."""
+def fill_checked(module: Model, tensors: Mapping[str, Any], *, check_finite: bool = False) -> Model:
+    """As `fill`, for tensors whose names and shapes were compared with the module's before.
+
+    Args:
+        module, tensors: as in `fill`.
+        check_finite: raise an error for a number that the module's dtype cannot hold. That the tensors themselves are
+            finite is checked where they are read (`storage/finite.py`).
+
+    Raises:
+        ValueError: naming the tensor that overflows.
+    """
     graphdef, state = nnx.split(module)
     for path, variable in nnx.to_flat_state(state):
-        variable.set_value(jnp.asarray(tensors[".".join(map(str, path))], variable.dtype))
+        name = ".".join(map(str, path))
+        array = np.asarray(tensors[name])
+        if check_finite and _may_overflow(array.dtype, variable.dtype):
+            with np.errstate(over="ignore"):
+                array = array.astype(variable.dtype)
+            if not all_finite(array):
+                raise ValueError(f"{name}: expected numbers that {variable.dtype} can hold, got larger ones")
+        variable.set_value(jnp.asarray(array, variable.dtype))
     return nnx.merge(graphdef, state)
+
+
+def _may_overflow(stored: Any, dtype: Any) -> bool:
+    return bool(jnp.issubdtype(stored, jnp.floating) and jnp.finfo(stored).max > jnp.finfo(dtype).max)
 
 
 def raise_problems(problems: Iterable[str], *, source: str) -> None:
     """Raise all problems at once, if there are any.
 
     Raises:
-        ValueError: naming the source and listing the problems, one per line.
+        ValueError: naming the source and listing the first problems (`text.MOST_PROBLEMS`), one per line.
     """
     problems = list(problems)
     if problems:
-        raise ValueError(f"{source}: {len(problems)} problems\n  " + "\n  ".join(problems))
+        raise ValueError(f"{source}: {len(problems)} problems\n  " + text.join(problems, "\n  "))
 
 
 def differences(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any]) -> Iterable[str]:
@@ -71,6 +95,6 @@ def differences(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, A
         if name not in tensors:
             yield f"missing {name}, expected shape {expected[name]}"
         elif name not in expected:
-            yield f"unexpected {name}, shape {tuple(tensors[name].shape)}"
+            yield f"unexpected {text.printable(name)}, shape {tuple(tensors[name].shape)}"
         elif tuple(tensors[name].shape) != expected[name]:
             yield f"{name}: expected shape {expected[name]}, got {tuple(tensors[name].shape)}"

@@ -14,8 +14,13 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .text import printable
+
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+
+# Bytes. The index of a model with 10,000 tensors has 1 MB.
+LARGEST_JSON = 64 * 2**20
 
 _DTYPES = {
     "F64": np.float64,
@@ -54,17 +59,59 @@ def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
 
     Raises:
-        ValueError: if the file is missing, cannot be read, is not JSON or holds no object.
+        ValueError: if the file is missing, cannot be read, is too large, is not JSON or holds no object.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON ({error})") from error
+    values = parse_json(read_text(path), source=str(path))
     if not isinstance(values, dict):
         raise ValueError(f"{path}: expected a JSON object, got {type(values).__name__}")
     return values
+
+
+def read_text(path: Path, largest: int = LARGEST_JSON) -> str:
+    """The text of a small UTF-8 file, with or without a byte-order mark.
+
+    Raises:
+        ValueError: if the file is missing, cannot be read, has more than `largest` bytes or is not UTF-8.
+    """
+    try:
+        content = read_bytes(path, largest)
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected UTF-8 text, got {error.reason} at byte {error.start}") from error
+
+
+def read_bytes(path: Path, largest: int) -> bytes:
+    """The content of a file, a pipe or a device, of at most `largest` bytes.
+
+    Raises:
+        ValueError: if there are more.
+        OSError: if the file cannot be read.
+    """
+    pieces, size = [], 0
+    with path.open("rb") as file:
+        while piece := file.read(2**20):
+            pieces.append(piece)
+            size += len(piece)
+            if size > largest:
+                raise ValueError(f"{path}: expected at most {largest} bytes, got more")
+    return b"".join(pieces)
+
+
+def parse_json(content: str, *, source: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: naming the source, if it is not valid JSON or is nested too deeply.
+    """
+    try:
+        return json.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{source}: not valid JSON (nested too deeply)") from error
+    except ValueError as error:
+        raise ValueError(f"{source}: not valid JSON ({printable(error)})") from error
 
 
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
@@ -78,12 +125,12 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
-        raise ValueError(f"{path}: not a safetensors file, or truncated ({error})") from error
+        raise ValueError(f"{path}: not a safetensors file, or truncated ({printable(error)})") from error
     tensors = {}
     for name in file.keys():  # noqa: SIM118 (it is not a mapping)
         header = file.get_slice(name)
         if header.get_dtype() not in _DTYPES:
-            raise ValueError(f"{path}: {name} has the unknown dtype {header.get_dtype()}")
+            raise ValueError(f"{path}: {printable(name)} has the unknown dtype {header.get_dtype()}")
         dtype = np.dtype(_DTYPES[header.get_dtype()])
         tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, functools.partial(file.get_tensor, name))
     return tensors

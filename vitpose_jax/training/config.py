@@ -16,6 +16,7 @@ from vitpose_jax.skeletons import SKELETONS, Skeleton, canonical_name, flip_pair
 from vitpose_jax.training import toml
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.detection.config import DETECTION_OPTIM, DetectionTrainConfig
+from vitpose_jax.training.name_rules import compile_pattern
 from vitpose_jax.training.optim import PRESETS as OPTIM_PRESETS
 from vitpose_jax.training.optim import OptimConfig
 from vitpose_jax.training.run_config import RunConfig, interval_problems, not_positive
@@ -37,7 +38,8 @@ class DataConfig:
         images: the folder of the images; or .zip archives: one, a glob pattern or several.
         ratio: fraction of each batch, as any positive number. Set it for all datasets or for none; without ratios the
             fractions follow the number of people.
-        weights: how much labels count, by a regular expression that matches the start of the image's file name.
+        weights: how much labels count, by a regular expression that matches the start of the image's file name;
+            `name_rules.compile_pattern` says which expressions are allowed.
         min_keypoints: people with fewer labelled keypoints are left out.
         cache: "memory" keeps decoded images.
         skip_broken: if an image cannot be read, train on another person instead of raising an error.
@@ -51,6 +53,13 @@ class DataConfig:
     min_keypoints: int = 1
     cache: Literal["memory"] | None = None
     skip_broken: bool = False
+
+    def __post_init__(self) -> None:
+        for pattern in self.weights or ():
+            try:
+                compile_pattern(pattern)
+            except ValueError as error:
+                raise ValueError(f"weights: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -34,7 +34,7 @@ from jaxtyping import Array, Float
 from vitpose_jax.finder.config import FinderConfig
 from vitpose_jax.finder.modeling import PersonFinder, abstract_finder
 from vitpose_jax.storage import parameters
-from vitpose_jax.training.name_rules import match_rules
+from vitpose_jax.training.name_rules import compile_pattern, match_rules
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
@@ -136,6 +136,11 @@ class OptimConfig:
                 yield f"{name}: expected a number from 0 to less than 1, got {value}"
         if not all(0 < milestone < (1 if isinstance(milestone, float) else np.inf) for milestone in self.milestones):
             yield f"milestones: expected positive steps, or fractions of total_steps below 1, got {self.milestones}"
+        for pattern in self.frozen:
+            try:
+                compile_pattern(FROZEN.get(pattern, pattern))
+            except ValueError as error:
+                yield f"frozen: {error}"
 
     @classmethod
     def preset(cls, name: str, *, total_steps: int | None = None, **changes: Any) -> "OptimConfig":

@@ -7,7 +7,6 @@ is resampled, so a crop of the window equals the crop of the image.
 import logging
 import math
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -19,7 +18,9 @@ from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.pipeline.regions import BOX_PADDING, Regions, boxes_to_regions
 from vitpose_jax.skeletons import Skeleton
+from vitpose_jax.storage.text import shorten
 from vitpose_jax.training.augment import Augmentation
+from vitpose_jax.training.name_rules import compile_pattern, match_start
 
 Weights: TypeAlias = Mapping[str, int | float] | Callable[[str], int | float | Sequence[int | float]]
 
@@ -224,11 +225,12 @@ def _label_weights(weights: Weights | None, paths: list[str], num_keypoints: int
     names = [os.path.basename(path) for path in paths]
     result = np.ones((len(names), num_keypoints))
     if isinstance(weights, Mapping):
-        for pattern in weights:
-            if not any(re.match(pattern, name) for name in names):
-                raise ValueError(f"weights: expected file names that start with {pattern!r}, got none")
+        patterns = {compile_pattern(pattern): weight for pattern, weight in weights.items()}
+        for pattern in patterns:
+            if not any(match_start(pattern, name) for name in names):
+                raise ValueError(f"weights: expected file names that start with {shorten(pattern.pattern)}, got none")
         for row, name in zip(result, names, strict=True):
-            row[:] = next((weight for pattern, weight in weights.items() if re.match(pattern, name)), 1.0)
+            row[:] = next((weight for pattern, weight in patterns.items() if match_start(pattern, name)), 1.0)
     elif weights is not None:
         for row, name in zip(result, names, strict=True):
             weight = np.asarray(weights(name), np.float64)

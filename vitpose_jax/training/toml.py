@@ -10,7 +10,7 @@ would have to be rewritten, at half the length of this file. No value is run as 
 
 import dataclasses
 import difflib
-import json
+import math
 import pathlib
 import tomllib
 import types
@@ -18,7 +18,16 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar
 
+from vitpose_jax.storage.tensors import parse_json, read_text
+from vitpose_jax.storage.text import printable, shorten
+
 T = TypeVar("T")
+
+# Bytes of a file. A training's file has a few thousand.
+LARGEST_FILE = 2**20
+
+# Whole numbers have 64 bits, as TOML says.
+_LARGEST = 2**63
 
 # Stands for a value whose problem is already in the list.
 _INVALID: Any = object()
@@ -28,15 +37,21 @@ def read_table(path: str | pathlib.Path) -> dict[str, Any]:
     """The table in a file: JSON if its name ends in ".json", else TOML.
 
     Raises:
-        ValueError: if the file is not valid, naming it.
-        OSError: if the file cannot be read.
+        ValueError: naming the file, if it is missing, too large, not valid or not a table.
     """
     path = pathlib.Path(path)
+    content = read_text(path, LARGEST_FILE)
+    if path.suffix == ".json":
+        table = parse_json(content, source=str(path))
+        if not isinstance(table, dict):
+            raise ValueError(f"{path}: expected a table, got {shorten(table)}")
+        return table
     try:
-        content = path.read_text(encoding="utf-8")
-        return json.loads(content) if path.suffix == ".json" else tomllib.loads(content)
-    except (tomllib.TOMLDecodeError, json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+        return tomllib.loads(content)
+    except RecursionError as error:
+        raise ValueError(f"{path}: not valid TOML (nested too deeply)") from error
+    except ValueError as error:  # also numbers with too many digits
+        raise ValueError(f"{path}: not valid TOML ({printable(error)})") from error
 
 
 def apply_override(table: dict[str, Any], override: str) -> None:
@@ -55,7 +70,7 @@ def apply_override(table: dict[str, Any], override: str) -> None:
         raise ValueError(f"{override}: expected key=value")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         value = text
     *parents, last = key.split(".")
     parent: Any = table
@@ -67,11 +82,12 @@ def apply_override(table: dict[str, Any], override: str) -> None:
     elif isinstance(parent, dict):
         parent[last] = value
     else:
-        raise ValueError(f"{override}: expected a table at {'.'.join(parents)}, got {parent!r}")
+        raise ValueError(f"{override}: expected a table at {'.'.join(parents)}, got {shorten(parent)}")
 
 
 def _item(values: Any, index: str, override: str) -> Any:
-    if not isinstance(values, list) or not index.isdigit() or int(index) >= len(values):
+    digits = index.isascii() and index.isdigit() and len(index) < 10
+    if not isinstance(values, list) or not digits or int(index) >= len(values):
         raise ValueError(f"{override}: expected a table, or the index of an item in a list, at {index}")
     return values[int(index)]
 
@@ -102,15 +118,15 @@ def unknown_keys(table: Mapping[str, Any], names: Iterable[str], where: str = ""
     problems = []
     for name in table:
         if name not in names:
-            near = difflib.get_close_matches(name, names, 1)
+            near = difflib.get_close_matches(name[:100], names, 1)
             hint = f"did you mean {near[0]}?" if near else f"expected one of {', '.join(names)}"
-            problems.append(f"unknown key {where}{name}; {hint}")
+            problems.append(f"unknown key {where}{printable(name)}; {hint}")
     return problems
 
 
 def _build(kind: type, table: Any, where: str, problems: list[str]) -> Any:
     if not isinstance(table, Mapping):
-        problems.append(f"{where.rstrip('.')}: expected a table, got {table!r}")
+        problems.append(f"{where.rstrip('.')}: expected a table, got {shorten(table)}")
         return _INVALID
     before = len(problems)
     hints = typing.get_type_hints(kind)
@@ -149,7 +165,7 @@ def _convert(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
         if origin is tuple:
             kinds = arguments[:1] * len(value) if arguments[-1:] == (Ellipsis,) else arguments
             if len(kinds) != len(value):
-                problems.append(f"{where}: expected {len(kinds)} values, got {value!r}")
+                problems.append(f"{where}: expected {len(kinds)} values, got {shorten(value)}")
                 return _INVALID
             items = [
                 _convert(item, kind, f"{where}.{index}", problems)
@@ -157,10 +173,13 @@ def _convert(value: Any, hint: Any, where: str, problems: list[str]) -> Any:
             ]
             return _INVALID if any(item is _INVALID for item in items) else tuple(items)
         if origin is dict:
-            table = {name: _convert(item, arguments[1], f"{where}.{name}", problems) for name, item in value.items()}
+            table = {
+                name: _convert(item, arguments[1], f"{where}.{printable(name)}", problems)
+                for name, item in value.items()
+            }
             return _INVALID if any(item is _INVALID for item in table.values()) else table
         return hint(value) if hint is float else value
-    problems.append(f"{where}: expected {_describe(hint)}, got {value!r}")
+    problems.append(f"{where}: expected {_describe(hint)}, got {shorten(value)}")
     return _INVALID
 
 
@@ -170,9 +189,9 @@ def _fits(value: Any, hint: Any) -> bool:
     if kind is Literal:
         return value in typing.get_args(hint)
     if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        return _fits(value, int) or (isinstance(value, float) and math.isfinite(value))
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST
     if kind is tuple:
         return isinstance(value, list | tuple)
     if dataclasses.is_dataclass(kind):

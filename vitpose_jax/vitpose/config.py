@@ -8,6 +8,7 @@ import numbers
 from typing import Any
 
 from vitpose_jax.skeletons import COCO, DATASETS, Skeleton, canonical_name
+from vitpose_jax.storage.text import join, shorten
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -20,6 +21,64 @@ DECODERS = ("classic", "simple")
 
 # Fields that were added later. If a file does not have them, they take their defaults.
 NEW_FIELDS = ("window_size", "window_shift", "window_pool", "knowledge_token")
+
+# Sizes of arrays and lists are below this number everywhere.
+_LARGEST = 2**31
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number that can be a size: `least` or more, and of 32 bits."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value < _LARGEST
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number. The whole numbers of a file may be too large for a float."""
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and (abs(value) < _LARGEST if isinstance(value, int) else math.isfinite(value))
+    )
+
+
+def normalization_problem(mean: Any, std: Any, channels: int) -> str | None:
+    """What is wrong with the mean and the standard deviation of pixel values; None if nothing is."""
+    for name, values in (("image_mean", mean), ("image_std", std)):
+        if not isinstance(values, list | tuple) or len(values) != channels or not all(map(is_number, values)):
+            return f"image_mean, image_std: expected {channels} numbers each, got {name} {shorten(values)}"
+    if not all(value > 0 for value in std):
+        return f"image_std: expected numbers above 0, got {shorten(std)}"
+    return None
+
+
+def read_skeleton(values: Any) -> Skeleton:
+    """The skeleton in a config.json, the inverse of `Skeleton.to_dict`.
+
+    Raises:
+        ValueError: naming the field, if one is missing, unknown, of a wrong type or inconsistent.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"skeleton: expected a table, got {shorten(values)}")
+    if not isinstance(values.get("name"), str):
+        raise ValueError(f"skeleton: name: expected a text, got {shorten(values.get('name'))}")
+    checks: dict[str, tuple[str, Any]] = {
+        "keypoints": ("texts", lambda item: isinstance(item, str)),
+        "flip_pairs": ("pairs of indices", _is_pair),
+        "edges": ("pairs of indices", _is_pair),
+        "sigmas": ("positive numbers", lambda item: is_number(item) and item > 0),
+        "upper_body": ("indices", lambda item: is_count(item, 0)),
+    }
+    for field, (kind, check) in checks.items():
+        items = values.get(field, [])
+        if not isinstance(items, list | tuple):
+            raise ValueError(f"skeleton: {field}: expected a list of {kind}, got {shorten(items)}")
+        for item in items:
+            if not check(item):
+                raise ValueError(f"skeleton: {field}: expected {kind}, got {shorten(item)}")
+    return Skeleton.from_dict(values)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, list | tuple) and len(value) == 2 and all(is_count(index, 0) for index in value)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -95,22 +154,32 @@ class VitPoseConfig:
 
     def _problems(self):
         for name in ("num_channels", "hidden_size", "num_layers", "num_heads", "scale_factor"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                yield f"{name}: expected a positive whole number, got {getattr(self, name)!r}"
+            if not is_count(getattr(self, name)):
+                yield f"{name}: expected a positive whole number, got {shorten(getattr(self, name))}"
                 return
         for name in ("mlp_ratio", "layer_norm_eps", "initializer_range"):
-            if not isinstance(getattr(self, name), int | float) or not getattr(self, name) > 0:
-                yield f"{name}: expected a positive number, got {getattr(self, name)!r}"
+            if not is_number(getattr(self, name)) or not getattr(self, name) > 0:
+                yield f"{name}: expected a positive number, got {shorten(getattr(self, name))}"
                 return
+        if not is_count(self.mlp_features):
+            yield f"mlp_ratio: expected an MLP of 1 to {_LARGEST - 1} features, got {self.mlp_features}"
         for name in ("qkv_bias", "window_shift", "window_pool"):
             if not isinstance(getattr(self, name), bool):
-                yield f"{name}: expected true or false, got {getattr(self, name)!r}"
+                yield f"{name}: expected true or false, got {shorten(getattr(self, name))}"
+        for name, kind in (("experts", str), ("skeletons", Skeleton), ("out_indices", int)):
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or not all(isinstance(item, kind) for item in value):
+                yield f"{name}: expected a tuple of {kind.__name__}, got {shorten(value)}"
+                return
+        if not is_count(self.part_features, 0):
+            yield f"part_features: expected a whole number, got {shorten(self.part_features)}"
+            return
         for name in ("image_size", "patch_size", "window_size"):
             value = getattr(self, name)
             if name == "window_size" and value is None:
                 continue
-            if len(value) != 2 or not all(isinstance(side, int) and side > 0 for side in value):
-                yield f"{name}: expected two positive whole numbers (height, width), got {value}"
+            if not isinstance(value, tuple) or len(value) != 2 or not all(map(is_count, value)):
+                yield f"{name}: expected two positive whole numbers (height, width), got {shorten(value)}"
                 return
         if any(side % patch for side, patch in zip(self.image_size, self.patch_size, strict=True)):
             yield f"image_size: expected multiples of the patch size {self.patch_size}, got {self.image_size}"
@@ -119,9 +188,9 @@ class VitPoseConfig:
         if self.hidden_size % self.num_heads:
             yield f"num_heads: expected a divisor of hidden_size {self.hidden_size}, got {self.num_heads}"
         if self.hidden_act not in ACTIVATIONS:
-            yield f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {self.hidden_act!r}"
+            yield f"hidden_act: expected one of {', '.join(ACTIVATIONS)}, got {shorten(self.hidden_act)}"
         if self.decoder not in DECODERS:
-            yield f"decoder: expected one of {', '.join(DECODERS)}, got {self.decoder!r}"
+            yield f"decoder: expected one of {', '.join(DECODERS)}, got {shorten(self.decoder)}"
         if self.decoder == "classic" and self.scale_factor != 4:
             yield f"scale_factor: the classic decoder enlarges by 4, got {self.scale_factor}"
         if self.experts and not 0 < self.part_features < self.hidden_size:
@@ -137,10 +206,12 @@ class VitPoseConfig:
             yield f"skeletons: expected one or more with distinct names, got {names}"
         if self.experts and (len(set(self.experts)) != len(self.experts) or not set(names) <= set(self.experts)):
             yield f"skeletons: expected names among the distinct experts {self.experts}, got {names}"
-        if len(self.image_mean) != self.num_channels or len(self.image_std) != self.num_channels:
-            yield f"image_mean, image_std: expected {self.num_channels} numbers each"
-        if not isinstance(self.knowledge_token, int) or self.knowledge_token < 0:
-            yield f"knowledge_token: expected its width, or 0 for none, got {self.knowledge_token!r}"
+        problem = normalization_problem(self.image_mean, self.image_std, self.num_channels)
+        if problem:
+            yield problem
+        if not is_count(self.knowledge_token, 0):
+            yield f"knowledge_token: expected its width, or 0 for none, got {shorten(self.knowledge_token)}"
+            return
         if self.knowledge_token and self.window_size is not None:
             yield f"knowledge_token: expected none with a window_size, got width {self.knowledge_token}"
         for name in ("window_shift", "window_pool"):
@@ -244,12 +315,15 @@ class VitPoseConfig:
         missing = expected - set(NEW_FIELDS) - set(values)
         if missing or set(values) - expected:
             raise ValueError(
-                f"VitPoseConfig: missing fields {sorted(missing)}, unknown fields {sorted(set(values) - expected)}"
+                f"VitPoseConfig: missing fields {sorted(missing)}, "
+                f"unknown fields [{join(map(repr, sorted(set(values) - expected)))}]"
             )
         fields: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
         }
-        fields["skeletons"] = tuple(Skeleton.from_dict(skeleton) for skeleton in values["skeletons"])
+        if not isinstance(values["skeletons"], list | tuple):
+            raise ValueError(f"skeletons: expected a list, got {shorten(values['skeletons'])}")
+        fields["skeletons"] = tuple(read_skeleton(skeleton) for skeleton in values["skeletons"])
         return cls(**fields)
 
     @classmethod
