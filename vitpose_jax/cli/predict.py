@@ -111,10 +111,23 @@ def predict(
         progress=show_progress(len(paths)),
         report=say,
         on_poses=(lambda _, poses: print_poses(poses)) if len(paths) == 1 else None,
+        settings={
+            "model": named_source(model),
+            "revision": revision,
+            "dtype": dtype.value,
+            "detector": named_source(detector) if find_boxes else None,
+            "labels": list(label or LABELS) if find_boxes else None,
+            "min_score": min_score,
+        },
     )
     if summary.written or summary.failed:
         print(f"{len(paths) - len(summary.failed) - len(summary.skipped)} of {len(paths)} images done: {output}")
     exit_with_failures(summary)
+
+
+def named_source(source: str) -> str:
+    """A model's source as settings name it: a file or folder by its whole path, from wherever the command runs."""
+    return str(pathlib.Path(source).resolve()) if pathlib.Path(source).exists() else source
 
 
 def read_boxes(
