@@ -69,7 +69,7 @@ def predict_files(
             cannot be read, boxes beside `whole_image`, options that every image would fail on, or results with other
             settings in the folder, naming what differs.
     """
-    paths = find_images(os.fspath(name) for name in images)
+    paths = find_images((os.fspath(name) for name in images), report)
     if whole_image and boxes is not None:
         raise ValueError("expected boxes or whole_image, got both")
     if isinstance(boxes, str | os.PathLike):

@@ -82,7 +82,7 @@ def predict(
     from vitpose_jax.detector import LABELS, Detector
     from vitpose_jax.estimator import PoseEstimator
 
-    paths = find_images(images)
+    paths = find_images(images, say)
     find_boxes = not boxes and not whole_image
     if find_boxes and detector == DEFAULT_FINDER:
         say("people are found by the bundled finder; --boxes, --detector and --whole-image choose otherwise")
