@@ -274,4 +274,8 @@ def test_the_wheel_predicts_in_a_clean_environment(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert "nose" in done.stdout
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["image.json", "image_poses.png"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "image.json",
+        "image_poses.png",
+        "settings.json",
+    ]

@@ -3,7 +3,8 @@
 import os
 import struct
 import threading
-from typing import BinaryIO, TypeAlias
+import zlib
+from typing import Any, BinaryIO, TypeAlias
 
 import jax
 import numpy as np
@@ -16,18 +17,35 @@ ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | jax.Array
 # Pillow reads the pixels of an open image on first use, and fails when two threads do so at once.
 _PIL_LOCK = threading.Lock()
 
-# What Pillow's decoders raise on damaged files.
+# What Pillow's decoders raise on damaged files, on files too large for the memory and on unsupported ones. The AVIF
+# decoder raises RuntimeError.
 _DAMAGE = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    IndexError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    BufferError,
     EOFError,
-    OverflowError,
-    struct.error,
     Image.DecompressionBombError,
+    LookupError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
 )
+
+# The ranges of sensors, in bits: values of an image with more than 8 bits are scaled by the smallest that holds them.
+_BITS = (8, 10, 12, 14, 16, 24, 32)
+
+# EXIF's tag of the orientation.
+_ORIENTATION = 0x0112
+
+# What Pillow knows by name, but does not decode by itself.
+_NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
@@ -40,8 +58,8 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
     Returns:
         The pixel values, 0 to 255. The result can be the input array itself or a view of it: do not write to it.
         Files and PIL images are turned to their EXIF orientation. Grey values are repeated for all three channels,
-        alpha is dropped, 16-bit values are cut to their upper 8 bits, Pillow converts palettes and CMYK. For an
-        animation, this is the first frame.
+        alpha is dropped, Pillow converts palettes and CMYK. Values of more than 8 bits are scaled by the range in use:
+        the smallest of 8, 10, 12, 14 and 16 bits that holds them all. For an animation, this is the first frame.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -65,6 +83,44 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
     if isinstance(image, np.ndarray | jax.Array):
         return _from_array(np.asarray(image))
     raise TypeError(f"image: expected a path, a PIL image or a uint8 array, got {type(image).__name__}")
+
+
+def image_endings() -> frozenset[str]:
+    """The endings of names of image files that Pillow reads, in lower case: ".jpg", ".avif", ..."""
+    Image.init()
+    readable = Image.OPEN.keys() - _NOT_DECODED
+    return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
+
+
+def decoded_bytes(image: object) -> int:
+    """The bytes that `load_image` returns for an image, from the header of a file; 0 for what it cannot read."""
+    if isinstance(image, str | os.PathLike):
+        path = os.fspath(image)
+        try:
+            with open(path, "rb") as file:
+                width, height = _open(file, path).size
+        except (OSError, ValueError):
+            return 0
+        return 3 * width * height
+    if isinstance(image, Image.Image):
+        return 3 * image.width * image.height
+    return image.nbytes if isinstance(image, np.ndarray | jax.Array) else 0
+
+
+def own(entry: Any) -> Any:
+    """An entry of a stream that its owner may change after the next one: arrays and frames of animations are copied.
+
+    Args:
+        entry: an image, or a tuple of an image and what belongs to it.
+    """
+    if isinstance(entry, tuple):
+        return tuple(own(part) for part in entry)
+    if isinstance(entry, np.ndarray):
+        return entry.copy()
+    if isinstance(entry, Image.Image) and getattr(entry, "is_animated", False):
+        with _PIL_LOCK:
+            return entry.copy()
+    return entry
 
 
 def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
@@ -110,19 +166,22 @@ def _decode(image: Image.Image, source: str) -> UInt8[np.ndarray, "height width 
     if limit is not None and width * height > 2 * limit:
         raise ValueError(f"{source}: expected at most {2 * limit} pixels, got {width} x {height}")
     try:
-        return _to_rgb(ImageOps.exif_transpose(image))
+        turned = image.getexif().get(_ORIENTATION, 1) != 1
+        return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except _DAMAGE as error:
-        raise ValueError(f"{source}: truncated, damaged or unsupported image ({error})") from None
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{source}: truncated, damaged or unsupported image ({reason})") from None
 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:
     if image.mode == "F":
         raise ValueError("pixel values are floats of unknown range")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        # "I" has 32 bits, but Pillow uses it for files with 16.
-        grey = (np.asarray(image).astype(np.int64).clip(0, 65535) >> 8).astype(np.uint8)
-        return np.repeat(grey[:, :, None], 3, axis=2)
+        # Pillow uses "I", which has 32 bits, also for files with 16; and many cameras store 8 or 12 bits in 16.
+        values = np.asarray(image).astype(np.int64).clip(0)
+        bits = next(bits for bits in _BITS if values.max() < 2**bits)
+        return np.repeat((values >> (bits - 8)).astype(np.uint8)[:, :, None], 3, axis=2)
     if image.mode == "P":
         # Converting directly to RGB, Pillow warns if the palette has an alpha for each colour.
         image = image.convert("RGBA")
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))

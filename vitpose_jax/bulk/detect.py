@@ -47,7 +47,7 @@ def detect_files(
         ValueError: for a name without an image, a drawing that would replace an image, or results that are
             there already.
     """
-    paths, folder = find_images(os.fspath(name) for name in images), pathlib.Path(output)
+    paths, folder = find_images((os.fspath(name) for name in images), report), pathlib.Path(output)
     results, drawings = folder / DETECTIONS_FILE, {path: folder / f"{path.stem}_detections.png" for path in paths}
     if results.exists() and not overwrite:
         raise ValueError(f"{results}: is there already; choose another folder, or ask to overwrite")

@@ -2,26 +2,40 @@
 
 import glob
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
-IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+from vitpose_jax.images import image_endings
+
+# So many files that are passed over are named.
+NAMED = 3
 
 
-def find_images(names: Iterable[str]) -> list[pathlib.Path]:
+def find_images(names: Iterable[str], report: Callable[[str], None] | None = None) -> list[pathlib.Path]:
     """The image files that names, folders and patterns refer to.
 
     Args:
-        names: files, folders (their images in sorted order, without sub-folders) and glob patterns.
+        names: files, folders (their images in sorted order, without sub-folders) and glob patterns. In a folder, the
+            ending of its name says whether a file is an image; hidden files are none.
+        report: gets one line for each folder with other files.
 
     Raises:
         ValueError: for a name without an image, and for two images whose results would have the same name.
     """
+    endings = image_endings()
     paths: dict[pathlib.Path, None] = {}
     for name in names:
         path = pathlib.Path(name)
         if path.is_dir():
-            files = (file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
-            images = sorted(file for file in files if file.suffix.lower() in IMAGE_ENDINGS)
+            files = sorted(file for file in path.iterdir() if not file.is_dir() and not file.name.startswith("."))
+            images = [file for file in files if file.is_file() and file.suffix.lower() in endings]
+            others = [
+                file.name if file.exists() else f"{file.name} (a broken link)"
+                for file in files
+                if file not in set(images)
+            ]
+            if others and report is not None:
+                more = ", ..." if len(others) > NAMED else ""
+                report(f"{name}: passed over {len(others)} files: {', '.join(others[:NAMED])}{more}")
         elif path.exists() or not glob.has_magic(name):
             images = [path]
         else:
@@ -34,6 +48,10 @@ def find_images(names: Iterable[str]) -> list[pathlib.Path]:
         if by_stem.setdefault(path.stem, path) != path:
             raise ValueError(f"{path} and {by_stem[path.stem]}: results of both would be named {path.stem!r}")
     return list(paths)
+
+
+def _describe(file: pathlib.Path) -> str:
+    return file.name if file.exists() else f"{file.name} (a broken link)"
 
 
 def check_not_overwriting(images: Iterable[pathlib.Path], results: Iterable[tuple[pathlib.Path, pathlib.Path]]) -> None:

@@ -1,14 +1,17 @@
 """`predict_files`: poses of many image files, written as they come."""
 
+import hashlib
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from numpy.typing import ArrayLike
 
 from vitpose_jax.bulk.inputs import find_images
 from vitpose_jax.bulk.report import Summary, failure, log, progress_bar
 from vitpose_jax.bulk.results import Format, Results
+from vitpose_jax.bulk.settings import estimator_settings, hash_file, hash_model
 from vitpose_jax.datasets.box_files import BoxFile, ImageBoxes, image_id_of
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode
@@ -35,10 +38,13 @@ def predict_files(
     progress: bool = False,
     report: Callable[[str], None] = log,
     on_poses: Callable[[pathlib.Path, Poses], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Estimate the poses in image files and write them; `vitpose-jax predict` in Python.
 
     Images whose results are in the folder already are skipped. An image that cannot be read does not stop the others.
+    The folder also gets settings.json: what the results depend on. A run with other settings is refused, unless it
+    overwrites.
 
     Args:
         estimator: or a function that loads one: it is called only if there is something to do.
@@ -55,12 +61,15 @@ def predict_files(
         progress: show a progress bar on standard error.
         report: gets each message, one line: what is skipped, what failed.
         on_poses: gets each image and its poses, after their results were written.
+        settings: more values for settings.json, ready for JSON, that the results depend on: with a function that loads
+            the estimator, what names its model.
 
     Raises:
         ValueError: for a name without an image, a result that would replace an image, a file of boxes that
-            cannot be read, boxes beside `whole_image`, or options that every image would fail on.
+            cannot be read, boxes beside `whole_image`, options that every image would fail on, or results with other
+            settings in the folder, naming what differs.
     """
-    paths = find_images(os.fspath(name) for name in images)
+    paths = find_images((os.fspath(name) for name in images), report)
     if whole_image and boxes is not None:
         raise ValueError("expected boxes or whole_image, got both")
     if isinstance(boxes, str | os.PathLike):
@@ -72,6 +81,21 @@ def predict_files(
         image_boxes = {path: ImageBoxes(image_id_of(path), rows) for path in paths}
     results = Results(pathlib.Path(output), format, draw=draw, threshold=threshold, overwrite=overwrite)
     results.check_not_overwriting(paths)
+    record: dict[str, Any] = {
+        "format": format,
+        "boxes": _describe(boxes, whole_image=whole_image),
+        "dataset": plain(dataset),
+        "flip_test": flip_test,
+        "decode": str(decode),
+        **(settings or {}),
+    }
+    if isinstance(estimator, PoseEstimator):
+        record |= estimator_settings(estimator)
+        if boxes is None and not whole_image:
+            finder = estimator.detector
+            labels = [finder.labels] if isinstance(finder.labels, str) else list(finder.labels)
+            record |= {"detector_sha256": hash_model(finder.model), "labels": labels, "min_score": finder.threshold}
+    results.check_settings(record, paths)
     todo = [path for path in paths if not results.done(path)]
     summary = Summary(paths, skipped=[path for path in paths if path not in set(todo)])
     if summary.skipped:
@@ -82,6 +106,7 @@ def predict_files(
         estimator = estimator()
     # What would fail for every image fails once, before the first.
     results.check(estimator.config.skeleton(plain(dataset)))
+    results.begin(record)
     stream = estimator.stream(
         ((path, WHOLE_IMAGE if whole_image else image_boxes[path].boxes) for path in todo),
         dataset=dataset,
@@ -102,3 +127,14 @@ def predict_files(
     finally:
         results.finish()
     return summary
+
+
+def _describe(boxes: BoxFile | ArrayLike | None, *, whole_image: bool) -> str | dict[str, Any] | None:
+    """What the settings say about boxes: a hash of a file or of numbers, and which of a file's boxes are used."""
+    if whole_image:
+        return "whole image"
+    if boxes is None:
+        return "detector"
+    if isinstance(boxes, BoxFile):
+        return {"file": hash_file(boxes.path), "category": boxes.category, "min_score": boxes.min_score}
+    return hashlib.sha256(check_boxes(boxes).tobytes()).hexdigest()

@@ -1,6 +1,10 @@
 """The command line: parses, calls, prints. Everything that imports jax is imported inside the commands."""
 
-from typing import Annotated
+import contextlib
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -40,7 +44,8 @@ for command in COMMANDS:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: one line on standard error and a non-zero exit for a user's mistake."""
     try:
-        app(arguments, prog_name="vitpose-jax")
+        with _ending_on_sigterm():
+            app(arguments, prog_name="vitpose-jax")
     except (ValueError, OSError, ImportError) as error:
         say(f"error: {error}")
         raise SystemExit(1) from None
@@ -50,3 +55,22 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         say(f"error: {error}")
         raise SystemExit(1) from None
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """A signal to terminate ends the program as Ctrl-C does: what is done is kept. A second one ends it at once."""
+
+    def end(number: int, _: object) -> NoReturn:
+        signal.signal(number, signal.SIG_DFL)
+        say("terminated; what is done is kept")
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, handler)

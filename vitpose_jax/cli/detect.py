@@ -41,7 +41,7 @@ def detect(
     from vitpose_jax.bulk.inputs import find_images
     from vitpose_jax.detector import LABELS, Detector
 
-    paths = find_images(images)
+    paths = find_images(images, say)
     count = 0
 
     def load() -> Detector:

@@ -82,7 +82,7 @@ def predict(
     from vitpose_jax.detector import LABELS, Detector
     from vitpose_jax.estimator import PoseEstimator
 
-    paths = find_images(images)
+    paths = find_images(images, say)
     find_boxes = not boxes and not whole_image
     if find_boxes and detector == DEFAULT_FINDER:
         say("people are found by the bundled finder; --boxes, --detector and --whole-image choose otherwise")
@@ -111,10 +111,23 @@ def predict(
         progress=show_progress(len(paths)),
         report=say,
         on_poses=(lambda _, poses: print_poses(poses)) if len(paths) == 1 else None,
+        settings={
+            "model": named_source(model),
+            "revision": revision,
+            "dtype": dtype.value,
+            "detector": named_source(detector) if find_boxes else None,
+            "labels": list(label or LABELS) if find_boxes else None,
+            "min_score": min_score,
+        },
     )
     if summary.written or summary.failed:
         print(f"{len(paths) - len(summary.failed) - len(summary.skipped)} of {len(paths)} images done: {output}")
     exit_with_failures(summary)
+
+
+def named_source(source: str) -> str:
+    """A model's source as settings name it: a file or folder by its whole path, from wherever the command runs."""
+    return str(pathlib.Path(source).resolve()) if pathlib.Path(source).exists() else source
 
 
 def read_boxes(

@@ -51,7 +51,7 @@ class BoxFile:
     """
 
     def __init__(self, path: pathlib.Path, *, category: int | None = None, min_score: float | None = None):
-        self._path = path
+        self.path, self.category, self.min_score = path, category, min_score
         file_names, objects = _read(path)
         # For files that name their images: base name -> (the parts of the whole name, the image's id).
         self._named: dict[str, list[tuple[tuple[str, ...], int | str]]] | None = None
@@ -103,7 +103,7 @@ class BoxFile:
             return max(same_place, key=lambda parts_id: len(parts_id[0]))[1]
         if len(candidates) > 1:
             names = ", ".join("/".join(parts) for parts, _ in candidates)
-            raise ValueError(f"{self._path}: cannot tell which of {names} is {image}")
+            raise ValueError(f"{self.path}: cannot tell which of {names} is {image}")
         return candidates[0][1] if candidates else None
 
 

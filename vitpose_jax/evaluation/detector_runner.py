@@ -17,6 +17,7 @@ import numpy as np
 from vitpose_jax import __version__
 from vitpose_jax.bulk.detect import DETECTIONS_FILE
 from vitpose_jax.bulk.report import progress_bar
+from vitpose_jax.bulk.settings import hash_file
 from vitpose_jax.datasets.coco import CocoAnnotations, read_annotations, require
 from vitpose_jax.detector import LABELS, Detector
 from vitpose_jax.evaluation.coco_eval import check_installed
@@ -28,7 +29,6 @@ from vitpose_jax.evaluation.detection import (
     recall_at_precision,
 )
 from vitpose_jax.evaluation.runner import METRICS, check_images, to_json
-from vitpose_jax.evaluation.settings import hash_file
 from vitpose_jax.serving.flow import ItemError
 from vitpose_jax.storage.atomic import write_whole
 

@@ -6,22 +6,20 @@ Settings --+--> header()       the first line of the journal: what the poses dep
 """
 
 import dataclasses
-import hashlib
-import json
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from vitpose_jax import __version__
+from vitpose_jax.bulk import settings as bulk_settings
+from vitpose_jax.bulk.settings import hash_file
 from vitpose_jax.datasets.dataset import Dataset
 from vitpose_jax.datasets.protocols import Protocol
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD
 from vitpose_jax.evaluation.scoring import NMS_THRESHOLD, Nms
 from vitpose_jax.pipeline.regions import BOX_PADDING
-from vitpose_jax.storage import parameters
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,7 +103,7 @@ class Settings(PoseSettings):
             border=estimator.border,
             padding=estimator.padding,
             stretch=estimator.stretch,
-            model_sha256=_hash_model(estimator) if hash_model else None,
+            model_sha256=bulk_settings.hash_model(estimator.model) if hash_model else None,
             image_size=list(estimator.config.image_size),
             min_score=dataset.min_score,
             versions={"vitpose_jax": __version__, "jax": jax.__version__},
@@ -142,18 +140,3 @@ class Settings(PoseSettings):
             for name, value in self.to_dict().items()
             if value != published[name]
         ]
-
-
-def _hash_model(estimator: PoseEstimator) -> str:
-    """SHA-256 of the configuration and of all weights."""
-    digest = hashlib.sha256(json.dumps(estimator.config.to_dict(), sort_keys=True).encode())
-    for name, leaf in sorted(parameters.flatten(estimator.model).items()):
-        digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
-
-
-def hash_file(path: pathlib.Path) -> str:
-    """A file's name and its SHA-256."""
-    with path.open("rb") as file:
-        return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}"

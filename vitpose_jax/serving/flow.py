@@ -12,15 +12,19 @@ items, finished, in their order
 import collections
 import concurrent.futures
 import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
+from vitpose_jax.images import decoded_bytes, own
 from vitpose_jax.serving.batching import AnyItem, Item, groups
 
 # Jobs that are started and not yet collected.
 MAX_JOBS = 2
 # Images read ahead.
 PREFETCH = 16
+# Images are read ahead only up to this number of decoded bytes; one may be larger.
+PREFETCH_BYTES = 512 * 2**20
 
 Entry = TypeVar("Entry")
 Result = TypeVar("Result")
@@ -103,24 +107,86 @@ def run(
     yield from finished()
 
 
+class _Budget:
+    """The bytes that are read and not yet used: a reader waits until there is room for its image.
+
+    The oldest image may always be read, so there is always one reader that does not wait.
+    """
+
+    def __init__(self, limit: int):
+        self._limit, self._held, self._oldest, self._closed = limit, 0, 0, False
+        self._changed = threading.Condition()
+
+    def reserve(self, number: int, size: int) -> bool:
+        """Wait for room for an image; False if its result is not wanted any more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._closed or number == self._oldest or self._held + size <= self._limit)
+            self._held += size
+            return not self._closed
+
+    def release(self, size: int) -> None:
+        """The oldest image is used."""
+        with self._changed:
+            self._held -= size
+            self._oldest += 1
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """End all waiting."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+
+
 def read_ahead(
-    function: Callable[[Entry], Result], entries: Iterable[Entry], prefetch: int = PREFETCH
+    function: Callable[[Entry], Result],
+    entries: Iterable[Entry],
+    prefetch: int = PREFETCH,
+    *,
+    size: Callable[[Entry], int] = lambda _: 0,
+    max_bytes: int = PREFETCH_BYTES,
 ) -> Generator[Result, None, None]:
-    """Results of a function that threads run, in the order of the entries, at most `prefetch` ahead.
+    """Results of a function that threads run, in the order of the entries.
 
     Closing the iterator ends the threads.
+
+    Args:
+        function: reads an entry.
+        entries: taken as they are needed.
+        prefetch: the most entries ahead.
+        size: the bytes of an entry's result, known before it is read.
+        max_bytes: the most bytes ahead; one entry may be larger.
     """
     pool = concurrent.futures.ThreadPoolExecutor(max(1, min(prefetch, os.cpu_count() or 1)))
-    pending: collections.deque[concurrent.futures.Future] = collections.deque()
+    pending: collections.deque[concurrent.futures.Future[tuple[Result, int]]] = collections.deque()
+    budget = _Budget(max_bytes)
+
+    def read(number: int, entry: Entry) -> tuple[Result, int]:
+        count = size(entry)
+        if not budget.reserve(number, count):
+            raise concurrent.futures.CancelledError
+        return function(entry), count
+
+    def oldest() -> Result:
+        result, count = pending.popleft().result()
+        budget.release(count)
+        return result
+
     try:
-        for entry in entries:
-            pending.append(pool.submit(function, entry))
+        for number, entry in enumerate(entries):
+            pending.append(pool.submit(read, number, entry))
             if len(pending) >= prefetch:
-                yield pending.popleft().result()
+                yield oldest()
         while pending:
-            yield pending.popleft().result()
+            yield oldest()
     finally:
+        budget.close()
         pool.shutdown(cancel_futures=True)
+
+
+def image_size(entry: Any) -> int:
+    """The decoded bytes of an entry: an image, or a tuple that begins with one."""
+    return decoded_bytes(entry[0] if isinstance(entry, tuple) and entry else entry)
 
 
 def stream(
@@ -137,7 +203,8 @@ def stream(
 
     Args:
         prepare: reads and checks an entry, in a thread; its ValueError, TypeError or OSError is the item's error.
-        entries: read as they are needed. An error of the iterable itself is raised at once.
+        entries: images, or tuples of an image and its options, read as they are needed; their owner may change arrays
+            after the next one. An error of the iterable itself is raised at once.
         start: see `run`.
         finish: makes the result of a finished item.
         prefetch: images read ahead.
@@ -162,7 +229,8 @@ def stream(
             failure.__cause__ = error
             return failure
 
-    items = read_ahead(checked, enumerate(entries), prefetch)
+    numbered = ((number, own(entry)) for number, entry in enumerate(entries))
+    items = read_ahead(checked, numbered, prefetch, size=lambda entry: image_size(entry[1]))
     try:
         for item in run(items, start, max_boxes=max_boxes, max_images=prefetch):
             if not isinstance(item, ItemError):
