@@ -19,14 +19,12 @@ from vitpose_jax.finder.config import FinderConfig
 from vitpose_jax.finder.modeling import abstract_finder
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
-from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 
 from .format import Format, Rule, Tensors, config_path
 from .hub_keys import check_counts
-from .native import dequantize_tensors
+from .native import VERSION, dequantize_tensors, parse_fields
 
 FINDER_MODEL_TYPE = "vitpose_jax_finder"
-VERSION = 1
 
 
 @functools.lru_cache(maxsize=8)
@@ -45,17 +43,7 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> FinderConfig:
     Raises:
         ValueError: if the file is of another format or version, or its fields are missing, unknown or contradictory.
     """
-    if values.get("model_type") != FINDER_MODEL_TYPE:
-        raise ValueError(
-            f"{source}: expected model_type {FINDER_MODEL_TYPE!r}, got {shorten(values.get('model_type'))}"
-        )
-    if values.get("format") != VERSION:
-        raise ValueError(f"{source}: expected format {VERSION}, got {shorten(values.get('format'))}")
-    fields = {name: value for name, value in values.items() if name not in ("model_type", "format")}
-    try:
-        return FinderConfig.from_dict(fields)
-    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
-        raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
+    return parse_fields(values, FINDER_MODEL_TYPE, FinderConfig.from_dict, source=source)
 
 
 def make_documents(config: FinderConfig, *, param_dtype: DTypeLike | None = None) -> dict[str, dict[str, Any]]:

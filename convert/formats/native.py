@@ -6,9 +6,9 @@ be stored as int8 (`storage/int8.py`); they are read as float32.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from jax.typing import DTypeLike
@@ -23,6 +23,8 @@ from .format import Format, Rule, Tensors, config_path, vitpose_shapes
 NATIVE_MODEL_TYPE = "vitpose_jax"
 VERSION = 1
 
+Config = TypeVar("Config")
+
 
 def parse_config(values: Mapping[str, Any], *, source: str) -> VitPoseConfig:
     """The configuration in a config.json of the native format.
@@ -34,15 +36,29 @@ def parse_config(values: Mapping[str, Any], *, source: str) -> VitPoseConfig:
     Raises:
         ValueError: if the file is of another format or version, or its fields are missing, unknown or contradictory.
     """
-    if values.get("model_type") != NATIVE_MODEL_TYPE:
-        raise ValueError(
-            f"{source}: expected model_type {NATIVE_MODEL_TYPE!r}, got {shorten(values.get('model_type'))}"
-        )
-    if values.get("format") != VERSION:
-        raise ValueError(f"{source}: expected format {VERSION}, got {shorten(values.get('format'))}")
+    return parse_fields(values, NATIVE_MODEL_TYPE, VitPoseConfig.from_dict, source=source)
+
+
+def parse_fields(
+    values: Mapping[str, Any], model_type: str, from_dict: Callable[[dict[str, Any]], Config], *, source: str
+) -> Config:
+    """A configuration from the fields of a config.json, beside which are its model_type and a format version.
+
+    Args:
+        values: the content of the file.
+        model_type: the expected one.
+        from_dict: from the fields to the configuration.
+        source: the file, for the error message.
+
+    Raises:
+        ValueError: as `parse_config`.
+    """
+    for key, expected in (("model_type", model_type), ("format", VERSION)):
+        if values.get(key) != expected:
+            raise ValueError(f"{source}: expected {key} {expected!r}, got {shorten(values.get(key))}")
     fields = {name: value for name, value in values.items() if name not in ("model_type", "format")}
     try:
-        return VitPoseConfig.from_dict(fields)
+        return from_dict(fields)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
 
