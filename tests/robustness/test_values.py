@@ -154,7 +154,7 @@ WRONG = {
     "decoder": [[], None],
     "experts": ["coco", [1], None, {"a": 1}],
     "part_features": ["7", None, -1],
-    "out_indices": ["12", [[1]], [1e3], None],
+    "out_indices": ["12", [[1]], [1e3]],
     "image_size": [256, "ab", [256, "192"], [1e3, 1e3], None],
     "window_size": ["ab", 3, [0, 1]],
     "knowledge_token": [None, "a", 1.5],

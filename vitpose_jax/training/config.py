@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 from vitpose_jax.datasets.protocols import PROTOCOLS, Protocol
 from vitpose_jax.skeletons import SKELETONS, Skeleton, canonical_name, flip_pairs_from_names
+from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.training import toml
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.detection.config import DETECTION_OPTIM, DetectionTrainConfig
@@ -176,7 +177,9 @@ class TrainConfig(RunConfig):
             return Protocol(name=dataset, skeleton=own[dataset], decode="udp", boxes="annotations", category=None)
         key = canonical_name(dataset)
         if key not in PROTOCOLS:
-            raise ValueError(f"dataset: no dataset named {dataset!r}; expected one of {', '.join([*PROTOCOLS, *own])}")
+            raise ValueError(
+                f"dataset: no dataset named {shorten(dataset)}; expected one of {join([*PROTOCOLS, *own])}"
+            )
         return PROTOCOLS[key]
 
     def optim_for(self, total_steps: int) -> OptimConfig:
@@ -235,8 +238,8 @@ def from_dict(values: Mapping[str, Any]) -> AnyTrainConfig:
     optim = _table(values, "optim", OptimConfig, problems)
     if "preset" in model:
         preset = model.pop("preset")
-        if preset not in PRESETS:
-            problems.append(f"model: no preset named {preset!r}; expected one of {', '.join(PRESETS)}")
+        if not isinstance(preset, str) or preset not in PRESETS:
+            problems.append(f"model: no preset named {shorten(preset)}; expected one of {', '.join(PRESETS)}")
         elif len(model) == len(dataclasses.fields(VitPoseConfig)):
             problems.append(
                 f"model.preset: expected some fields to fill in, got {preset!r} beside all fields of a model"
@@ -262,7 +265,7 @@ def _table(
     """The known keys of a nested table, which may be missing: fields of a dataclass, and a few more."""
     table = values.get(name, {})
     if not isinstance(table, Mapping):
-        problems.append(f"{name}: expected a table, got {table!r}")
+        problems.append(f"{name}: expected a table, got {shorten(table)}")
         return {}
     names = [*also, *(field.name for field in dataclasses.fields(kind) if field.name != "total_steps")]
     problems += toml.unknown_keys(table, names, f"{name}.")
@@ -272,7 +275,7 @@ def _table(
 def _own_skeletons(tables: Any, problems: list[str]) -> list[Skeleton]:
     """The skeletons of a file."""
     if not isinstance(tables, list | tuple):
-        problems.append(f"skeletons: expected a list, got {tables!r}")
+        problems.append(f"skeletons: expected a list, got {shorten(tables)}")
         return []
     skeletons = []
     for index, table in enumerate(tables):
@@ -297,5 +300,5 @@ def _named_skeletons(names: Iterable[Any], own: Iterable[Skeleton], problems: li
             skeletons.append(known[key])
         elif not problems:
             # Not if a skeleton of the file could not be read: it may be the one that is named.
-            problems.append(f"model.skeletons: no skeleton named {name!r}; expected one of {', '.join(known)}")
+            problems.append(f"model.skeletons: no skeleton named {shorten(name)}; expected one of {', '.join(known)}")
     return skeletons
