@@ -290,7 +290,7 @@ def test_errors_name_the_bad_annotation(tmp_path, content, message):
         ([{"category_id": 1, "image_id": 8, "score": 1, "bbox": [1, 1, 5, 5]}], "result 0: no image with the id 8"),
         (
             [{"category_id": 1, "image_id": 7, "score": None, "bbox": [1, 1, 5, 5]}],
-            "result 0: score: expected finite numbers, got None",
+            "result 0: expected the key 'score', got image_id, category_id, bbox",
         ),
     ],
 )

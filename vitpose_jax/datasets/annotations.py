@@ -4,6 +4,7 @@ COCO's JSON  -> coco.read_annotations -> coco_people --+
 MPII's list  -> read_mpii -------------------------------> for each image its `Person`s
 """
 
+import logging
 import os
 import pathlib
 from typing import NamedTuple
@@ -15,6 +16,8 @@ from vitpose_jax.datasets.coco import CocoAnnotations, CocoImage, CocoObject, re
 from vitpose_jax.datasets.fields import need, read_json, shorten, to_number, to_numbers
 from vitpose_jax.datasets.matlab import read_arrays
 from vitpose_jax.datasets.protocols import Protocol
+
+_log = logging.getLogger(__name__)
 
 # The fraction of its box that a person covers, if annotations have no area.
 BOX_TO_AREA = 0.53
@@ -42,7 +45,8 @@ class Person(NamedTuple):
 def coco_people(annotations: CocoAnnotations, protocol: Protocol) -> dict[int | str, list[Person]]:
     """The people of every image, by image id, in the order of the file.
 
-    Crowds, objects without a labelled keypoint and boxes without area are left out.
+    Crowds, objects without a labelled keypoint and boxes without area are left out. A message says how many people with
+    keypoints are left out for their area.
 
     Raises:
         ValueError: naming the file and the entry, if a needed value is missing, or an annotation's image is unknown.
@@ -51,6 +55,7 @@ def coco_people(annotations: CocoAnnotations, protocol: Protocol) -> dict[int | 
         for key in ("file_name", "width", "height"):
             require(image, key)
     people: dict[int | str, list[Person]] = {image_id: [] for image_id in annotations.images}
+    labelled = without_area = 0
     for annotation in annotations.objects:
         require(annotation, "id")
         if annotation.image_id not in people:
@@ -58,26 +63,42 @@ def coco_people(annotations: CocoAnnotations, protocol: Protocol) -> dict[int | 
         person = _coco_person(annotation, annotations.images[annotation.image_id], protocol)
         if person is not None:
             people[annotation.image_id].append(person)
+        labelled += person is not None
+        without_area += person is None and _is_labelled(annotation, protocol)
+    if without_area:
+        _log.warning(
+            "%s: left out %d of %d people whose area is 0, or whose box has no area in its image",
+            annotations.name,
+            without_area,
+            labelled + without_area,
+        )
     return people
+
+
+def _is_labelled(annotation: CocoObject, protocol: Protocol) -> bool:
+    """Whether an annotation is of a single person with a labelled keypoint."""
+    if annotation.iscrowd or annotation.keypoints is None or annotation.num_keypoints == 0:
+        return False
+    # The original looks at the keypoints of the body alone, also for whole bodies.
+    body = annotation.keypoints[:BODY] if protocol.metric == "wholebody" else annotation.keypoints
+    return bool(body.max() > 0)
 
 
 def _coco_person(annotation: CocoObject, image: CocoImage, protocol: Protocol) -> Person | None:
     """The person of one annotation; None if the original leaves it out."""
-    if annotation.iscrowd or annotation.keypoints is None or annotation.num_keypoints == 0:
+    if annotation.keypoints is None or not _is_labelled(annotation, protocol):
         return None
     bbox = require(annotation, "bbox")
     area = require(annotation, "area") if protocol.use_area else bbox[2] * bbox[3] * BOX_TO_AREA
     box = clip_box(bbox, require(image, "width"), require(image, "height"))
-    # The original looks at the keypoints of the body alone, also for whole bodies.
-    body = annotation.keypoints[:BODY] if protocol.metric == "wholebody" else annotation.keypoints
-    if box is None or area <= 0 or body.max() <= 0:
+    if box is None or area <= 0:
         return None
     return Person(
         annotation_id=require(annotation, "id"),
         category_id=require(annotation, "category_id"),
         box=box,
         keypoints=annotation.keypoints[:, :2],
-        visible=np.minimum(np.ceil(annotation.keypoints[:, 2]), 2),  # some whole-body points have a score there
+        visible=np.ceil(annotation.keypoints[:, 2]).clip(0, 2),  # some whole-body points have a score there
         area=area,
     )
 

@@ -12,13 +12,22 @@ image.
 
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
 
-from vitpose_jax.datasets.fields import need_id, need_integer, need_list, read_json, to_number, to_numbers
+from vitpose_jax.datasets.fields import (
+    need_id,
+    need_integer,
+    need_list,
+    read_json,
+    shorten,
+    to_flag,
+    to_number,
+    to_numbers,
+)
 
 KEYPOINTS = ("keypoints",)
 WHOLEBODY_KEYPOINTS = ("keypoints", "foot_kpts", "face_kpts", "lefthand_kpts", "righthand_kpts")
@@ -31,7 +40,7 @@ class CocoImage(NamedTuple):
     Attributes:
         where: the file and the image, for error messages.
         id: as in the file.
-        file_name: relative to the folder of the images.
+        file_name: relative to the folder of the images, with "/" between folders.
         width, height: in pixels.
         crowd_index: CrowdPose's "crowdIndex", from 0 to 1.
         stretched: whether the image was resized without keeping its aspect, so that its true aspect is not known.
@@ -123,19 +132,24 @@ def read_annotations(
         if image.id in images:
             raise ValueError(f"{image.where}: expected each id once, got it twice")
         images[image.id] = image
-    objects = []
+    objects, names = [], ids_by_text(images)
     for index, entry in enumerate(need_list(content, "annotations", name)):
         where = f"{name}: annotations[{index}]"
         if isinstance(entry, Mapping) and entry.get("id") is not None:
             where = f"{name}: annotation {need_integer(entry, 'id', where)}"
-        objects.append(_read_object(entry, where, num_keypoints, fields))
-    categories = need_list(content, "categories", name) if "categories" in content else []
+        objects.append(_read_object(entry, where, num_keypoints, fields, names, is_annotation=True))
+    categories = need_list(content, "categories", name) if content.get("categories") is not None else []
     category_ids = [need_integer(entry, "id", f"{name}: categories[{index}]") for index, entry in enumerate(categories)]
     return CocoAnnotations(name, images, objects, frozenset(category_ids), num_keypoints)
 
 
 def read_results(
-    content: Any, name: str, num_keypoints: int | None = None, *, fields: Sequence[str] = KEYPOINTS
+    content: Any,
+    name: str,
+    num_keypoints: int | None = None,
+    *,
+    fields: Sequence[str] = KEYPOINTS,
+    image_ids: Iterable[int | str] = (),
 ) -> list[CocoObject]:
     """Read COCO's results from parsed JSON.
 
@@ -143,15 +157,25 @@ def read_results(
         content: a list of dicts.
         name: the file's path, for error messages.
         num_keypoints, fields: as for `read_annotations`.
+        image_ids: of the annotations that the results belong to: "139" is taken for 139 if that is one of them.
 
     Raises:
         ValueError: naming the file and the entry, if an entry has no image_id or a value has a wrong type or size.
     """
     if isinstance(content, str | Mapping) or not isinstance(content, Sequence):
         raise ValueError(f"{name}: expected a list of results, got {type(content).__name__}")
+    names = ids_by_text(image_ids)
     return [
-        _read_object(entry, f"{name}: result {index}", num_keypoints, fields) for index, entry in enumerate(content)
+        _read_object(entry, f"{name}: result {index}", num_keypoints, fields, names)
+        for index, entry in enumerate(content)
     ]
+
+
+def ids_by_text(ids: Iterable[int | str]) -> dict[int | str, int | str]:
+    """Ids by themselves and by their text, so that 139 and "139" are the same image."""
+    ids = list(ids)
+    other = {(str(id_) if isinstance(id_, int) else int(id_)): id_ for id_ in ids if str(id_).isdecimal()}
+    return {**other, **{id_: id_ for id_ in ids}}
 
 
 def require(record: CocoImage | CocoObject, key: str) -> Any:
@@ -172,43 +196,64 @@ def _read_image(entry: Any, name: str, index: int) -> CocoImage:
     image_id = need_id(entry, "id", f"{name}: images[{index}]")
     where = f"{name}: image {image_id}"
     file_name = entry.get("file_name")
+    if file_name is not None:
+        # Some tools write names as Windows does.
+        file_name = str(file_name).replace("\\", "/")
+        if not pathlib.PurePosixPath(file_name).name:
+            raise ValueError(f"{where}: expected a file name for 'file_name', got {shorten(entry['file_name'])}")
     return CocoImage(
         where=where,
         id=image_id,
-        file_name=None if file_name is None else str(file_name),
+        file_name=file_name,
         width=_optional_number(entry, "width", where),
         height=_optional_number(entry, "height", where),
         crowd_index=_optional_number(entry, "crowdIndex", where),
-        stretched=bool(entry.get("stretched")),
+        stretched=to_flag(entry.get("stretched"), f"{where}: stretched"),
     )
 
 
-def _read_object(entry: Any, where: str, num_keypoints: int | None, fields: Sequence[str]) -> CocoObject:
+def _read_object(
+    entry: Any,
+    where: str,
+    num_keypoints: int | None,
+    fields: Sequence[str],
+    image_ids: Mapping[int | str, int | str],
+    *,
+    is_annotation: bool = False,
+) -> CocoObject:
     image_id = need_id(entry, "image_id", where)
     count = _optional_number(entry, "num_keypoints", where)
+    keypoints = None if num_keypoints is None else _read_keypoints(entry, where, num_keypoints, fields, is_annotation)
     return CocoObject(
         where=where,
-        image_id=image_id,
+        image_id=image_ids.get(image_id, image_id),
         id=None if entry.get("id") is None else need_integer(entry, "id", where),
-        category_id=need_integer(entry, "category_id", where) if "category_id" in entry else None,
-        bbox=to_numbers(entry["bbox"], (4,), f"{where}: bbox") if "bbox" in entry else None,
+        category_id=need_integer(entry, "category_id", where) if entry.get("category_id") is not None else None,
+        bbox=to_numbers(entry["bbox"], (4,), f"{where}: bbox") if entry.get("bbox") is not None else None,
         area=_optional_number(entry, "area", where),
-        keypoints=None if num_keypoints is None else _read_keypoints(entry, where, num_keypoints, fields),
-        score=to_number(entry["score"], f"{where}: score") if "score" in entry else None,
+        keypoints=keypoints,
+        score=_optional_number(entry, "score", where),
         num_keypoints=None if count is None else int(count),
-        iscrowd=bool(entry.get("iscrowd")),
+        iscrowd=to_flag(entry.get("iscrowd"), f"{where}: iscrowd"),
     )
 
 
 def _read_keypoints(
-    entry: Mapping[str, Any], where: str, count: int, fields: Sequence[str]
+    entry: Mapping[str, Any], where: str, count: int, fields: Sequence[str], is_annotation: bool
 ) -> Float[np.ndarray, "K 3"] | None:
-    """The keypoints of all fields together; None if there are none."""
+    """The keypoints of all fields together; None if there are none.
+
+    Where the third number of an annotation is 0, nothing was labelled: NaN before it becomes 0, 0. So do three NaN or
+    null.
+    """
     parts = [entry[field] for field in fields if entry.get(field) is not None]
-    flat = [to_numbers(part, (-1,), f"{where}: keypoints") for part in parts]
+    flat = [to_numbers(part, (-1,), f"{where}: keypoints", finite=False) for part in parts]
     if not sum(map(len, flat)):
         return None
-    return to_numbers(np.concatenate(flat), (count, 3), f"{where}: keypoints")
+    points = to_numbers(np.concatenate(flat), (count, 3), f"{where}: keypoints", finite=False).copy()
+    if is_annotation:
+        points[(points[:, 2] == 0) & ~np.isfinite(points).all(axis=1) | np.isnan(points).all(axis=1)] = 0
+    return to_numbers(points.ravel(), (count, 3), f"{where}: keypoints")
 
 
 def _optional_number(entry: Mapping[str, Any], key: str, where: str) -> float | None:

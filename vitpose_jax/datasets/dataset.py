@@ -238,7 +238,7 @@ def _with_detections(
     """Samples with a detector's boxes in place of the annotated ones, and the number of boxes without area."""
     detections: dict[int | str, list[CocoObject]] = {sample.image_id: [] for sample in samples}
     skipped = 0
-    for detection in read_results(read_json(path), str(path)):
+    for detection in read_results(read_json(path), str(path), image_ids=detections):
         if category not in (None, require(detection, "category_id")):
             continue
         if detection.image_id not in detections:

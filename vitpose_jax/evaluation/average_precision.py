@@ -290,7 +290,7 @@ def _detections(
 ) -> list[dict[str, Any]]:
     """The results in the chosen images, as faster-coco-eval takes them."""
     detections: list[dict[str, Any]] = []
-    for result in read_results(results, "results", num_keypoints, fields=fields):
+    for result in read_results(results, "results", num_keypoints, fields=fields, image_ids=annotations.images):
         category_id = require(result, "category_id")
         keypoints, score = require(result, "keypoints"), require(result, "score")
         if result.image_id not in annotations.images:

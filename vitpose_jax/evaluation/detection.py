@@ -215,7 +215,7 @@ def _group(
     for entry in annotations.objects:
         if require(entry, "category_id") == category and entry.image_id in objects:
             objects[entry.image_id].append(entry)
-    for entry in read_results(results, "results"):
+    for entry in read_results(results, "results", image_ids=annotations.images):
         if entry.image_id not in annotations.images:
             raise ValueError(f"{entry.where}: expected an image of the annotations, got {entry.image_id!r}")
         if require(entry, "category_id") == category and entry.image_id in boxes:
