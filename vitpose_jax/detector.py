@@ -36,7 +36,7 @@ from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket
 from vitpose_jax.pipeline.resize import resize, resize_matrix
 from vitpose_jax.rtdetr.modeling import RtDetr
 from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
-from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, image_size, read_ahead, run, stream
+from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, entry_bytes, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
 
 # Default: objects of these classes.
@@ -241,7 +241,7 @@ class Detector:
             image = cast(ImageLike, images)
             return self([image], threshold=threshold, labels=labels, max_detections=max_detections)[0]
         start = functools.partial(self._start_group, options=self.check_options(threshold, labels, max_detections))
-        items = read_ahead(_read, images, PREFETCH, size=image_size)
+        items = read_ahead(_read, images, PREFETCH, size=entry_bytes)
         finished = run(items, start, max_boxes=self.max_batch, max_images=PREFETCH)
         return [_detections(item) for item in finished]
 

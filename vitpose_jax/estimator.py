@@ -33,7 +33,7 @@ from vitpose_jax.pipeline.warp import Border, check_border
 from vitpose_jax.poses import Poses
 from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, check_power_of_two
-from vitpose_jax.serving.flow import PREFETCH, ItemError, image_size, read_ahead, run, stream
+from vitpose_jax.serving.flow import PREFETCH, ItemError, entry_bytes, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
 from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence, plain
 from vitpose_jax.skeletons import ANIMAL_SKELETONS
@@ -281,7 +281,7 @@ class PoseEstimator:
             self._check(row, cast(DatasetKeys, choice), flip_test=flip_test, name=f"boxes[{index}]")
             for index, (row, choice) in enumerate(zip(boxes, datasets, strict=True))
         ]
-        items = read_ahead(lambda pair: self._read(*pair), zip(images, requests, strict=True), size=image_size)
+        items = read_ahead(lambda pair: self._read(*pair), zip(images, requests, strict=True), size=entry_bytes)
         start = functools.partial(self._start, options=CallOptions(flip_test, decode))
         finished = run(items, start, max_boxes=self.max_batch, max_images=max(1, len(images)))
         return [cast(_PoseItem, item).to_poses() for item in finished]

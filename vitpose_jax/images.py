@@ -107,6 +107,23 @@ def decoded_bytes(image: object) -> int:
     return image.nbytes if isinstance(image, np.ndarray | jax.Array) else 0
 
 
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of the image that `load_image` reads from a file, from its header.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not an image.
+    """
+    path = os.fspath(path)
+    with open(path, "rb") as file:
+        image = _open(file, path)
+        try:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        except _DAMAGE as error:
+            raise ValueError(f"{path}: damaged image ({error})") from None
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
 def own(entry: Any) -> Any:
     """An entry of a stream that its owner may change after the next one: arrays and frames of animations are copied.
 

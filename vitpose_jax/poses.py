@@ -182,7 +182,7 @@ class Poses:
         }
 
     def to_coco(
-        self, image_id: int | str, box_scores: ArrayLike | None = None, category_id: int = 1
+        self, image_id: int | str, box_scores: ArrayLike | None = None, category_id: int | Sequence[int] = 1
     ) -> list[dict[str, Any]]:
         """Results in the format of COCO's keypoint evaluation, one dict for each row.
 
@@ -192,22 +192,25 @@ class Poses:
         Args:
             image_id: of the image in the annotation file.
             box_scores: the detector's scores, (n,); None for the `box_scores` of the poses, or 1 if they have none.
-            category_id: of all rows; 1 is COCO's person.
+            category_id: of all rows, or one for each; 1 is COCO's person.
 
         Raises:
-            ValueError: if box_scores is not n finite numbers.
+            ValueError: if box_scores is not n finite numbers, or there are not n categories.
         """
         box_scores = self.box_scores if box_scores is None else box_scores
         weights = np.ones(len(self)) if box_scores is None else np.asarray(box_scores, np.float64)
         if weights.shape != (len(self),) or not np.isfinite(weights).all():
             raise ValueError(f"box_scores: expected {len(self)} finite numbers, got {box_scores!r}")
+        categories = [category_id] * len(self) if isinstance(category_id, int) else list(category_id)
+        if len(categories) != len(self):
+            raise ValueError(f"category_id: expected one for each of {len(self)} rows, got {len(categories)}")
         results = []
-        for (_, keypoints, scores, box), weight in zip(self.rows(), weights, strict=True):
+        for (_, keypoints, scores, box), weight, category in zip(self.rows(), weights, categories, strict=True):
             points = _points(keypoints, scores)
             results.append(
                 {
                     "image_id": image_id,
-                    "category_id": category_id,
+                    "category_id": category,
                     "keypoints": _numbers(points),
                     "score": float(weight * points[:, 2].mean()),
                     "bbox": _numbers(np.where(np.isfinite(box), box, 0)),

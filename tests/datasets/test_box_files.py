@@ -24,9 +24,9 @@ RESULTS = [
 
 def test_results_are_found_by_number_or_name(tmp_path):
     boxes = box_file(tmp_path, RESULTS)
-    assert boxes[pathlib.Path("a/000007.jpg")] == ImageBoxes(7, [[1, 2, 3, 4], [5, 6, 7, 8]], [0.9, 0.2], 18)
-    assert boxes[pathlib.Path("dog.png")] == ImageBoxes("dog", [[9, 9, 9, 9]], [1.0], 1)
-    assert boxes[pathlib.Path("000008.jpg")] == ImageBoxes(8, [], [], 1)
+    assert boxes[pathlib.Path("a/000007.jpg")] == ImageBoxes(7, [[1, 2, 3, 4], [5, 6, 7, 8]], [0.9, 0.2], [18, 1])
+    assert boxes[pathlib.Path("dog.png")] == ImageBoxes("dog", [[9, 9, 9, 9]], [1.0], [1])
+    assert boxes[pathlib.Path("000008.jpg")] == ImageBoxes(8, [], [], [])
     assert pathlib.Path("dog.png") in boxes
     assert pathlib.Path("000008.jpg") not in boxes
 
@@ -48,16 +48,16 @@ def test_annotations_are_found_by_file_name(tmp_path):
         ],
     }
     boxes = box_file(tmp_path, content)
-    assert boxes[pathlib.Path("000012.jpg")] == ImageBoxes(5, [[1, 2, 3, 4]], [1.0], 1)
-    assert boxes[pathlib.Path("empty.jpg")] == ImageBoxes(12, [], [], 1)
+    assert boxes[pathlib.Path("000012.jpg")] == ImageBoxes(5, [[1, 2, 3, 4]], [1.0], [1])
+    assert boxes[pathlib.Path("empty.jpg")] == ImageBoxes(12, [], [], [])
     assert pathlib.Path("empty.jpg") in boxes
     assert pathlib.Path("000005.jpg") not in boxes
 
 
 def test_the_folder_decides_between_equal_names(tmp_path):
     boxes = box_file(tmp_path, {"a/1.jpg": [[1, 1, 1, 1]], "images/1.jpg": [[2, 2, 2, 2]], "images/2.jpg": []})
-    assert boxes[pathlib.Path("data/images/1.jpg")] == ImageBoxes("images/1.jpg", [[2, 2, 2, 2]], [1.0], 1)
-    assert boxes[pathlib.Path("2.jpg")] == ImageBoxes("images/2.jpg", [], [], 1)
+    assert boxes[pathlib.Path("data/images/1.jpg")] == ImageBoxes("images/1.jpg", [[2, 2, 2, 2]], [1.0], [1])
+    assert boxes[pathlib.Path("2.jpg")] == ImageBoxes("images/2.jpg", [], [], [])
     with pytest.raises(ValueError, match=r"boxes.json: cannot tell which of a/1.jpg, images/1.jpg is b/1.jpg"):
         boxes[pathlib.Path("b/1.jpg")]
 

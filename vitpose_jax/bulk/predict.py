@@ -50,8 +50,8 @@ def predict_files(
         estimator: or a function that loads one: it is called only if there is something to do.
         images: files, folders and glob patterns.
         output: folder of the results.
-        boxes: for all images, (n, 4) x y w h in pixels; or a file of boxes or its path: COCO results, COCO annotations
-            or a table of boxes. With None the estimator's detector finds the boxes.
+        boxes: for all images, (n, 4) x y w h in pixels; or a file of boxes or its path, in one of the layouts of
+            datasets/box_layouts.py; what it leaves out is reported. With None the estimator's detector finds the boxes.
         whole_image: each whole image is one box.
         format: "json" or "openpose", one file for each image; "coco", one file for all.
         draw: also write each image with its poses drawn on it.
@@ -65,9 +65,9 @@ def predict_files(
             the estimator, what names its model.
 
     Raises:
-        ValueError: for a name without an image, a result that would replace an image, a file of boxes that
-            cannot be read, boxes beside `whole_image`, options that every image would fail on, or results with other
-            settings in the folder, naming what differs.
+        ValueError: for a name without an image, a result that would replace an image, a file of boxes that cannot be
+            read or has no box for any of the images, boxes beside `whole_image`, options that every image would fail
+            on, or results with other settings in the folder, naming what differs.
     """
     paths = find_images((os.fspath(name) for name in images), report)
     if whole_image and boxes is not None:
@@ -75,6 +75,8 @@ def predict_files(
     if isinstance(boxes, str | os.PathLike):
         boxes = BoxFile(pathlib.Path(boxes))
     if isinstance(boxes, BoxFile):
+        for message in boxes.check(paths):
+            report(message)
         image_boxes = {path: boxes[path] for path in paths}
     else:
         rows = None if boxes is None else check_boxes(boxes).tolist()

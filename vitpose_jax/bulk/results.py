@@ -112,7 +112,7 @@ class Results:
             write_png(self._drawing(path), draw_poses(path, poses, threshold=self._threshold))
         if self._format == "coco":
             # COCO's tools ignore the name. A later run reads from it which image an entry belongs to.
-            entries = poses.to_coco(boxes.image_id, box_scores=boxes.scores, category_id=boxes.category)
+            entries = poses.to_coco(boxes.image_id, box_scores=boxes.scores, category_id=boxes.categories or 1)
             self._coco[path.name] = [{**entry, "file_name": path.name} for entry in entries]
             self._unwritten = True
             if time.monotonic() >= self._next_write:

@@ -83,7 +83,9 @@ def hash_model(model: VitPose | DetectionModel) -> str:
 
 
 def hash_file(path: pathlib.Path) -> str:
-    """A file's name and its SHA-256."""
+    """A file's name and its SHA-256; for a folder, of its .txt files."""
+    if path.is_dir():
+        return f"{path.name} {hashlib.sha256(''.join(map(hash_file, sorted(path.glob('*.txt')))).encode()).hexdigest()}"
     with path.open("rb") as file:
         return f"{path.name} {hashlib.file_digest(file, 'sha256').hexdigest()}"
 

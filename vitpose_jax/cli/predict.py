@@ -35,7 +35,8 @@ def predict(
     boxes: Annotated[
         list[str] | None,
         typer.Option(
-            help="A JSON file (COCO results or annotations, or a table of boxes), or one box x,y,w,h; repeatable. "
+            help="A file (COCO results or annotations, a table by file name, rows x y w h, results of predict or "
+            "detect, YOLO's .txt or a folder of them), or one box x,y,w,h; repeatable. "
             "Without --boxes a detector finds them.",
             metavar="FILE|x,y,w,h",
         ),
@@ -99,7 +100,7 @@ def predict(
         load,
         paths,
         output,
-        boxes=read_boxes(boxes, paths, category=category, min_score=min_score),
+        boxes=read_boxes(boxes, category=category, min_score=min_score),
         whole_image=whole_image,
         format=format.value,
         draw=draw,
@@ -131,7 +132,7 @@ def named_source(source: str) -> str:
 
 
 def read_boxes(
-    boxes: list[str] | None, paths: list[pathlib.Path], *, category: int | None, min_score: float | None
+    boxes: list[str] | None, *, category: int | None, min_score: float | None
 ) -> "BoxFile | np.ndarray | None":
     """The values of --boxes: one file, or boxes for all images.
 
@@ -143,13 +144,9 @@ def read_boxes(
 
     if not boxes:
         return None
-    if len(boxes) > 1 or not pathlib.Path(boxes[0]).is_file():
+    if len(boxes) > 1 or not pathlib.Path(boxes[0]).exists():
         return check_boxes([parse_box(box) for box in boxes], name="--boxes")
-    file = BoxFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
-    missing = sum(path not in file for path in paths)
-    if missing:
-        say(f"{missing} of {len(paths)} images have no boxes in {boxes[0]}")
-    return file
+    return BoxFile(pathlib.Path(boxes[0]), category=category, min_score=min_score)
 
 
 def print_poses(poses: "Poses") -> None:

@@ -184,7 +184,7 @@ def read_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def image_size(entry: Any) -> int:
+def entry_bytes(entry: Any) -> int:
     """The decoded bytes of an entry: an image, or a tuple that begins with one."""
     return decoded_bytes(entry[0] if isinstance(entry, tuple) and entry else entry)
 
@@ -230,7 +230,7 @@ def stream(
             return failure
 
     numbered = ((number, own(entry)) for number, entry in enumerate(entries))
-    items = read_ahead(checked, numbered, prefetch, size=lambda entry: image_size(entry[1]))
+    items = read_ahead(checked, numbered, prefetch, size=lambda entry: entry_bytes(entry[1]))
     try:
         for item in run(items, start, max_boxes=max_boxes, max_images=prefetch):
             if not isinstance(item, ItemError):
