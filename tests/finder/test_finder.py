@@ -102,7 +102,7 @@ def test_a_folder_comes_back(finder, tmp_path, int8):
 
 def test_bad_configurations_and_files_are_refused(weights, tmp_path):
     for fields, message in (
-        ({"image_size": 500}, "image_size: expected a multiple of 128, got 500"),
+        ({"image_size": 500}, "image_size: expected a multiple of 128 up to 8192, got 500"),
         ({"widths": (32, 64)}, "widths: expected 4 positive whole numbers"),
         ({"widths": (31, 64, 128, 256)}, "widths: expected even numbers"),
         ({"labels": ()}, "labels: expected one or more"),

@@ -178,7 +178,7 @@ def test_batches_depend_on_seed_and_index_alone(boxes):
         ({"optim": {"layer_decay": 0.5}}, "optim.layer_decay: expected 1.0 for a finder, got 0.5"),
         ({"optim": {"total_steps": 5}}, "unknown key optim.total_steps"),
         ({"model": {"labels": ["a", "b"]}}, "model.labels: expected one label, got a, b"),
-        ({"model": {"image_size": 100}}, "image_size: expected a multiple of 128, got 100"),
+        ({"model": {"image_size": 100}}, "image_size: expected a multiple of 128 up to 8192, got 100"),
         ({"average_with_init": 0.5}, "average_with_init: expected init"),
         ({"average_with_init": 1.0, "init": "x"}, "expected a number from 0 to less than 1, got 1.0"),
         ({"augmentation": {"scale": [1, 0.5]}}, "scale: expected two numbers, 0 < smallest <= largest"),

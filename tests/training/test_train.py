@@ -284,7 +284,7 @@ def test_errors_name_the_key_and_what_was_expected(example, override, message):
 
 
 def test_unreadable_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(ValueError, match=r"none\.toml: cannot be read"):
         read_config(tmp_path / "none.toml")
     (tmp_path / "bad.toml").write_text("a = = 3")
     with pytest.raises(ValueError, match=r"bad\.toml"):
