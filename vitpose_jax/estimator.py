@@ -184,6 +184,12 @@ class PoseEstimator:
         options = ("dataset_index", *CallOptions._fields)
         self._program = Program(model, function, options=options, sharding=self._replicated)
 
+    def __repr__(self) -> str:
+        heads = ", ".join(skeleton.name for skeleton in self.config.skeletons)
+        height, width = self.config.image_size
+        dtype = np.dtype(self.model.backbone.dtype).name
+        return f"PoseEstimator({heads}, crops {height} x {width}, {dtype}, max_batch={self.max_batch})"
+
     @classmethod
     def from_pretrained(
         cls,

@@ -108,7 +108,7 @@ def decoded_bytes(image: object) -> int:
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of the image that `load_image` reads from a file, from its header.
+    """Width and height of the image that `load_image` reads from a file, from its header.
 
     Raises:
         FileNotFoundError: if the file does not exist.
@@ -121,7 +121,7 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
             turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         except _DAMAGE as error:
             raise ValueError(f"{path}: damaged image ({error})") from None
-        return (image.width, image.height) if turned else (image.height, image.width)
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def own(entry: Any) -> Any:

@@ -24,7 +24,7 @@ Row: TypeAlias = tuple[Skeleton, Float[np.ndarray, "k 2"], Float[np.ndarray, " k
     data_fields=["keypoints", "scores", "boxes", "skeleton_index", "box_scores"],
     meta_fields=["skeletons"],
 )
-@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Poses:
     """The keypoints of n people or animals in one image; a JAX pytree. Make one with `Poses.create`.
 
@@ -116,6 +116,11 @@ class Poses:
 
     def __len__(self) -> int:
         return self.keypoints.shape[0]
+
+    def __repr__(self) -> str:
+        # Inside JAX the fields can be anything.
+        shape = getattr(self.keypoints, "shape", "?")
+        return f"Poses(keypoints {shape}, {', '.join(skeleton.name for skeleton in self.skeletons)})"
 
     def __getitem__(self, rows: Any) -> "Poses":
         """Some of the poses, by an index, a slice, a mask or a list of indices.

@@ -183,15 +183,15 @@ def test_boxes_go_to_their_own_image(capsys, model, images, tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([{"image_id": 7, "bbox": [1, 1, 5, 5], "score": None}], "result 0: score: expected finite numbers, got None"),
-        ([{"image_id": 7}], "result 0: expected the key 'bbox', got image_id"),
-        ([7], "result 0: expected an object with 'image_id', got 7"),
-        (7, "expected COCO results, COCO annotations or a table of boxes, got 7"),
+        ([{"image_id": 7, "bbox": [1, 1, 5, 5], "score": []}], "result 0: score: expected 1 numbers, got 0"),
+        ([{"image_id": 7}], "no boxes for any of 1 image, such as 000007.jpg"),
+        ([7], "this layout is not known; expected COCO results "),
+        (7, "this layout is not known; expected COCO results "),
         ({"images": 3, "annotations": []}, "expected a list for 'images', got 3"),
         ({"images": [{"id": 1}], "annotations": []}, "image 1: expected the key 'file_name', got id"),
         ({"annotations": []}, "expected the key 'images', got annotations"),
-        ({"000007.jpg": 5}, "expected COCO results, COCO annotations or a table of boxes, got 5 for '000007.jpg'"),
-        ({"000007.jpg": [[1, 2, 3]]}, "000007.jpg: box 0: expected 4 numbers, got 3"),
+        ({"000007.jpg": 5}, "this layout is not known; expected COCO results "),
+        ({"000007.jpg": [[1, 2, 3]]}, "no usable box for any of 1 image: left out 1 box: "),
     ],
     ids=str,
 )

@@ -202,6 +202,24 @@ def test_the_command_line_tells_what_was_left_out(capsys, image, model, tmp_path
     assert status == 1 and said.count("\n") == 1 and "no boxes for any of 1 image" in said
 
 
+def test_images_of_another_size_than_the_file_says_are_named(capsys, image, model, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(random_image(1, 128, 96)).save(image.with_name("turned.jpg"), exif=exif)
+    Image.fromarray(random_image(1, 64, 48)).save(image.with_name("half.png"))
+    names = ("a.png", "turned.jpg", "half.png")
+    content = {
+        "images": [{"id": id_, "file_name": name, "width": 96, "height": 128} for id_, name in enumerate(names)],
+        "annotations": [{"id": id_, "image_id": id_, "category_id": 1, "bbox": [5, 5, 30, 50]} for id_ in range(3)],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(content))
+    options = ("--model", model, "--boxes", tmp_path / "boxes.json", "--output", tmp_path / "out")
+    status, _, said = run(capsys, "predict", *(image.with_name(name) for name in names), *options)
+    assert status == 0
+    assert "warning: " in said and "turned.jpg: the image is 128 x 96, and " in said
+    assert "says 96 x 128: its boxes are not in pixels of this image (and 1 more images)" in said
+
+
 def test_the_results_of_predict_are_boxes(capsys, image, model, tmp_path):
     options = ("--model", model, "--boxes", "20,20,50,90", "--output", tmp_path / "first")
     assert run(capsys, "predict", image, *options)[0] == 0

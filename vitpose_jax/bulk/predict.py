@@ -109,6 +109,8 @@ def predict_files(
     # What would fail for every image fails once, before the first.
     results.check(estimator.config.skeleton(plain(dataset)))
     results.begin(record)
+    if isinstance(boxes, BoxFile):
+        _report_sizes(boxes, todo, report)
     stream = estimator.stream(
         ((path, WHOLE_IMAGE if whole_image else image_boxes[path].boxes) for path in todo),
         dataset=dataset,
@@ -129,6 +131,19 @@ def predict_files(
     finally:
         results.finish()
     return summary
+
+
+def _report_sizes(boxes: BoxFile, paths: list[pathlib.Path], report: Callable[[str], None]) -> None:
+    """Say if images have another size than the file of boxes says: turned by EXIF, or resized since."""
+    messages = []
+    for path in paths:
+        try:
+            boxes.check_size(path)
+        except ValueError as error:
+            messages.append(str(error))
+    if messages:
+        more = f" (and {len(messages) - 1} more images)" if len(messages) > 1 else ""
+        report(f"warning: {messages[0]}{more}")
 
 
 def _describe(boxes: BoxFile | ArrayLike | None, *, whole_image: bool) -> str | dict[str, Any] | None:

@@ -189,8 +189,8 @@ def _problem(box: Any) -> str | None:
         return "no box"
     try:
         check_boxes([box], name="bbox")
-    except (TypeError, ValueError) as error:
-        return str(error)
+    except (TypeError, ValueError):
+        return f"expected x, y, w, h in pixels with w and h above 0, got {shorten(box)}"
     return None
 
 
