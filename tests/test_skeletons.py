@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from vitpose_jax.sides import flip_pairs_from_names
 from vitpose_jax.skeletons import (
     APT36K,
     COCO,
@@ -12,7 +13,6 @@ from vitpose_jax.skeletons import (
     WHOLEBODY,
     Skeleton,
     canonical_name,
-    flip_pairs_from_names,
     get_skeleton,
 )
 

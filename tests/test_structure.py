@@ -25,6 +25,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 # Everything may import what stands before it, and nothing that stands after it.
 ORDER = (
     "skeletons",
+    "sides",
     "images",
     "detections",
     "storage",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import re
 from typing import Any
 
@@ -29,8 +30,8 @@ class Skeleton:
             turns that augmentation off.
 
     Raises:
-        ValueError: if an index is out of range, a keypoint is in two flip pairs or twice in the upper body, or the
-            number of sigmas is not K.
+        ValueError: if an index is out of range, a name occurs twice, a keypoint is in two flip pairs or twice in the
+            upper body, the number of sigmas is not K, or a sigma is not above 0 and finite.
     """
 
     name: str
@@ -46,6 +47,9 @@ class Skeleton:
         count = len(self.keypoints)
         if count == 0:
             raise ValueError(f"skeleton {self.name!r}: expected at least one keypoint, got none")
+        for keypoint in self.keypoints:
+            if self.keypoints.count(keypoint) > 1:
+                raise ValueError(f"skeleton {self.name!r}: expected each keypoint once, got {keypoint!r} twice")
         for field in ("flip_pairs", "edges"):
             for pair in getattr(self, field):
                 if len(pair) != 2 or not all(0 <= index < count for index in pair):
@@ -57,6 +61,11 @@ class Skeleton:
             raise ValueError(f"skeleton {self.name!r}: a keypoint is in more than one flip pair")
         if self.sigmas and len(self.sigmas) != count:
             raise ValueError(f"skeleton {self.name!r}: expected {count} sigmas, got {len(self.sigmas)}")
+        for keypoint, sigma in zip(self.keypoints, self.sigmas, strict=False):
+            if not 0 < sigma < math.inf:
+                raise ValueError(
+                    f"skeleton {self.name!r}: expected sigmas above 0 and finite, got {sigma} for {keypoint!r}"
+                )
         upper = self.upper_body
         if len(upper) != len(set(upper)) or not all(0 <= index < count for index in upper):
             raise ValueError(
@@ -105,27 +114,6 @@ class Skeleton:
             sigmas=tuple(values.get("sigmas", ())),
             upper_body=tuple(values.get("upper_body", ())),
         )
-
-
-_SIDES = re.compile(r"(^|[_\s-])(left|right|l|r)(?=$|[_\s-])", re.IGNORECASE)
-_MIRROR = {"left": "right", "right": "left", "l": "r", "r": "l"}
-
-
-def flip_pairs_from_names(names: tuple[str, ...]) -> tuple[tuple[int, int], ...]:
-    """Pairs of indices of names that differ only in their side ("L_Hip" and "R_Hip", "left_ear" and "right_ear").
-
-    Names without a side, or without a partner, are in no pair. The left one comes first.
-    """
-    by_name = {name.lower(): index for index, name in enumerate(names)}
-    pairs = []
-    for name, index in by_name.items():
-        side = _SIDES.search(name)
-        if side is None or not side[2].startswith("l"):
-            continue
-        partner = by_name.get(name[: side.start(2)] + _MIRROR[side[2]] + name[side.end(2) :])
-        if partner is not None:
-            pairs.append((index, partner))
-    return tuple(pairs)
 
 
 def _names(text: str) -> tuple[str, ...]:

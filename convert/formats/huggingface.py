@@ -12,7 +12,8 @@ from typing import Any, cast
 import numpy as np
 from jax.typing import DTypeLike
 
-from vitpose_jax.skeletons import COCO, DATASETS, SKELETONS, Skeleton, flip_pairs_from_names
+from vitpose_jax.sides import flip_pairs_from_names
+from vitpose_jax.skeletons import COCO, DATASETS, SKELETONS, Skeleton
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD, VitPoseConfig
 

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
 from vitpose_jax.datasets.protocols import PROTOCOLS, Protocol
-from vitpose_jax.skeletons import SKELETONS, Skeleton, canonical_name, flip_pairs_from_names
+from vitpose_jax.sides import flip_pairs_from_names
+from vitpose_jax.skeletons import SKELETONS, Skeleton, canonical_name
 from vitpose_jax.training import toml
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.detection.config import DETECTION_OPTIM, DetectionTrainConfig
