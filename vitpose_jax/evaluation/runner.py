@@ -33,6 +33,7 @@ from vitpose_jax.evaluation.scoring import (
 )
 from vitpose_jax.evaluation.settings import Settings
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
+from vitpose_jax.serving.requests import check_flip_pairs
 from vitpose_jax.storage.atomic import write_whole
 
 RESULTS, METRICS, PER_KEYPOINT = "results.json", "metrics.json", "per_keypoint.csv"
@@ -101,9 +102,9 @@ def evaluate(
         progress: show a bar on standard error.
 
     Raises:
-        ValueError: if the estimator has no head for the dataset or a different stretch; if the output folder holds
-            results and neither resume nor overwrite is given; if results to resume have other settings; for
-            annotations without a value that the metric needs.
+        ValueError: if the estimator has no head for the dataset or a different stretch, or flip_test is set for a
+            skeleton without flip pairs; if the output folder holds results and neither resume nor overwrite is given;
+            if results to resume have other settings; for annotations without a value that the metric needs.
         ImportError: if the package that the metric needs is not installed.
     """
     protocol = dataset.protocol
@@ -113,6 +114,8 @@ def evaluate(
     if resume and overwrite:
         raise ValueError("expected one of resume and overwrite, got both")
     check_estimator(estimator, protocol)
+    if flip_test:
+        check_flip_pairs(estimator.config.skeleton(protocol.skeleton.name))
     dataset = dataset if limit is None else dataset.first(limit)
     check_scorable(dataset)
     check_images([sample.path for sample in dataset.samples])
