@@ -28,6 +28,7 @@ from jax.sharding import Mesh
 
 from vitpose_jax import convert, from_pretrained
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
+from vitpose_jax.datasets.sizes import check_sizes
 from vitpose_jax.evaluation.scoring import check_scorable
 from vitpose_jax.storage.atomic import write_whole
 from vitpose_jax.training.checkpoints import Checkpoints
@@ -185,7 +186,8 @@ def load_eval_dataset(config: TrainConfig) -> Dataset | None:
     """The dataset of `config.evaluation`; None without one.
 
     Raises:
-        ValueError: as in `read_dataset` and `check_scorable`; if images are missing.
+        ValueError: as in `read_dataset` and `check_scorable`; if images are missing or have another size than
+            annotated.
     """
     evaluation = config.evaluation
     if evaluation is None:
@@ -206,6 +208,7 @@ def load_eval_dataset(config: TrainConfig) -> Dataset | None:
             f"evaluation: expected {len(paths)} images in {evaluation.images}, {len(missing)} are missing: {missing[0]}"
             + (", ..." if len(missing) > 1 else "")
         )
+    check_sizes((sample.path, sample.size) for sample in dataset.samples[: evaluation.limit])
     return dataset
 
 
