@@ -192,6 +192,11 @@ def require(record: CocoImage | CocoObject, key: str) -> Any:
     return value
 
 
+def annotated_size(image: CocoImage) -> tuple[float, float] | None:
+    """The width and height of an image in the file; None if it has not both."""
+    return None if image.width is None or image.height is None else (image.width, image.height)
+
+
 def _read_image(entry: Any, name: str, index: int) -> CocoImage:
     image_id = need_id(entry, "id", f"{name}: images[{index}]")
     where = f"{name}: image {image_id}"

@@ -77,6 +77,7 @@ class Sample:
         scores: of the boxes; 1 for annotated boxes.
         category_ids: of the boxes.
         people: the annotated people.
+        size: width and height of the image in pixels, as annotated; None for MPII.
     """
 
     image_id: int | str
@@ -85,6 +86,7 @@ class Sample:
     scores: Float[np.ndarray, " m"]
     category_ids: Int[np.ndarray, " m"]
     people: People
+    size: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -171,7 +173,7 @@ def read_dataset(
     coco = None
     if protocol.format == "mpii":
         entries = [
-            (image_id_of(pathlib.Path(file)), file, people)
+            (image_id_of(pathlib.Path(file)), file, people, None)
             for file, people in read_mpii(path, protocol, head_boxes).items()
         ]
     else:
@@ -179,10 +181,13 @@ def read_dataset(
             path, count, fields=WHOLEBODY_KEYPOINTS if protocol.metric == "wholebody" else KEYPOINTS
         )
         entries = [
-            (image_id, require(coco.images[image_id], "file_name"), people)
+            (image_id, require(image, "file_name"), people, (require(image, "width"), require(image, "height")))
             for image_id, people in coco_people(coco, protocol).items()
+            for image in [coco.images[image_id]]
         ]
-    samples = [_sample(image_id, folder / file, _stack(people, count)) for image_id, file, people in entries]
+    samples = [
+        _sample(image_id, folder / file, _stack(people, count), size) for image_id, file, people, size in entries
+    ]
     num_images, skipped = len(samples), 0
     if detections is not None:
         detections = pathlib.Path(detections)
@@ -220,7 +225,7 @@ def _stack(people: list[Person], num_keypoints: int) -> People:
     )
 
 
-def _sample(image_id: int | str, path: pathlib.Path, people: People) -> Sample:
+def _sample(image_id: int | str, path: pathlib.Path, people: People, size: tuple[float, float] | None) -> Sample:
     """A sample with the annotated boxes."""
     return Sample(
         image_id=image_id,
@@ -229,6 +234,7 @@ def _sample(image_id: int | str, path: pathlib.Path, people: People) -> Sample:
         scores=np.ones(len(people)),
         category_ids=people.category_ids,
         people=people,
+        size=size,
     )
 
 

@@ -18,7 +18,8 @@ from vitpose_jax import __version__
 from vitpose_jax.bulk.detect import DETECTIONS_FILE
 from vitpose_jax.bulk.report import progress_bar
 from vitpose_jax.bulk.settings import hash_file
-from vitpose_jax.datasets.coco import CocoAnnotations, read_annotations, require
+from vitpose_jax.datasets.coco import CocoAnnotations, annotated_size, read_annotations, require
+from vitpose_jax.datasets.sizes import check_sizes
 from vitpose_jax.detector import LABELS, Detector
 from vitpose_jax.evaluation.coco_eval import check_installed
 from vitpose_jax.evaluation.detection import (
@@ -167,7 +168,8 @@ def find_boxes(
         COCO results of category 1; and (image, reason) of the images that failed.
 
     Raises:
-        ValueError: for images that are not there, an image without a file name, or wrong options.
+        ValueError: for images that are not there or have another size than annotated, an image without a file name,
+            or wrong options.
     """
     folder = pathlib.Path(images)
     if not folder.is_dir():
@@ -177,6 +179,7 @@ def find_boxes(
         raise ValueError(f"{coco.name}: expected one or more images, got none")
     paths = [folder / require(coco.images[image_id], "file_name") for image_id in ids]
     check_images(paths)
+    check_sizes((path, annotated_size(coco.images[image_id])) for image_id, path in zip(ids, paths, strict=True))
     stream = detector.stream(paths, threshold=threshold, labels=LABELS, max_detections=max_detections, errors="return")
     results, failures = [], []
     for image_id, path, detections in zip(ids, paths, progress_bar(stream, len(paths), shown=progress), strict=True):

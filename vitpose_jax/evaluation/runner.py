@@ -18,6 +18,7 @@ from jax.experimental import multihost_utils
 
 from vitpose_jax.datasets.dataset import Dataset
 from vitpose_jax.datasets.protocols import Protocol
+from vitpose_jax.datasets.sizes import check_sizes
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.evaluation.estimate import estimate_poses
 from vitpose_jax.evaluation.journal import Journal, Outcome, journals
@@ -33,6 +34,7 @@ from vitpose_jax.evaluation.scoring import (
 )
 from vitpose_jax.evaluation.settings import Settings
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
+from vitpose_jax.serving.requests import check_flip_pairs
 from vitpose_jax.storage.atomic import write_whole
 
 RESULTS, METRICS, PER_KEYPOINT = "results.json", "metrics.json", "per_keypoint.csv"
@@ -101,7 +103,8 @@ def evaluate(
         progress: show a bar on standard error.
 
     Raises:
-        ValueError: if the estimator has no head for the dataset or a different stretch; if the output folder holds
+        ValueError: if the estimator has no head for the dataset or a different stretch, or flip_test is set for a
+            skeleton without flip pairs; for an image of another size than annotated; if the output folder holds
             results and neither resume nor overwrite is given; if results to resume have other settings; for
             annotations without a value that the metric needs.
         ImportError: if the package that the metric needs is not installed.
@@ -113,9 +116,12 @@ def evaluate(
     if resume and overwrite:
         raise ValueError("expected one of resume and overwrite, got both")
     check_estimator(estimator, protocol)
+    if flip_test:
+        check_flip_pairs(estimator.config.skeleton(protocol.skeleton.name))
     dataset = dataset if limit is None else dataset.first(limit)
     check_scorable(dataset)
     check_images([sample.path for sample in dataset.samples])
+    check_sizes((sample.path, sample.size) for sample in dataset.samples)
     folder = None if output is None else pathlib.Path(output)
     if folder is not None:
         check_output(folder, resume=resume, overwrite=overwrite)

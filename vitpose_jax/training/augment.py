@@ -40,7 +40,7 @@ class Augmentation:
     Attributes:
         jitter: maximum shift of the centre, in widths and heights of the box.
         jitter_probability: probability of a shift.
-        flip: probability that a crop is mirrored.
+        flip: probability that a crop is mirrored, if its skeleton has flip pairs.
         half_body: probability that the region is reduced to the upper or the lower body.
         half_body_keypoints: a half body needs more visible keypoints than this.
         half_body_padding: padding of a half body's region, instead of the box's 1.25.
@@ -215,7 +215,8 @@ def augment_crops(
         key: key of all random numbers.
         images: with one row of `shapes` for each crop.
         regions, keypoints, visible, upper_body, extent, augmentation: as in `augment_regions`.
-        flip_indices: of each crop's skeleton, see `skeleton_arrays`.
+        flip_indices: of each crop's skeleton, see `skeleton_arrays`. Without flip pairs a crop is not mirrored: a left
+            ear in it would become a right one with the label of the left.
         size: height and width of the crops.
         udp: the affine map (preprocess.py), for all crops or for each.
         border: pixel values outside the image, see preprocess.py.
@@ -242,6 +243,8 @@ def augment_crops(
         extent=extent,
         augmentation=augmentation,
     )
+    order = jnp.arange(flip_indices.shape[1])
+    flip &= jnp.any(jnp.asarray(flip_indices) != order, axis=1) | (len(order) == 1)
     height, width = size
     columns, rows = jnp.meshgrid(jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32))
     grid = jnp.broadcast_to(jnp.stack([columns, rows], axis=-1), (regions.count, height, width, 2))
@@ -253,7 +256,7 @@ def augment_crops(
 
     keypoints = image_to_crop(jnp.asarray(keypoints), regions, size, udp=udp)
     keypoints = _mirror(keypoints, flip, width, udp)
-    order = jnp.where(flip[:, None], flip_indices, jnp.arange(flip_indices.shape[1]))
+    order = jnp.where(flip[:, None], flip_indices, order)
     keypoints = jnp.take_along_axis(keypoints, order[..., None], axis=1)
     return crops, keypoints, jnp.take_along_axis(jnp.asarray(visible), order, axis=1)
 

@@ -151,6 +151,7 @@ class TrainConfig(RunConfig):
         yield from not_positive("sigma", self.sigma)
         if self.evaluation is not None:
             yield from interval_problems("evaluation", self.evaluation)
+            yield from self._evaluation_problems(self.evaluation)
         if self.distillation is not None:
             if self.distillation.teacher is None and self.distillation.token is None:
                 yield "distillation: expected a teacher, a token or both, got none"
@@ -166,6 +167,24 @@ class TrainConfig(RunConfig):
                 self.model.skeleton(self.protocol(entry.dataset).skeleton.name)
             except ValueError as error:
                 yield str(error)
+
+    def _evaluation_problems(self, evaluation: EvaluationConfig) -> Iterator[str]:
+        """What every evaluation of the run would fail on."""
+        try:
+            protocol = self.protocol(evaluation.dataset)
+        except ValueError:
+            return  # listed with the datasets
+        skeleton = protocol.skeleton
+        if evaluation.flip_test and skeleton.num_keypoints > 1 and not skeleton.flip_pairs:
+            yield (
+                f"evaluation.flip_test: the skeleton {skeleton.name!r} has no flip pairs, and the names of its "
+                "keypoints show none; give flip_pairs, or set flip_test = false"
+            )
+        if protocol.metric != "pckh" and not skeleton.sigmas:
+            yield (
+                f"evaluation: the skeleton {skeleton.name!r} has no sigmas, which average precision needs; give one "
+                f"for each of its {skeleton.num_keypoints} keypoints"
+            )
 
     def protocol(self, dataset: str) -> Protocol:
         """How a dataset is read and evaluated. A dataset with a skeleton of the file: as COCO, in annotated boxes.

@@ -14,6 +14,7 @@ invalid loss is noticed one micro-step late; its state is never saved.
 
 import contextlib
 import dataclasses
+import logging
 import math
 import pathlib
 import signal
@@ -41,6 +42,8 @@ from vitpose_jax.training.setup import CHECKPOINTS, Run, prepare
 from vitpose_jax.training.sharding import put_batch, to_host
 from vitpose_jax.training.step import TrainState
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
+
+_log = logging.getLogger("vitpose_jax")
 
 
 class DivergenceError(ValueError):
@@ -205,7 +208,11 @@ def trained_model(config: TrainConfig, state: TrainState) -> VitPose:
 def evaluate_state(
     config: TrainConfig, evaluation: EvaluationConfig, dataset: Dataset, state: TrainState
 ) -> dict[str, float]:
-    """The metrics of a state's model on a dataset, as `evaluation` says; on the devices of this process."""
+    """The metrics of a state's model on a dataset, as `evaluation` says; on the devices of this process.
+
+    Raises:
+        ValueError: if every image fails.
+    """
     devices = jax.local_devices()
     # The estimator splits batches over a power of two of devices.
     devices = devices[: min(1 << (len(devices).bit_length() - 1), evaluation.max_batch)]
@@ -216,8 +223,14 @@ def evaluate_state(
         stretch=dataset.protocol.stretch,
         devices=devices if len(devices) > 1 else None,
     )
-    metrics = evaluate(estimator, dataset, flip_test=evaluation.flip_test, limit=evaluation.limit).metrics
-    return {name: float(value) for name, value in metrics.items()}
+    result = evaluate(estimator, dataset, flip_test=evaluation.flip_test, limit=evaluation.limit)
+    if result.failures:
+        image, reason = result.failures[0]
+        message = f"evaluation: {len(result.failures)} images failed: {image}: {reason}"
+        if len(result.failures) == result.counts["images_with_boxes"]:
+            raise ValueError(message)
+        _log.warning("%s; their people count as missed", message)
+    return {name: float(value) for name, value in result.metrics.items()}
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Float32, Int, Int32, UInt8
 from vitpose_jax.datasets.archives import ImageStore, Paths, folder_and_archives
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.datasets.protocols import Protocol
+from vitpose_jax.datasets.sizes import check_size
 from vitpose_jax.pipeline.regions import BOX_PADDING, Regions, boxes_to_regions
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.storage.text import shorten
@@ -125,6 +126,7 @@ class PersonSource:
                 f"got none among {len(usable)}"
             )
         self._paths = [paths[index] for index in image_indices[usable]]
+        self._sizes = [dataset.samples[index].size for index in image_indices[usable]]
         self._keypoints, self._visible = keypoints[usable].astype(np.float32), visible[usable].astype(np.int32)
         self._weights = label_weights[usable].astype(np.float32)
         regions = boxes_to_regions(boxes[usable], size, stretch=self.protocol.stretch)
@@ -181,7 +183,8 @@ class PersonSource:
 
         Raises:
             IndexError: for an index out of range.
-            ValueError, OSError: if the image cannot be read, naming it; with `skip_broken`, if no image can be read.
+            ValueError, OSError: if the image cannot be read, or has another size than annotated, naming it; with
+                `skip_broken`, if no image can be read.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"expected 0 to {len(self) - 1}, got {index}")
@@ -203,6 +206,7 @@ class PersonSource:
             window, offset = self._cache[index]
         else:
             image = self._load(path)
+            check_size(path, self._sizes[index], (image.shape[1], image.shape[0]))
             left, top, right, bottom = _inside(self._windows[index], *image.shape[:2])
             window, offset = image[top:bottom, left:right], np.array([left, top], np.int32)
             if self._cache is not None:

@@ -16,6 +16,7 @@ A `DetectionTrainConfig` has parts of its own in detection/: its batches, its mo
 import contextlib
 import dataclasses
 import json
+import logging
 import pathlib
 from collections.abc import Iterator
 from typing import Any, cast
@@ -27,6 +28,7 @@ from jax.sharding import Mesh
 
 from vitpose_jax import convert, from_pretrained
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
+from vitpose_jax.datasets.sizes import check_sizes
 from vitpose_jax.evaluation.scoring import check_scorable
 from vitpose_jax.storage.atomic import write_whole
 from vitpose_jax.training.checkpoints import Checkpoints
@@ -53,6 +55,8 @@ from vitpose_jax.training.step import TrainState, TrainStep, init_state, make_tr
 from vitpose_jax.vitpose.modeling import VitPose
 
 CONFIG, CHECKPOINTS = "config.json", "checkpoints"
+
+_log = logging.getLogger("vitpose_jax")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -182,7 +186,8 @@ def load_eval_dataset(config: TrainConfig) -> Dataset | None:
     """The dataset of `config.evaluation`; None without one.
 
     Raises:
-        ValueError: as in `read_dataset` and `check_scorable`.
+        ValueError: as in `read_dataset` and `check_scorable`; if images are missing or have another size than
+            annotated.
     """
     evaluation = config.evaluation
     if evaluation is None:
@@ -195,6 +200,15 @@ def load_eval_dataset(config: TrainConfig) -> Dataset | None:
         head_boxes=evaluation.head_boxes,
     )
     check_scorable(dataset)
+    # Here each missing image would lower the metric that chooses the best model.
+    paths = [sample.path for sample in dataset.samples[: evaluation.limit]]
+    missing = [path for path in paths if not path.exists()]
+    if missing:
+        raise ValueError(
+            f"evaluation: expected {len(paths)} images in {evaluation.images}, {len(missing)} are missing: {missing[0]}"
+            + (", ..." if len(missing) > 1 else "")
+        )
+    check_sizes((sample.path, sample.size) for sample in dataset.samples[: evaluation.limit])
     return dataset
 
 
@@ -236,6 +250,7 @@ def open_loader(config: AnyTrainConfig) -> Loader[TrainingBatch] | Loader[BoxBat
             for entry in config.data
         ]
         return make_box_loader(boxes, size=config.model.image_size, augmentation=config.augmentation, **options)
+    warn_about_mirroring(config)
     people = [
         PersonSource.read(
             config.protocol(entry.dataset),
@@ -253,6 +268,21 @@ def open_loader(config: AnyTrainConfig) -> Loader[TrainingBatch] | Loader[BoxBat
     # `TrainConfig` has a ratio for all datasets or for none.
     ratios = [entry.ratio for entry in config.data if entry.ratio is not None]
     return make_loader(people, config=config.model, ratios=ratios or None, **options)
+
+
+def warn_about_mirroring(config: TrainConfig) -> None:
+    """Log a warning for each skeleton whose crops are not mirrored because it has no flip pairs."""
+    if not config.augmentation.flip:
+        return
+    for name in dict.fromkeys(entry.dataset for entry in config.data):
+        skeleton = config.protocol(name).skeleton
+        if skeleton.num_keypoints > 1 and not skeleton.flip_pairs:
+            _log.warning(
+                "the crops of %s are not mirrored: the skeleton %r has no flip pairs, and the names of its keypoints "
+                "show none; give flip_pairs, or augmentation.flip = 0.0",
+                name,
+                skeleton.name,
+            )
 
 
 def image_paths(images: str | tuple[str, ...]) -> str | list[str]:

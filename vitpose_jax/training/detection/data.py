@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float32, UInt8
 
 from vitpose_jax.datasets.archives import ImageStore, Paths, folder_and_archives
-from vitpose_jax.datasets.coco import CocoObject, Source, read_annotations, require
+from vitpose_jax.datasets.coco import CocoObject, Source, annotated_size, read_annotations, require
+from vitpose_jax.datasets.sizes import check_size
 from vitpose_jax.training.data import MAX_EPOCHS, Loader, ProcessPart, import_grain
 from vitpose_jax.training.detection.augment import ImageAugmentation, LabelledImage, augment_image
 
@@ -66,14 +67,19 @@ class BoxSource:
             if item.category_id in (None, category_id):
                 objects[item.image_id].append(item)
         self._images = [
-            (os.fspath(folder / require(image, "file_name")), _corners(objects[key]), image.stretched)
+            (
+                os.fspath(folder / require(image, "file_name")),
+                _corners(objects[key]),
+                image.stretched,
+                annotated_size(image),
+            )
             for key, image in content.images.items()
         ]
-        if not any(len(people) for _, (people, _), _ in self._images):
+        if not any(len(people) for _, (people, _), *_ in self._images):
             raise ValueError(f"{content.name}: expected people of category_id {category_id}, got none")
-        for path, _, _ in self._images if archives else ():
+        for path, *_ in self._images if archives else ():
             self._store.find(path)
-        self.max_boxes = max(len(people) + len(ignored) for _, (people, ignored), _ in self._images)
+        self.max_boxes = max(len(people) + len(ignored) for _, (people, ignored), *_ in self._images)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -83,12 +89,14 @@ class BoxSource:
 
         Raises:
             IndexError: for an index out of range.
-            ValueError, OSError: if the image cannot be read, naming it.
+            ValueError, OSError: if the image cannot be read, or has another size than annotated, naming it.
         """
         if not 0 <= index < len(self):
             raise IndexError(f"expected 0 to {len(self) - 1}, got {index}")
-        path, (people, ignored), stretched = self._images[index]
-        return LabelledImage(self._store.load(path), people, ignored, stretched)
+        path, (people, ignored), stretched, annotated = self._images[index]
+        image = self._store.load(path)
+        check_size(path, annotated, (image.shape[1], image.shape[0]))
+        return LabelledImage(image, people, ignored, stretched)
 
 
 def _corners(objects: list[CocoObject]) -> tuple[np.ndarray, np.ndarray]:
