@@ -55,8 +55,8 @@ def from_pretrained(
         The model; every parameter comes from the checkpoint.
 
     Raises:
-        ValueError: for another dtype; if the source is not found, is damaged or is not a ViTPose; or listing at once
-            all tensors that are missing, unexpected or have a wrong shape.
+        ValueError: if the source is not found, is damaged or is not a ViTPose; or listing at once all tensors that are
+            missing, unexpected or have a wrong shape.
     """
     check_dtype(dtype)
     check_dtype(dtype if param_dtype is None else param_dtype, "param_dtype")
