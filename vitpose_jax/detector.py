@@ -38,6 +38,7 @@ from vitpose_jax.rtdetr.modeling import RtDetr
 from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
 from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, entry_bytes, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
+from vitpose_jax.vitpose.ops import check_dtype
 
 # Default: objects of these classes.
 LABELS = ("person",)
@@ -193,6 +194,8 @@ class Detector:
             ValueError: if the source is not found, is damaged or is not a detector; or listing at once all tensors that
                 are missing, unexpected or have a wrong shape.
         """
+        check_dtype(dtype)
+        check_dtype(dtype if param_dtype is None else param_dtype, "param_dtype")
         folder = resolve_source(
             source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
         )

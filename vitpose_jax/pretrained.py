@@ -18,6 +18,7 @@ from vitpose_jax.convert.torch_files import find_weights, weight_paths
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
+from vitpose_jax.vitpose.ops import check_dtype
 
 
 def from_pretrained(
@@ -60,6 +61,8 @@ def from_pretrained(
         ValueError: if the source is not found, is damaged or is not a ViTPose; if a tensor is not finite; or listing at
             once all tensors that are missing, unexpected or have a wrong shape.
     """
+    check_dtype(dtype)
+    check_dtype(dtype if param_dtype is None else param_dtype, "param_dtype")
     path = resolve_source(
         source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )

@@ -11,7 +11,7 @@ to a crop:
 * `udp=False`: the older rule, steps of scale / size. The other four datasets of the original.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -41,7 +41,7 @@ class Regions(NamedTuple):
         return self.center.shape[0]
 
 
-def check_boxes(boxes: object, *, name: str = "boxes") -> Float[np.ndarray, "n 4"]:
+def check_boxes(boxes: Any, *, name: str = "boxes") -> Float[np.ndarray, "n 4"]:
     """Boxes as a float32 array; on the host, not jit-able.
 
     Args:
@@ -54,6 +54,8 @@ def check_boxes(boxes: object, *, name: str = "boxes") -> Float[np.ndarray, "n 4
         TypeError: if they are not numbers.
     """
     try:
+        if "bfloat16" in str(getattr(boxes, "dtype", "")) and hasattr(boxes, "tolist"):
+            boxes = boxes.tolist()  # PyTorch gives NumPy no bfloat16
         array = np.asarray(boxes, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name}: expected n rows of four numbers x y w h, got {str(boxes)[:80]}") from error

@@ -14,8 +14,8 @@ from vitpose_jax.vitpose.config import VitPoseConfig
 DatasetKey: TypeAlias = str | int | np.integer | np.str_ | None
 # In the place of boxes: the whole image is one box.
 WHOLE_IMAGE = "image"
-# One for all boxes of an image, or one for each.
-DatasetKeys: TypeAlias = DatasetKey | np.ndarray | Sequence[DatasetKey]
+# One for all boxes of an image, or one for each: a `DatasetKey`, or a sequence or array (NumPy, JAX, PyTorch) of them.
+DatasetKeys: TypeAlias = Any
 
 
 class Request(NamedTuple):
@@ -93,7 +93,7 @@ def check_flip_pairs(skeleton: Skeleton) -> None:
 
 def is_sequence(dataset: object) -> TypeGuard[Sequence]:
     """Whether this is one dataset for each box, and not one for all."""
-    return isinstance(dataset, list | tuple) or (isinstance(dataset, np.ndarray) and dataset.ndim > 0)
+    return isinstance(dataset, list | tuple) or getattr(dataset, "ndim", 0) > 0
 
 
 def _dataset_indices(config: VitPoseConfig, dataset: DatasetKeys, count: int) -> Int[np.ndarray, " n"]:
@@ -101,9 +101,12 @@ def _dataset_indices(config: VitPoseConfig, dataset: DatasetKeys, count: int) ->
         return np.full(count, config.dataset_index(plain(dataset)), np.int32)
     if len(dataset) != count:
         raise ValueError(f"dataset: expected one for each of {count} boxes, got {len(dataset)}")
-    return np.asarray([config.dataset_index(plain(value)) for value in dataset], np.int32)
+    values = plain(dataset)
+    if any(isinstance(value, list) for value in values):
+        raise ValueError(f"dataset: expected one dimension, one for each box, got {str(values)[:80]}")
+    return np.asarray([config.dataset_index(plain(value)) for value in values], np.int32)
 
 
 def plain(value: Any) -> Any:
-    """A NumPy scalar as a Python value; anything else as it is."""
-    return value.item() if isinstance(value, np.generic | np.ndarray) else value
+    """A scalar or array of NumPy, JAX or PyTorch as Python values; anything else as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value

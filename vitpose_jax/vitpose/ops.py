@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 
@@ -133,3 +134,18 @@ def cut_patches(
     )
     patches = padded.reshape(n, rows, height, columns, width, channels).transpose(0, 1, 3, 2, 4, 5)
     return patches.reshape(n, rows * columns, height * width * channels)
+
+
+def check_dtype(dtype: DTypeLike, name: str = "dtype") -> None:
+    """Check that networks compute, or are stored, in this dtype.
+
+    Raises:
+        ValueError: for anything but float32, bfloat16 and float16. JAX computes in float64 only where it is enabled,
+            and silently in float32 elsewhere.
+    """
+    try:
+        known = jnp.dtype(dtype) in map(jnp.dtype, (jnp.float32, jnp.bfloat16, jnp.float16))
+    except TypeError:
+        known = False
+    if not known:
+        raise ValueError(f"{name}: expected float32, bfloat16 or float16, got {getattr(dtype, '__name__', dtype)}")
