@@ -92,24 +92,6 @@ def image_endings() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
 
 
-def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """The width and height of an image file as `load_image` reads it, turned to its EXIF orientation; from its header.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: with the file's name, if it is not an image, or its header is damaged.
-    """
-    source = os.fspath(path)
-    with open(source, "rb") as file:
-        image = _open(file, source)
-        try:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except _DAMAGE as error:
-            raise ValueError(f"{source}: damaged image ({str(error) or type(error).__name__})") from None
-    return (height, width) if turned else (width, height)
-
-
 def decoded_bytes(image: object) -> int:
     """The bytes that `load_image` returns for an image, from the header of a file; 0 for what it cannot read."""
     if isinstance(image, str | os.PathLike):
