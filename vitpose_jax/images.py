@@ -92,24 +92,6 @@ def image_endings() -> frozenset[str]:
     return frozenset(ending for ending, name in Image.EXTENSION.items() if name in readable)
 
 
-def read_size(path: str | os.PathLike) -> tuple[int, int]:
-    """The width and height of an image file as `load_image` reads it, turned to its EXIF orientation; from its header.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: with the file's name, if it is not an image, or its header is damaged.
-    """
-    source = os.fspath(path)
-    with open(source, "rb") as file:
-        image = _open(file, source)
-        try:
-            width, height = image.size
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except _DAMAGE as error:
-            raise ValueError(f"{source}: damaged image ({str(error) or type(error).__name__})") from None
-    return (height, width) if turned else (width, height)
-
-
 def decoded_bytes(image: object) -> int:
     """The bytes that `load_image` returns for an image, from the header of a file; 0 for what it cannot read."""
     if isinstance(image, str | os.PathLike):
@@ -123,23 +105,6 @@ def decoded_bytes(image: object) -> int:
     if isinstance(image, Image.Image):
         return 3 * image.width * image.height
     return image.nbytes if isinstance(image, np.ndarray | jax.Array) else 0
-
-
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Width and height of the image that `load_image` reads from a file, from its header.
-
-    Raises:
-        FileNotFoundError: if the file does not exist.
-        ValueError: if it is not an image.
-    """
-    path = os.fspath(path)
-    with open(path, "rb") as file:
-        image = _open(file, path)
-        try:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        except _DAMAGE as error:
-            raise ValueError(f"{path}: damaged image ({error})") from None
-        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def own(entry: Any) -> Any:

@@ -192,7 +192,7 @@ def require(record: CocoImage | CocoObject, key: str) -> Any:
     return value
 
 
-def annotated_size(image: CocoImage) -> tuple[float, float] | None:
+def annotated_size(image: CocoImage) -> tuple[int | float, int | float] | None:
     """The width and height of an image in the file; None if it has not both."""
     return None if image.width is None or image.height is None else (image.width, image.height)
 

@@ -86,7 +86,7 @@ class Sample:
     scores: Float[np.ndarray, " m"]
     category_ids: Int[np.ndarray, " m"]
     people: People
-    size: tuple[float, float] | None = None
+    size: tuple[int | float, int | float] | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -225,7 +225,9 @@ def _stack(people: list[Person], num_keypoints: int) -> People:
     )
 
 
-def _sample(image_id: int | str, path: pathlib.Path, people: People, size: tuple[float, float] | None) -> Sample:
+def _sample(
+    image_id: int | str, path: pathlib.Path, people: People, size: tuple[int | float, int | float] | None
+) -> Sample:
     """A sample with the annotated boxes."""
     return Sample(
         image_id=image_id,

@@ -15,7 +15,11 @@ ROUNDING = 1
 
 
 def check_size(
-    path: str | pathlib.Path, annotated: tuple[float, float] | None, size: tuple[int, int], *, others: int = 0
+    path: str | pathlib.Path,
+    annotated: tuple[int | float, int | float] | None,
+    size: tuple[int, int],
+    *,
+    others: int = 0,
 ) -> None:
     """Check that an image has the size in its annotations.
 
@@ -39,11 +43,11 @@ def check_size(
     )
 
 
-def _agree(annotated: tuple[float, float], size: tuple[int, int]) -> bool:
+def _agree(annotated: tuple[int | float, int | float], size: tuple[int, int]) -> bool:
     return all(abs(expected - got) <= ROUNDING for expected, got in zip(annotated, size, strict=True))
 
 
-def check_sizes(images: Iterable[tuple[pathlib.Path, tuple[float, float] | None]]) -> None:
+def check_sizes(images: Iterable[tuple[pathlib.Path, tuple[int | float, int | float] | None]]) -> None:
     """Check the sizes of many images, from the headers of their files; those that cannot be read are passed over.
 
     Args:
