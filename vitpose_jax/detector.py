@@ -336,6 +336,8 @@ class Detector:
     def _start_group(self, items: list[_DetectorItem], options: DetectorOptions) -> Iterator[_Job]:
         if items:
             images = pack_images([item.image for item in items], pixel_bucket(sum(item.pixels for item in items)))
+            for item in items:
+                item.release_pixels()
             yield from self._start(images._replace(pixels=jax.device_put(images.pixels)), items, options)
 
     def _start(self, images: PackedImages, items: Sequence[Any], options: DetectorOptions) -> Iterator[_Job]:

@@ -100,7 +100,7 @@ class _PoseItem(Item):
         self.keypoints = np.zeros((self.pending, self.request.num_keypoints, 2), np.float32)
         self.scores = np.zeros((self.pending, self.request.num_keypoints), np.float32)
         if self.pending == 0:
-            self.image = np.zeros((0, 0, 3), np.uint8)  # the pixels are not needed any more
+            self.release_pixels()
 
     def to_poses(self) -> Poses:
         """The result."""
@@ -409,6 +409,8 @@ class PoseEstimator:
             return
         images = pack_images([item.image for item in items], pixel_bucket(sum(item.pixels for item in items)))
         images = images._replace(pixels=jax.device_put(images.pixels, self._replicated))
+        for item in items:
+            item.release_pixels()
         self._detect(images, items)
         boxed = [index for index, item in enumerate(items) if not item.finished]
         if not boxed:

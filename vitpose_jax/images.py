@@ -1,5 +1,6 @@
 """Reading images: a file, a PIL image or an array becomes height x width x RGB in 8 bits."""
 
+import logging
 import os
 import struct
 import threading
@@ -41,6 +42,8 @@ _DAMAGE = (
 # The ranges of sensors, in bits: values of an image with more than 8 bits are scaled by the smallest that holds them.
 _BITS = (8, 10, 12, 14, 16, 24, 32)
 
+_log = logging.getLogger("vitpose_jax")
+
 # EXIF's tag of the orientation.
 _ORIENTATION = 0x0112
 
@@ -59,24 +62,20 @@ def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
         The pixel values, 0 to 255. The result can be the input array itself or a view of it: do not write to it.
         Files and PIL images are turned to their EXIF orientation. Grey values are repeated for all three channels,
         alpha is dropped, Pillow converts palettes and CMYK. Values of more than 8 bits are scaled by the range in use:
-        the smallest of 8, 10, 12, 14 and 16 bits that holds them all. For an animation, this is the first frame.
+        the smallest of 8, 10, 12, 14 and 16 bits that holds them all. Pillow cuts colours of 16 bits to their upper 8;
+        a message says so if all of these are 0. For an animation, this is the first frame.
 
     Raises:
         FileNotFoundError: if the file does not exist.
-        ValueError: with the file's name, for a folder, for a file that is not an image, for a damaged or truncated
-            image, for an image without pixels, and for an image with more pixels than twice
+        ValueError: with the file's name, for a folder or a pipe, for a file that is not an image, for a damaged or
+            truncated image, for an image without pixels, and for an image with more pixels than twice
             `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit against decompression bombs; for an array of another shape.
         TypeError: for an array of another dtype, and for any other type.
     """
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
-        if os.path.isdir(path):
-            raise ValueError(f"{path}: expected an image file, got a folder")
-        try:
-            with open(path, "rb") as file:
-                return _decode(_open(file, path), path)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{path}: no such file") from None
+        with _open_file(path) as file:
+            return _decode(_open(file, path), path)
     if isinstance(image, Image.Image):
         with _PIL_LOCK:
             return _decode(image, getattr(image, "filename", "") or "image")
@@ -97,7 +96,7 @@ def decoded_bytes(image: object) -> int:
     if isinstance(image, str | os.PathLike):
         path = os.fspath(image)
         try:
-            with open(path, "rb") as file:
+            with _open_file(path) as file:
                 width, height = _open(file, path).size
         except (OSError, ValueError):
             return 0
@@ -105,6 +104,23 @@ def decoded_bytes(image: object) -> int:
     if isinstance(image, Image.Image):
         return 3 * image.width * image.height
     return image.nbytes if isinstance(image, np.ndarray | jax.Array) else 0
+
+
+def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Width and height of the image that `load_image` reads from a file, from its header.
+
+    Raises:
+        FileNotFoundError: if the file does not exist.
+        ValueError: if it is not an image.
+    """
+    path = os.fspath(path)
+    with _open_file(path) as file:
+        image = _open(file, path)
+        try:
+            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        except _DAMAGE as error:
+            raise ValueError(f"{path}: damaged image ({error})") from None
+        return (image.height, image.width) if turned else (image.width, image.height)
 
 
 def own(entry: Any) -> Any:
@@ -121,6 +137,27 @@ def own(entry: Any) -> Any:
         with _PIL_LOCK:
             return entry.copy()
     return entry
+
+
+def _open_file(path: str) -> BinaryIO:
+    """Open a file, and nothing that reading could wait for.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+        ValueError: for a folder, a pipe, a device, or a path that no file can have.
+        OSError: if it cannot be read.
+    """
+    if "\0" in path:
+        raise ValueError(f"{path!r}: expected a path, got one with a null character")
+    if os.path.isdir(path):
+        raise ValueError(f"{path}: expected an image file, got a folder")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: expected an image file, got a pipe or a device")
+    try:
+        return open(path, "rb")
+    except FileNotFoundError:
+        link = " (a broken link)" if os.path.islink(path) else ""
+        raise FileNotFoundError(f"{path}: no such file{link}") from None
 
 
 def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
@@ -165,12 +202,17 @@ def _decode(image: Image.Image, source: str) -> UInt8[np.ndarray, "height width 
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > 2 * limit:
         raise ValueError(f"{source}: expected at most {2 * limit} pixels, got {width} x {height}")
+    # What Pillow will decode from, which it forgets then.
+    sixteen_bits = any(";16" in str(tile.args) for tile in getattr(image, "tile", ()))
     try:
         turned = image.getexif().get(_ORIENTATION, 1) != 1
-        return _to_rgb(ImageOps.exif_transpose(image) if turned else image)
+        pixels = _to_rgb(ImageOps.exif_transpose(image) if turned else image)
     except _DAMAGE as error:
         reason = str(error) or type(error).__name__
         raise ValueError(f"{source}: truncated, damaged or unsupported image ({reason})") from None
+    if sixteen_bits and not pixels.any():
+        _log.warning("%s: its colours have 16 bits, and all are below 256 of 65535: this image is black", source)
+    return pixels
 
 
 def _to_rgb(image: Image.Image) -> UInt8[np.ndarray, "height width 3"]:

@@ -32,6 +32,10 @@ class Item:
         """Height times width."""
         return self.image.shape[0] * self.image.shape[1]
 
+    def release_pixels(self) -> None:
+        """Forget the pixels: they are on the device, or not needed."""
+        self.image = np.zeros((0, 0, 3), np.uint8)
+
     @property
     def num_boxes(self) -> int:
         """How many boxes it brings into its group."""

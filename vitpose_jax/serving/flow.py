@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from vitpose_jax.images import decoded_bytes, own
-from vitpose_jax.serving.batching import AnyItem, Item, groups
+from vitpose_jax.serving.batching import SHARED_PIXELS, AnyItem, Item, groups
 
 # Jobs that are started and not yet collected.
 MAX_JOBS = 2
@@ -97,6 +97,10 @@ def run(
             yield waiting.popleft()
 
     for group in groups(items, max_boxes=max_boxes, max_images=max_images):
+        if sum(item.pixels for item in group if isinstance(item, Item)) > SHARED_PIXELS:
+            # A large image is on the device alone.
+            jobs.collect_all()
+            yield from finished()
         waiting.extend(group)
         for job in start([item for item in group if isinstance(item, Item) and not item.finished]):
             jobs.add(job)
