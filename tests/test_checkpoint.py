@@ -145,7 +145,7 @@ def cut(path, size):
     [
         (lambda f: (f / "config.json").unlink(), r": missing config.json"),
         (lambda f: (f / "config.json").write_text("{"), r"config.json: not valid JSON"),
-        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), r"config.json: not valid JSON"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff\xfe\x00"), r"config.json: expected UTF-8 text"),
         (lambda f: (f / "config.json").write_text("[1]"), r"config.json: expected a JSON object, got list"),
         (
             lambda f: edit_config(f, model_type="vit"),

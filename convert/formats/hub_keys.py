@@ -164,5 +164,5 @@ def read_labels(values: Mapping[str, Any]) -> tuple[str, ...]:
         raise ValueError(f"id2label: expected labels by index, got {shorten(values['id2label'])}")
     by_index = {int(index): str(label) for index, label in values["id2label"].items()}
     if sorted(by_index) != list(range(len(by_index))):
-        raise ValueError(f"id2label: expected the indices 0 to {len(by_index) - 1}, got {join(sorted(by_index))}")
+        raise ValueError(f"id2label: expected the indices 0 to {len(by_index) - 1}, got [{join(sorted(by_index))}]")
     return tuple(by_index[index] for index in range(len(by_index)))

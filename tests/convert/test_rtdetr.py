@@ -238,7 +238,7 @@ def test_an_empty_folder_and_a_file_raise(tmp_path):
     with pytest.raises(ValueError, match=r"missing config\.json"):
         load_detector(tmp_path)
     (tmp_path / "file.bin").touch()
-    with pytest.raises(ValueError, match="expected a folder"):
+    with pytest.raises(ValueError, match=r"file.bin: not a PyTorch checkpoint"):
         load_detector(tmp_path / "file.bin")
 
 

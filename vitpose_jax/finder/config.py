@@ -72,8 +72,10 @@ class FinderConfig:
         if not isinstance(self.labels, tuple) or not all(isinstance(label, str) for label in self.labels):
             yield f"labels: expected texts, got {shorten(self.labels)}"
             return
-        if self.image_size % 128 or self.image_size > LARGEST_IMAGE:
-            yield f"image_size: expected a multiple of 128 up to {LARGEST_IMAGE}, got {self.image_size}"
+        if self.image_size % 128:
+            yield f"image_size: expected a multiple of 128, got {self.image_size}"
+        if self.image_size > LARGEST_IMAGE:
+            yield f"image_size: expected at most {LARGEST_IMAGE}, got {self.image_size}"
         if self.num_candidates > MOST_CANDIDATES:
             yield f"num_candidates: expected at most {MOST_CANDIDATES}, got {self.num_candidates}"
         if any(width % 2 for width in self.widths):
@@ -111,4 +113,7 @@ class FinderConfig:
         if set(values) != expected:
             missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
             raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields [{join(map(repr, unknown))}]")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
+        return cls(**fields)
