@@ -74,11 +74,18 @@ def settings(folder: pathlib.Path, *names: str, evaluation: dict | None = None, 
     return config
 
 
-def test_sides_in_names_make_flip_pairs(tmp_path):
+def test_sides_in_names_make_flip_pairs(tmp_path, capsys):
     config = settings(tmp_path, "nose", "leftEye", "rightEye", evaluation={})
     assert config.model.skeletons[0].flip_pairs == ((1, 2),)
     result = fit(config)
     assert result.finished and result.best is not None and np.isfinite(result.best["AP"])
+    # `evaluate` knows the skeleton by the model.
+    files = ("--images", tmp_path, "--annotations", tmp_path / "things.json", "--output", tmp_path / "evaluated")
+    options = ("--model", result.model, "--ground-truth-boxes", *files)
+    status, printed, error = run(capsys, "evaluate", "--dataset", "thing", *options)
+    assert status == 0 and "2 boxes in 2 images" in printed, error
+    status, _, error = run(capsys, "evaluate", "--dataset", "other", *options)
+    assert status == 1 and "no dataset named 'other' to evaluate; expected one of coco, " in error and "thing" in error
 
 
 @pytest.mark.parametrize(

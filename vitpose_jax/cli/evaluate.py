@@ -11,6 +11,7 @@ from vitpose_jax.bundled import DEFAULT_FINDER
 from vitpose_jax.cli.common import Decode, DType, say
 
 if TYPE_CHECKING:
+    from vitpose_jax.datasets.protocols import Protocol
     from vitpose_jax.evaluation.runner import Evaluation
 
 
@@ -30,7 +31,10 @@ def evaluate(
     output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")],
     task: Annotated[Task, typer.Option(help="Measure keypoints, or a detector's boxes of people.")] = Task.keypoints,
     dataset: Annotated[
-        str | None, typer.Option(help="coco, wholebody, ochuman, crowdpose, aic, mpii, ap10k or apt36k.")
+        str | None,
+        typer.Option(
+            help="coco, wholebody, ochuman, crowdpose, aic, mpii, ap10k or apt36k; or a skeleton of the model's own."
+        ),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="A Hub id, a folder or a checkpoint file.", metavar="SOURCE")
@@ -127,11 +131,10 @@ def evaluate(
         raise ValueError("--limit: not with --detector and --ground-truth-boxes, whose first images differ")
 
     from vitpose_jax.datasets.dataset import read_dataset
-    from vitpose_jax.datasets.protocols import get_protocol
     from vitpose_jax.evaluation.scoring import check_nms
 
     # Quick checks come before anything is read.
-    protocol = get_protocol(dataset)
+    protocol = _find_protocol(dataset, model, revision)
     nms = "soft" if soft_nms else "hard"
     check_nms(protocol, nms)
     if protocol.metric == "pckh" and head_boxes is None:
@@ -197,6 +200,26 @@ def evaluate(
             evaluations = {"": run(estimator, detected, output=output, limit=limit, **flow, **options)}
     if jax.process_index() == 0:
         _print_evaluations(evaluations, output, detections)
+
+
+def _find_protocol(dataset: str, model: str, revision: str | None) -> "Protocol":
+    """The protocol of a known dataset; for another name, that of the model's skeleton of this name.
+
+    Raises:
+        ValueError: for an unknown name, listing the known ones.
+    """
+    from vitpose_jax.datasets.protocols import PROTOCOLS, own_protocol
+    from vitpose_jax.pretrained import describe
+    from vitpose_jax.skeletons import canonical_name
+
+    key = canonical_name(dataset)
+    if key in PROTOCOLS:
+        return PROTOCOLS[key]
+    own = {skeleton.name: skeleton for skeleton in describe(model, revision=revision).config.skeletons}
+    if dataset not in own:
+        names = ", ".join(dict.fromkeys([*PROTOCOLS, *own]))
+        raise ValueError(f"no dataset named {dataset!r} to evaluate; expected one of {names}")
+    return own_protocol(own[dataset])
 
 
 def _check_detection_options(keypoint_options: dict[str, object]) -> None:

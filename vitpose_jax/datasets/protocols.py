@@ -69,6 +69,11 @@ PROTOCOLS = {
 }
 
 
+def own_protocol(skeleton: Skeleton) -> Protocol:
+    """How a dataset with a skeleton of one's own is evaluated: as COCO, in annotated boxes of any category."""
+    return Protocol(name=skeleton.name, skeleton=skeleton, decode="udp", boxes="annotations", category=None)
+
+
 def get_protocol(name: str) -> Protocol:
     """The protocol of a dataset; case, "-" and "_" do not matter.
 

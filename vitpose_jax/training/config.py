@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, TypeAlias
 
-from vitpose_jax.datasets.protocols import PROTOCOLS, Protocol
+from vitpose_jax.datasets.protocols import PROTOCOLS, Protocol, own_protocol
 from vitpose_jax.sides import flip_pairs_from_names
 from vitpose_jax.skeletons import SKELETONS, Skeleton, canonical_name
 from vitpose_jax.storage.text import join, shorten
@@ -194,7 +194,7 @@ class TrainConfig(RunConfig):
         """
         own = {skeleton.name: skeleton for skeleton in self.skeletons}
         if dataset in own:
-            return Protocol(name=dataset, skeleton=own[dataset], decode="udp", boxes="annotations", category=None)
+            return own_protocol(own[dataset])
         key = canonical_name(dataset)
         if key not in PROTOCOLS:
             raise ValueError(
