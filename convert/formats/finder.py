@@ -30,7 +30,7 @@ FINDER_MODEL_TYPE = "vitpose_jax_finder"
 @functools.lru_cache(maxsize=8)
 def finder_shapes(config: FinderConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a `PersonFinder`, by flat name."""
-    return {name: tuple(leaf.shape) for name, leaf in parameters.flatten(abstract_finder(config)).items()}
+    return parameters.shapes(abstract_finder(config))
 
 
 def parse_config(values: Mapping[str, Any], *, source: str) -> FinderConfig:

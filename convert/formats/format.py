@@ -51,7 +51,7 @@ MOVING_AVERAGE = "counts the updates of a moving average of the weights"
 @functools.lru_cache(maxsize=8)
 def vitpose_shapes(config: VitPoseConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of a `VitPose`, by flat name."""
-    return {name: tuple(leaf.shape) for name, leaf in parameters.flatten(abstract_vitpose(config)).items()}
+    return parameters.shapes(abstract_vitpose(config))
 
 
 def as_stored(tensors: Tensors, *, source: str) -> Tensors:

@@ -227,7 +227,7 @@ def _compare(values: Mapping[str, Any], config: DetectorConfig) -> None:
 
 def detector_shapes(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of an `RtDetr`, by flat name."""
-    return {name: tuple(leaf.shape) for name, leaf in parameters.flatten(abstract_detector(config)).items()}
+    return parameters.shapes(abstract_detector(config))
 
 
 def with_file_names(tensors: Tensors, *, source: str) -> dict[str, LazyTensor]:

@@ -61,7 +61,7 @@ def test_the_whole_image_is_one_box(capsys, model, images, tmp_path):
     assert json.loads((tmp_path / "000007.json").read_text())["poses"][0]["box"] == [0, 0, 160, 120]
 
 
-def test_without_boxes_the_bundled_finder_finds_nobody_in_noise(capsys, model, images, tmp_path):
+def test_without_boxes_the_bundled_finder_finds_no_people_in_noise(capsys, model, images, tmp_path):
     status, printed, said = run(capsys, "predict", images / "000007.jpg", "--model", model, "--output", tmp_path)
     assert status == 0 and printed == f"1 of 1 images done: {tmp_path}\n"
     assert "people are found by the bundled finder" in said

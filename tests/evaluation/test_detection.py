@@ -146,8 +146,8 @@ def test_no_detections_and_no_people():
     assert box_average_precision(truth, []) == dict.fromkeys(NAMES, 0.0)
     assert recall_at_precision(truth, [], [0.8]) == [(0.8, None, None, 0.0, 0.0)]
     results = random_results(truth, 0)
-    for nobody in ([], [{**entry, "iscrowd": 1} for entry in truth["annotations"]]):
-        empty = {**truth, "annotations": nobody}
+    for people in ([], [{**entry, "iscrowd": 1} for entry in truth["annotations"]]):
+        empty = {**truth, "annotations": people}
         assert box_average_precision(empty, results) == dict.fromkeys(NAMES, -1.0)
         assert recall_at_precision(empty, results, [0.8]) == [(0.8, None, None, -1.0, -1.0)]
 

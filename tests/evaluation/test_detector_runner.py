@@ -124,7 +124,8 @@ def test_results_are_not_overwritten_unless_told(perfect, photos, tmp_path):
 
 def test_a_run_that_breaks_writes_nothing(perfect, photos, tmp_path, monkeypatch):
     def stream(self, images, **options):
-        yield from [Detections(boxes=np.zeros((0, 4), np.float32), scores=np.zeros(0, np.float32), class_ids=np.zeros(0, int), classes=("person",))]  # fmt: skip # noqa: E501
+        no_boxes = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32)}
+        yield Detections(**no_boxes, class_ids=np.zeros(0, int), classes=("person",))
         raise RuntimeError("power cut")
 
     monkeypatch.setattr(AnnotatedDetector, "stream", stream)

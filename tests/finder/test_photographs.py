@@ -1,4 +1,4 @@
-"""The bundled finder on photographs: everybody in them is found, and nobody where nobody is."""
+"""The bundled finder on photographs: it finds the people in them, and no people where there are none."""
 
 import json
 
@@ -80,7 +80,7 @@ def test_large_people_in_the_sample_photographs_are_found(detector, sample_folde
     assert total >= 10 and found / total > LEAST_RECALL
 
 
-def test_nobody_is_found_where_nobody_is(detector, sample_folder):
+def test_no_people_are_found_where_there_are_none(detector, sample_folder):
     rows, columns = np.mgrid[:480, :640]
     sky = np.stack([90 + rows // 8, 130 + rows // 8, np.full_like(rows, 220)], axis=-1).astype(np.uint8)
     noise = np.random.default_rng(0).integers(0, 256, (480, 640, 3), np.uint8)

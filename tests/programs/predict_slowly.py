@@ -3,6 +3,7 @@
 import sys
 import time
 
+import vitpose_jax.estimator
 from vitpose_jax.bulk import results
 from vitpose_jax.cli import main
 from vitpose_jax.images import load_image
@@ -14,8 +15,6 @@ def load_slowly(image):
     time.sleep(0.05)
     return load_image(image)
 
-
-import vitpose_jax.estimator  # noqa: E402
 
 vitpose_jax.estimator.load_image = load_slowly
 main(sys.argv[1:])

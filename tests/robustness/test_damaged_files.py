@@ -110,7 +110,7 @@ def test_control_characters_do_not_reach_the_terminal(tmp_path):
 
 
 def test_names_that_no_file_can_have(tmp_path):
-    for name in ("a" * 5000, "a\0b", "~nobody-of-this-name/model", ""):
+    for name in ("a" * 5000, "a\0b", "~no-user-of-this-name/model", ""):
         with pytest.raises(
             ValueError, match=r"bundled model \(person-finder, vitpose-small-open\)|missing config.json"
         ):

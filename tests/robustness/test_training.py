@@ -144,7 +144,6 @@ def test_an_evaluation_in_which_every_image_fails_ends_the_run(tmp_path):
 
 
 def test_a_skeleton_without_pairs_is_not_mirrored_and_says_so(tmp_path, caplog):
-    pytest.importorskip("grain")
     with open_loader(settings(tmp_path, "a", "b", "c")):
         messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
         assert len(messages) == 1

@@ -108,7 +108,7 @@ def test_padding_changes_nothing():
 
 
 def test_cells_in_ignored_regions_do_not_count():
-    """The second image has an ignored region and nobody in it: what the network gives there changes nothing."""
+    """The second image has an ignored region and no people: what the network gives there changes nothing."""
     logits, distances, boxes, is_person, is_ignored = random_case(0)
     start, end = boxes[1, 0, :2], boxes[1, 0, 2:]
     inside = (start < CENTRES).all(axis=1) & (end > CENTRES).all(axis=1)

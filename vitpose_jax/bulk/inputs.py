@@ -28,11 +28,7 @@ def find_images(names: Iterable[str], report: Callable[[str], None] | None = Non
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if not file.is_dir() and not file.name.startswith("."))
             images = [file for file in files if file.is_file() and file.suffix.lower() in endings]
-            others = [
-                file.name if file.exists() else f"{file.name} (a broken link)"
-                for file in files
-                if file not in set(images)
-            ]
+            others = [_describe(file) for file in sorted(set(files) - set(images))]
             if others and report is not None:
                 more = ", ..." if len(others) > NAMED else ""
                 report(f"{name}: passed over {len(others)} files: {', '.join(others[:NAMED])}{more}")

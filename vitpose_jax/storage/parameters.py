@@ -25,6 +25,11 @@ def flatten(module: nnx.Module) -> dict[str, Array | jax.ShapeDtypeStruct]:
     return dict(sorted((".".join(map(str, path)), variable.get_value()) for path, variable in flat))
 
 
+def shapes(module: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter and running statistic of a module, by flat name."""
+    return {name: tuple(leaf.shape) for name, leaf in flatten(module).items()}
+
+
 def abstract(create: Callable[[], Model]) -> Model:
     """The module that `create` returns, with shapes and dtypes instead of arrays: nothing is computed."""
     return nnx.eval_shape(create)
@@ -45,7 +50,7 @@ def fill(module: Model, tensors: Mapping[str, Any], *, source: str = "the tensor
     Raises:
         ValueError: listing at once every tensor that is missing, unexpected or of another shape.
     """
-    expected = {name: tuple(leaf.shape) for name, leaf in flatten(module).items()}
+    expected = shapes(module)
     raise_problems(differences(expected, tensors), source=source)
     return fill_checked(module, tensors)
 
