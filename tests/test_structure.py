@@ -266,15 +266,16 @@ def test_the_wheel_predicts_in_a_clean_environment(tmp_path):
     for module in ("convert", "torch"):
         missing = subprocess.run([python, "-c", f"import {module}"], cwd=tmp_path, env=environment, capture_output=True)
         assert b"ModuleNotFoundError" in missing.stderr
-    done = subprocess.run(
-        [python.parent / "vitpose-jax", "predict", "image.png", "--model", "model", "--draw", "--output", "out"],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-    assert "nose" in done.stdout
+
+    def run(*arguments: str) -> str:
+        command = [python.parent / "vitpose-jax", *arguments]
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    # The picture is noise: no people are in it.
+    assert "nose" in run("predict", "image.png", "--model", "model", "--whole-image", "--draw", "--output", "out")
+    assert "tennis_poses.png: 12 people" in run("demo")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "image.json",
         "image_poses.png",
