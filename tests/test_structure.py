@@ -44,6 +44,7 @@ ORDER = (
     "detector",
     "estimator",
     "single_program",
+    "interop",
     "bulk",
     "evaluation",
     "training",

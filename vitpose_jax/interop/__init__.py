@@ -1,0 +1,1 @@
+"""Classes and formats of other projects: transformers, and the tools that poses go to and come from."""
