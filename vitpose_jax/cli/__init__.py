@@ -1,7 +1,9 @@
 """The command line: parses, calls, prints. Everything that imports jax is imported inside the commands."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Annotated, NoReturn
@@ -44,7 +46,7 @@ for command in COMMANDS:
 def main(arguments: list[str] | None = None) -> None:
     """Run the command line: one line on standard error and a non-zero exit for a user's mistake."""
     try:
-        with _ending_on_sigterm():
+        with _ending_on_signals():
             app(arguments, prog_name="vitpose-jax")
     except (ValueError, OSError, ImportError) as error:
         say(f"error: {error}")
@@ -58,19 +60,40 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """A signal to terminate ends the program as Ctrl-C does: what is done is kept. A second one ends it at once."""
+def _ending_on_signals() -> Iterator[None]:
+    """A signal to terminate ends the program as Ctrl-C does: what is done is kept. A second one ends it at once.
+
+    Python drops an exception that is raised in a callback, and JAX has one for the garbage collector. So the signal of
+    an exception that was dropped is sent again.
+    """
 
     def end(number: int, _: object) -> NoReturn:
         signal.signal(number, signal.SIG_DFL)
-        say("terminated; what is done is kept")
         raise SystemExit(128 + number)
+
+    def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            number = signal.SIGINT
+        elif isinstance(dropped.exc_value, SystemExit):
+            number = signal.SIGTERM
+            signal.signal(number, end)
+        else:
+            hook(dropped)
+            return
+        # Later: this callback would drop it, too.
+        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.signal(signal.SIGTERM, end)
+    handler, hook = signal.signal(signal.SIGTERM, end), sys.unraisablehook
+    sys.unraisablehook = send_again
     try:
         yield
+    except SystemExit as ending:
+        if ending.code == 128 + signal.SIGTERM:
+            say("terminated; what is done is kept")
+        raise
     finally:
+        sys.unraisablehook = hook
         signal.signal(signal.SIGTERM, handler)

@@ -31,7 +31,7 @@ from vitpose_jax.evaluation.detection import (
 )
 from vitpose_jax.evaluation.runner import METRICS, check_images, to_json
 from vitpose_jax.serving.flow import ItemError
-from vitpose_jax.storage.atomic import write_whole
+from vitpose_jax.storage.atomic import remove_leftovers, write_whole
 
 # Average precision needs the boxes of low scores, too; a box of a lower score than this changes nothing.
 THRESHOLD = 0.05
@@ -98,6 +98,8 @@ def evaluate_detector(
         for path in (folder / DETECTIONS_FILE, folder / METRICS):
             if path.exists():
                 raise ValueError(f"{folder} already holds {path.name}; overwrite it or choose another folder")
+    if folder is not None:
+        remove_leftovers(folder)
     if limit is not None and limit < 1:
         raise ValueError(f"limit: expected at least 1 image, got {limit}")
     coco = read_annotations(annotations)

@@ -35,7 +35,7 @@ from vitpose_jax.evaluation.scoring import (
 from vitpose_jax.evaluation.settings import Settings
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
 from vitpose_jax.serving.requests import check_flip_pairs
-from vitpose_jax.storage.atomic import write_whole
+from vitpose_jax.storage.atomic import remove_leftovers, write_whole
 
 RESULTS, METRICS, PER_KEYPOINT = "results.json", "metrics.json", "per_keypoint.csv"
 
@@ -125,10 +125,12 @@ def evaluate(
     folder = None if output is None else pathlib.Path(output)
     if folder is not None:
         check_output(folder, resume=resume, overwrite=overwrite)
-        if overwrite and jax.process_index() == 0:
-            # Old numbers must not remain beside new poses.
-            for path in _results(folder):
-                path.unlink()
+        if jax.process_index() == 0:
+            remove_leftovers(folder)
+            if overwrite:
+                # Old numbers must not remain beside new poses.
+                for path in _results(folder):
+                    path.unlink()
     if jax.process_count() > 1:
         # No process reads another's new journal as an old one. And processes connect while all are at the same point.
         multihost_utils.sync_global_devices("evaluation begins")
@@ -261,6 +263,8 @@ def _finish(evaluation: Evaluation, outcomes: dict[int, Outcome], journal: Journ
 
 def _write(evaluation: Evaluation, folder: pathlib.Path) -> None:
     """Write results.json, per_keypoint.csv and, last, metrics.json."""
+    # Old numbers, of other options of scoring, must not remain beside new results.
+    (folder / METRICS).unlink(missing_ok=True)
     write_whole(folder / RESULTS, to_json(evaluation.results))
     table = io.StringIO()
     writer = csv.DictWriter(table, list(evaluation.per_keypoint[0]), lineterminator="\n")

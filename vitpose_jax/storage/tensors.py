@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from .atomic import remove_leftovers
 from .text import printable
 
 CONFIG_FILE = "config.json"
@@ -147,7 +148,7 @@ def write_folder(
     """Write model.safetensors and JSON files into a folder, whole or not at all.
 
     Everything is written under temporary names first. An old config.json is deleted first, and the new one is renamed
-    last: a folder that has a config.json is complete.
+    last: a folder that has a config.json is complete. Temporary files of killed processes in it are deleted.
 
     Args:
         folder: created if it does not exist.
@@ -169,6 +170,7 @@ def write_folder(
     arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
     names = [WEIGHTS_FILE, *sorted(documents, key=lambda name: name == CONFIG_FILE)]
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in names}
     try:

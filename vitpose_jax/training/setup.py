@@ -30,7 +30,7 @@ from vitpose_jax import convert, from_pretrained
 from vitpose_jax.datasets.dataset import Dataset, read_dataset
 from vitpose_jax.datasets.sizes import check_sizes
 from vitpose_jax.evaluation.scoring import check_scorable
-from vitpose_jax.storage.atomic import write_whole
+from vitpose_jax.storage.atomic import remove_leftovers, write_whole
 from vitpose_jax.training.checkpoints import Checkpoints
 from vitpose_jax.training.config import (
     AnyTrainConfig,
@@ -104,6 +104,8 @@ def prepare(config: AnyTrainConfig, *, resume: bool) -> Iterator[Run]:
     """
     output = pathlib.Path(config.output)
     check_output(config, resume=resume)
+    if jax.process_index() == 0:
+        remove_leftovers(output)
     mesh = choose_mesh(config)
     eval_dataset = None if isinstance(config, DetectionTrainConfig) else load_eval_dataset(config)
     with contextlib.closing(open_loader(config)) as loader:

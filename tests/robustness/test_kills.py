@@ -1,0 +1,186 @@
+"""Programs ended at random moments: nothing is half-written, nothing is claimed that is not there, and a program that is
+started again finishes with the files of one that was never ended.
+"""
+
+import json
+import pathlib
+import re
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support import kills
+from tests.support.evaluation import SQUARE
+from tests.support.images import random_image
+from tests.support.models import random_model
+from tests.support.training import assert_same_arrays, settings, tensors, write_people
+from vitpose_jax import VitPoseConfig, checkpoint
+
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compiled_once")]
+KILLS = 20
+TEMPORARY = re.compile(r"\..+\.\d+\.tmp")
+# Measured anew by each run.
+SPEED = "people_per_second"
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> pathlib.Path:
+    """Images, a model of them and their annotations."""
+    folder = tmp_path_factory.mktemp("work")
+    write_people(folder / "people", 12)
+    checkpoint.save(random_model(VitPoseConfig(**SQUARE)), folder / "model")
+    return folder
+
+
+def predict(work: pathlib.Path, output: pathlib.Path, format: str) -> list[object]:
+    options = ("--model", work / "model", "--output", output, "--boxes", "2,2,20,30", "--format", format, "--draw")
+    return ["predict", work / "people" / "images", *options]
+
+
+def evaluate(work: pathlib.Path, output: pathlib.Path) -> list[object]:
+    people = work / "people"
+    data = ("--dataset", "coco", "--annotations", people / "people.json", "--images", people / "images")
+    return ["evaluate", *data, "--model", work / "model", "--output", output, "--max-batch", 1, "--ground-truth-boxes", "--resume"]
+
+
+def train(work: pathlib.Path, output: pathlib.Path) -> list[object]:
+    people = work / "people"
+    data = {"dataset": "coco", "annotations": str(people / "people.json"), "images": str(people / "images")}
+    path = work / f"{output.name}.json"
+    evaluation = {**data, "every_steps": 2, "limit": 2, "max_batch": 4, "flip_test": False}
+    changes = {"evaluation": evaluation, "steps": 4, "checkpoint": {"every_steps": 1}}
+    path.write_text(json.dumps(settings(data, output, **changes).to_dict()))
+    return ["train", path, "--resume"]
+
+
+def read(path: pathlib.Path):
+    """The content of a file, which is whole."""
+    if path.suffix == ".png":
+        return np.asarray(Image.open(path)).tobytes()
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    return path.read_bytes()
+
+
+def check_images(output: pathlib.Path, whole: pathlib.Path) -> None:
+    """Every result is that of the whole run; settings stand beside results."""
+    for path in files(output):
+        assert read(path) == read(whole / path.name), path
+    if files(output):
+        assert (output / "settings.json").is_file()
+
+
+def check_coco(output: pathlib.Path, whole: pathlib.Path) -> None:
+    """The images that are said to be done have their results."""
+    if not output.is_dir():
+        return
+    entries = [entry for path in output.glob("keypoints.json") for entry in read(path)]
+    expected = read(whole / "keypoints.json")
+    assert all(entry in expected for entry in entries)
+    done = [name for path in output.glob("keypoints.images.json") for name in read(path)]
+    assert [entry for entry in expected if entry["file_name"] in done] == [
+        entry for entry in entries if entry["file_name"] in done
+    ]
+    for name in done:
+        assert (output / f"{pathlib.Path(name).stem}_poses.png").is_file()
+    for path in output.glob("*.png"):
+        assert read(path) == read(whole / path.name)
+    if files(output):
+        assert (output / "settings.json").is_file()
+
+
+def check_evaluation(output: pathlib.Path, whole: pathlib.Path) -> None:
+    """The journal holds whole lines of the whole run; metrics stand for complete results."""
+    for path in files(output):
+        content = path.read_bytes()
+        if path.name == "poses.jsonl":
+            assert (whole / path.name).read_bytes().startswith(content)
+        else:
+            assert content == (whole / path.name).read_bytes(), path
+    if (output / "metrics.json").exists():
+        assert len(files(output)) == 4
+
+
+def check_training(output: pathlib.Path, whole: pathlib.Path) -> None:
+    """Whole lines of metrics; a model that has a configuration can be loaded."""
+    if (output / "metrics.jsonl").exists():
+        for line in (output / "metrics.jsonl").read_text().splitlines():
+            json.loads(line)
+    if (output / "config.json").exists():
+        json.loads((output / "config.json").read_text())
+    if (output / "best" / "config.json").exists():
+        tensors(output / "best")
+
+
+def files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files of a folder, temporary ones left out."""
+    paths = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in paths if not TEMPORARY.fullmatch(path.name)]
+
+
+def leftovers(folder: pathlib.Path) -> list[pathlib.Path]:
+    return [path for path in folder.rglob(".*") if TEMPORARY.fullmatch(path.name)]
+
+
+def assert_same_files(output: pathlib.Path, whole: pathlib.Path) -> None:
+    """All files of two finished runs are equal, and none is temporary."""
+    assert sorted(path.name for path in output.iterdir()) == sorted(path.name for path in whole.iterdir())
+    for path in files(whole):
+        assert read(output / path.name) == read(path), path
+
+
+def assert_same_training(output: pathlib.Path, whole: pathlib.Path) -> None:
+    """The same losses and models; checkpoints of the same steps."""
+    names = {path.name for path in whole.iterdir()}
+    assert {path.name for path in output.iterdir()} == names
+    for folder in ("best", "checkpoints"):
+        assert {path.name for path in (output / folder).iterdir()} == {
+            path.name for path in (whole / folder).iterdir()
+        }
+    assert_same_arrays(tensors(output / "best"), tensors(whole / "best"))
+    entries = [
+        [{**json.loads(line), SPEED: None} for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        for folder in (output, whole)
+    ]
+    assert entries[0] == entries[1]
+
+
+@pytest.mark.parametrize(
+    ("command", "check", "assert_same", "seed"),
+    [
+        pytest.param(lambda *a: predict(*a, "json"), check_images, assert_same_files, 1, id="predict json"),
+        pytest.param(lambda *a: predict(*a, "coco"), check_coco, assert_same_files, 2, id="predict coco"),
+        pytest.param(evaluate, check_evaluation, assert_same_files, 3, id="evaluate"),
+        pytest.param(train, check_training, assert_same_training, 4, id="train"),
+    ],
+)
+def test_killed_programs_finish_as_others(work, tmp_path, command, check, assert_same, seed):
+    whole = tmp_path / "whole"
+    # The first one compiles.
+    for _ in range(2):
+        shutil.rmtree(whole, ignore_errors=True)
+        ended = kills.run(command(work, whole), whole)
+        assert ended.status == 0, ended.errors
+    output, finished = tmp_path / "output", 0
+    print(f"\nwhole: {ended.seconds:.1f} s, {ended.changes} changes")
+    for moment in kills.moments(KILLS, seed, ended):
+        result = kills.run(command(work, output), output, moment)
+        print(moment, result.status, f"{result.seconds:.1f} s")
+        # A training ends by itself after a step.
+        expected = (0, 130, 143) if command is train and result.status != -9 else (0, kills.STATUS[moment.ending])
+        assert result.status in expected, (moment, result.errors)
+        assert "Traceback" not in result.errors, (moment, result.errors)
+        assert "Exception ignored" not in result.errors, (moment, result.errors)
+        check(output, whole)
+        if result.status not in (0, -9):
+            assert leftovers(output) == [], moment
+        if result.status == 0:
+            assert_same(output, whole)
+            shutil.rmtree(output)
+            finished += 1
+    result = kills.run(command(work, output), output)
+    assert result.status == 0, result.errors
+    assert_same(output, whole)
+    print(f"finished {finished} times")
