@@ -280,5 +280,5 @@ def test_the_wheel_predicts_in_a_clean_environment(tmp_path):
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "image.json",
         "image_poses.png",
-        "settings.json",
+        "settings.jsonl",
     ]

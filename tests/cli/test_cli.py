@@ -51,7 +51,7 @@ def test_one_image_prints_and_draws(capsys, model, images, tmp_path):
     assert [keypoint["name"] for keypoint in pose["keypoints"]][:2] == ["nose", "left_eye"]
     with Image.open(out / "000007_poses.png") as drawing:
         assert drawing.size == (160, 120)
-    assert sorted(path.name for path in out.iterdir()) == ["000007.json", "000007_poses.png", "settings.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["000007.json", "000007_poses.png", "settings.jsonl"]
 
 
 def test_the_whole_image_is_one_box(capsys, model, images, tmp_path):

@@ -1,5 +1,5 @@
-"""Programs ended at random moments: nothing is half-written, nothing is claimed that is not there, and a program that is
-started again finishes with the files of one that was never ended.
+"""Programs ended at random moments: nothing is half-written, nothing is claimed that is not there, and a program that
+is started again finishes with the files of one that was never ended.
 """
 
 import json
@@ -13,7 +13,6 @@ from PIL import Image
 
 from tests.support import kills
 from tests.support.evaluation import SQUARE
-from tests.support.images import random_image
 from tests.support.models import random_model
 from tests.support.training import assert_same_arrays, settings, tensors, write_people
 from vitpose_jax import VitPoseConfig, checkpoint
@@ -42,7 +41,18 @@ def predict(work: pathlib.Path, output: pathlib.Path, format: str) -> list[objec
 def evaluate(work: pathlib.Path, output: pathlib.Path) -> list[object]:
     people = work / "people"
     data = ("--dataset", "coco", "--annotations", people / "people.json", "--images", people / "images")
-    return ["evaluate", *data, "--model", work / "model", "--output", output, "--max-batch", 1, "--ground-truth-boxes", "--resume"]
+    return [
+        "evaluate",
+        *data,
+        "--model",
+        work / "model",
+        "--output",
+        output,
+        "--max-batch",
+        1,
+        "--ground-truth-boxes",
+        "--resume",
+    ]
 
 
 def train(work: pathlib.Path, output: pathlib.Path) -> list[object]:
@@ -69,7 +79,7 @@ def check_images(output: pathlib.Path, whole: pathlib.Path) -> None:
     for path in files(output):
         assert read(path) == read(whole / path.name), path
     if files(output):
-        assert (output / "settings.json").is_file()
+        assert (output / "settings.jsonl").is_file()
 
 
 def check_coco(output: pathlib.Path, whole: pathlib.Path) -> None:
@@ -88,7 +98,7 @@ def check_coco(output: pathlib.Path, whole: pathlib.Path) -> None:
     for path in output.glob("*.png"):
         assert read(path) == read(whole / path.name)
     if files(output):
-        assert (output / "settings.json").is_file()
+        assert (output / "settings.jsonl").is_file()
 
 
 def check_evaluation(output: pathlib.Path, whole: pathlib.Path) -> None:
@@ -136,9 +146,7 @@ def assert_same_training(output: pathlib.Path, whole: pathlib.Path) -> None:
     names = {path.name for path in whole.iterdir()}
     assert {path.name for path in output.iterdir()} == names
     for folder in ("best", "checkpoints"):
-        assert {path.name for path in (output / folder).iterdir()} == {
-            path.name for path in (whole / folder).iterdir()
-        }
+        assert {path.name for path in (output / folder).iterdir()} == {path.name for path in (whole / folder).iterdir()}
     assert_same_arrays(tensors(output / "best"), tensors(whole / "best"))
     entries = [
         [{**json.loads(line), SPEED: None} for line in (folder / "metrics.jsonl").read_text().splitlines()]

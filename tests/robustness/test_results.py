@@ -119,13 +119,13 @@ def test_a_changed_file_of_boxes_is_noticed(estimator, images, tmp_path):
 def test_results_of_unknown_settings_are_not_taken_for_those_of_this_run(estimator, images, tmp_path):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "1.json").write_text("{}")  # some annotation tool's
-    with pytest.raises(ValueError, match=r"holds results without settings\.json"):
+    with pytest.raises(ValueError, match=r"holds results without settings\.jsonl"):
         predict_files(estimator, [images], tmp_path / "out", boxes=[[1, 2, 30, 40]])
 
 
 def test_an_image_named_settings_replaces_no_settings(estimator, images, tmp_path):
     (images / "1.png").rename(images / "settings.png")
-    with pytest.raises(ValueError, match=r"settings\.png: its results would replace settings\.json"):
+    with pytest.raises(ValueError, match=r"settings\.png: its results would replace settings\.jsonl"):
         predict_files(estimator, [images], tmp_path / "out", boxes=[[1, 2, 30, 40]])
 
 
@@ -156,7 +156,7 @@ def test_a_full_disk_leaves_no_claim_without_results(estimator, images, tmp_path
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "keypoints.images.json",
         "keypoints.json",
-        "settings.json",
+        "settings.jsonl",
     ]
 
 

@@ -1,21 +1,19 @@
-"""`detect_files`: boxes of objects in many image files, as one file of COCO results."""
+"""`detect_files`: boxes of objects in many image files, as one file of COCO results, written as they come."""
 
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
-from vitpose_jax.bulk.inputs import check_not_overwriting, find_images
-from vitpose_jax.bulk.report import Summary, failure, log, progress_bar
-from vitpose_jax.datasets.box_files import image_id_of
+import numpy as np
+
+from vitpose_jax.bulk.inputs import find_images
+from vitpose_jax.bulk.report import Summary, log
+from vitpose_jax.bulk.results import DETECTIONS_FILE as DETECTIONS_FILE
+from vitpose_jax.bulk.results import DetectionResults
+from vitpose_jax.bulk.settings import detector_settings
 from vitpose_jax.detections import Detections
 from vitpose_jax.detector import Detector
-from vitpose_jax.draw import draw_boxes
-from vitpose_jax.serving.flow import ItemError
-from vitpose_jax.storage.atomic import write_png, write_whole
-
-# COCO results, which `predict --boxes` reads.
-DETECTIONS_FILE = "detections.json"
 
 
 def detect_files(
@@ -28,13 +26,16 @@ def detect_files(
     progress: bool = False,
     report: Callable[[str], None] = log,
     on_detections: Callable[[pathlib.Path, Detections], None] | None = None,
+    settings: Mapping[str, Any] | None = None,
 ) -> Summary:
     """Find objects in image files and write them; `vitpose-jax detect` in Python.
 
-    An image that cannot be read does not stop the others.
+    Images whose results are in the folder already are skipped. An image that cannot be read does not stop the others.
+    The folder also gets settings.jsonl: what the results depend on. A run with other settings is refused, unless it
+    overwrites.
 
     Args:
-        detector: or a function that loads one, which is called after the arguments were checked.
+        detector: or a function that loads one: it is called only if there is something to do.
         images: files, folders and glob patterns.
         output: folder of the results: detections.json in the format of COCO results.
         draw: also write each image with its boxes drawn on it.
@@ -42,31 +43,24 @@ def detect_files(
         progress: show a progress bar on standard error.
         report: gets a message, one line, for each image that failed.
         on_detections: gets each image and its detections.
+        settings: more values for settings.jsonl, ready for JSON, that the results depend on: with a function that loads
+            the detector, what names its model.
 
     Raises:
-        ValueError: for a name without an image, a drawing that would replace an image, or results that are
-            there already.
+        ValueError: for a name without an image, a result that would replace an image, or results with other settings
+            in the folder, naming what differs.
     """
-    paths, folder = find_images((os.fspath(name) for name in images), report), pathlib.Path(output)
-    results, drawings = folder / DETECTIONS_FILE, {path: folder / f"{path.stem}_detections.png" for path in paths}
-    if results.exists() and not overwrite:
-        raise ValueError(f"{results}: is there already; choose another folder, or ask to overwrite")
-    if draw:
-        check_not_overwriting(paths, [(drawing, path) for path, drawing in drawings.items()])
+    paths = find_images((os.fspath(name) for name in images), report)
+    results = DetectionResults(pathlib.Path(output), draw=draw, overwrite=overwrite)
+    results.check_not_overwriting(paths)
+    record: dict[str, Any] = {"format": "detections", **(settings or {})}
+    if isinstance(detector, Detector):
+        record |= detector_settings(detector) | {"dtype": np.dtype(detector.model.dtype).name}
+    todo, summary = results.start(record, paths, report)
+    if not todo:
+        return summary
     if not isinstance(detector, Detector):
         detector = detector()
-    summary, entries = Summary(paths), []
-    stream = detector.stream(paths, errors="return")
-    for path, detections in zip(paths, progress_bar(stream, len(paths), shown=progress), strict=True):
-        if isinstance(detections, ItemError):
-            summary.failed[path] = str(detections.__cause__)
-            report(failure(path, detections.__cause__))
-            continue
-        entries += detections.to_coco(image_id_of(path))
-        if draw:
-            write_png(drawings[path], draw_boxes(path, detections.boxes, detections.names, detections.scores))
-        summary.written.append(path)
-        if on_detections is not None:
-            on_detections(path, detections)
-    write_whole(results, (json.dumps(entries, indent=1) + "\n").encode())
+    stream = detector.stream(todo, errors="return")
+    results.run(todo, stream, summary, report, add=results.add, then=on_detections, progress=progress)
     return summary

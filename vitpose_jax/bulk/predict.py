@@ -9,15 +9,14 @@ from typing import Any
 from numpy.typing import ArrayLike
 
 from vitpose_jax.bulk.inputs import find_images
-from vitpose_jax.bulk.report import Summary, failure, log, progress_bar
-from vitpose_jax.bulk.results import Format, Results
-from vitpose_jax.bulk.settings import estimator_settings, hash_file, hash_model
+from vitpose_jax.bulk.report import Summary, log
+from vitpose_jax.bulk.results import Format, PoseResults
+from vitpose_jax.bulk.settings import detector_settings, estimator_settings, hash_file
 from vitpose_jax.datasets.box_files import BoxFile, ImageBoxes, image_id_of
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.regions import check_boxes
 from vitpose_jax.poses import Poses
-from vitpose_jax.serving.flow import ItemError
 from vitpose_jax.serving.requests import WHOLE_IMAGE, DatasetKey, plain
 
 
@@ -43,7 +42,7 @@ def predict_files(
     """Estimate the poses in image files and write them; `vitpose-jax predict` in Python.
 
     Images whose results are in the folder already are skipped. An image that cannot be read does not stop the others.
-    The folder also gets settings.json: what the results depend on. A run with other settings is refused, unless it
+    The folder also gets settings.jsonl: what the results depend on. A run with other settings is refused, unless it
     overwrites.
 
     Args:
@@ -61,7 +60,7 @@ def predict_files(
         progress: show a progress bar on standard error.
         report: gets each message, one line: what is skipped, what failed.
         on_poses: gets each image and its poses, after their results were written.
-        settings: more values for settings.json, ready for JSON, that the results depend on: with a function that loads
+        settings: more values for settings.jsonl, ready for JSON, that the results depend on: with a function that loads
             the estimator, what names its model.
 
     Raises:
@@ -81,7 +80,7 @@ def predict_files(
     else:
         rows = None if boxes is None else check_boxes(boxes).tolist()
         image_boxes = {path: ImageBoxes(image_id_of(path), rows) for path in paths}
-    results = Results(pathlib.Path(output), format, draw=draw, threshold=threshold, overwrite=overwrite)
+    results = PoseResults(pathlib.Path(output), format, draw=draw, threshold=threshold, overwrite=overwrite)
     results.check_not_overwriting(paths)
     record: dict[str, Any] = {
         "format": format,
@@ -94,21 +93,14 @@ def predict_files(
     if isinstance(estimator, PoseEstimator):
         record |= estimator_settings(estimator)
         if boxes is None and not whole_image:
-            finder = estimator.detector
-            labels = [finder.labels] if isinstance(finder.labels, str) else list(finder.labels)
-            record |= {"detector_sha256": hash_model(finder.model), "labels": labels, "min_score": finder.threshold}
-    results.check_settings(record, paths)
-    todo = [path for path in paths if not results.done(path)]
-    summary = Summary(paths, skipped=[path for path in paths if path not in set(todo)])
-    if summary.skipped:
-        report(f"{len(summary.skipped)} of {len(paths)} images are done already; overwrite replaces them")
+            record |= detector_settings(estimator.detector)
+    todo, summary = results.start(record, paths, report)
     if not todo:
         return summary
     if not isinstance(estimator, PoseEstimator):
         estimator = estimator()
     # What would fail for every image fails once, before the first.
     results.check(estimator.config.skeleton(plain(dataset)))
-    results.begin(record)
     if isinstance(boxes, BoxFile):
         _report_sizes(boxes, todo, report)
     stream = estimator.stream(
@@ -118,18 +110,11 @@ def predict_files(
         decode=decode,
         errors="return",
     )
-    try:
-        for path, poses in zip(todo, progress_bar(stream, len(todo), shown=progress), strict=True):
-            if isinstance(poses, ItemError):
-                summary.failed[path] = str(poses.__cause__)
-                report(failure(path, poses.__cause__))
-                continue
-            results.add(path, image_boxes[path], poses)
-            summary.written.append(path)
-            if on_poses is not None:
-                on_poses(path, poses)
-    finally:
-        results.finish()
+
+    def add(path: pathlib.Path, poses: Poses) -> None:
+        results.add(path, image_boxes[path], poses)
+
+    results.run(todo, stream, summary, report, add=add, then=on_poses, progress=progress)
     return summary
 
 

@@ -10,35 +10,38 @@ from typing import Any
 import numpy as np
 
 from vitpose_jax.datasets.fields import read_json
-from vitpose_jax.detector import DetectionModel
+from vitpose_jax.detector import DetectionModel, Detector
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.atomic import write_whole
 from vitpose_jax.vitpose.modeling import VitPose
 
-SETTINGS_FILE = "settings.json"
+# No .json: that ending is of results.
+SETTINGS_FILE = "settings.jsonl"
+# Its name before.
+OLD_SETTINGS_FILE = "settings.json"
 
 
-def check_settings(folder: pathlib.Path, settings: Mapping[str, Any], *, has_results: bool) -> None:
+def check_settings(path: pathlib.Path, settings: Mapping[str, Any], *, has_results: bool) -> None:
     """Check that the results in a folder have these settings.
 
     Args:
-        folder: of the results; it need not exist.
+        path: of the record of the settings in this folder; neither need exist.
         settings: by name, ready for JSON.
         has_results: whether the folder holds results of the images of this run.
 
     Raises:
         ValueError: naming the settings that differ, or if there are results without settings.
     """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
+    folder, found = path.parent, find_settings(path)
+    if found is None:
         if has_results:
             raise ValueError(
-                f"{folder}: holds results without {SETTINGS_FILE}, so their settings are not known; "
+                f"{folder}: holds results without {path.name}, so their settings are not known; "
                 "overwrite them or choose another folder"
             )
         return
-    earlier = _read(path)
+    earlier = _read(found)
     differing = [
         f"{name} was {json.dumps(earlier.get(name))}, now {json.dumps(settings.get(name))}"
         for name in sorted({*earlier, *settings})
@@ -51,15 +54,27 @@ def check_settings(folder: pathlib.Path, settings: Mapping[str, Any], *, has_res
         )
 
 
-def settings_differ(folder: pathlib.Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a folder has a record of settings, and they are not these."""
-    path = folder / SETTINGS_FILE
-    return path.is_file() and _read(path) != dict(settings)
+def settings_differ(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:
+    """Whether there is a record of settings, and they are not these."""
+    found = find_settings(path)
+    return found is not None and _read(found) != dict(settings)
 
 
-def write_settings(folder: pathlib.Path, settings: Mapping[str, Any]) -> None:
+def write_settings(path: pathlib.Path, settings: Mapping[str, Any]) -> None:
     """Write the record of the settings."""
-    write_whole(folder / SETTINGS_FILE, (json.dumps(settings, indent=1, sort_keys=True) + "\n").encode())
+    earlier = find_settings(path)
+    write_whole(path, (json.dumps(settings, sort_keys=True) + "\n").encode())
+    if earlier is not None and earlier.name == OLD_SETTINGS_FILE:
+        earlier.unlink()
+
+
+def find_settings(path: pathlib.Path) -> pathlib.Path | None:
+    """The record of the settings, perhaps under its old name; None if there is none."""
+    if path.is_file() or path.name != SETTINGS_FILE:
+        return path if path.is_file() else None
+    old = path.with_name(OLD_SETTINGS_FILE)
+    # An image may be named settings, too.
+    return old if old.is_file() and _read(old).keys() >= {"boxes", "decode", "format"} else None
 
 
 def estimator_settings(estimator: PoseEstimator) -> dict[str, Any]:
@@ -70,6 +85,16 @@ def estimator_settings(estimator: PoseEstimator) -> dict[str, Any]:
         "border": estimator.border,
         "padding": estimator.padding,
         "stretch": estimator.stretch,
+    }
+
+
+def detector_settings(detector: Detector) -> dict[str, Any]:
+    """What boxes depend on in a detector: its model, its classes, its limits."""
+    return {
+        "detector_sha256": hash_model(detector.model),
+        "labels": [detector.labels] if isinstance(detector.labels, str) else list(detector.labels),
+        "min_score": detector.threshold,
+        "max_detections": detector.max_detections,
     }
 
 

@@ -1,6 +1,7 @@
 """What the commands share: values of options, messages on standard error, exit status."""
 
 import enum
+import pathlib
 import sys
 from typing import TYPE_CHECKING
 
@@ -46,3 +47,8 @@ def exit_with_failures(summary: "Summary") -> None:
     if summary.failed:
         say(f"error: {len(summary.failed)} images failed")
         raise typer.Exit(1)
+
+
+def named_source(source: str) -> str:
+    """A model's source as settings name it: a file or folder by its whole path, from wherever the command runs."""
+    return str(pathlib.Path(source).resolve()) if pathlib.Path(source).exists() else source

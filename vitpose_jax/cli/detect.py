@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER
-from vitpose_jax.cli.common import DType, exit_with_failures, say, show_progress
+from vitpose_jax.cli.common import DType, exit_with_failures, named_source, say, show_progress
 
 if TYPE_CHECKING:
     from vitpose_jax.detections import Detections
@@ -70,6 +70,15 @@ def detect(
         progress=show_progress(len(paths)),
         report=say,
         on_detections=on_detections,
+        settings={
+            "detector": named_source(detector),
+            "revision": revision,
+            "dtype": dtype.value,
+            "labels": list(label or LABELS),
+            "min_score": threshold,
+            "max_detections": max_detections,
+        },
     )
-    print(f"{count} objects in {len(summary.written)} of {len(paths)} images: {output / DETECTIONS_FILE}")
+    if summary.written or summary.failed:
+        print(f"{count} objects in {len(summary.written)} of {len(paths)} images: {output / DETECTIONS_FILE}")
     exit_with_failures(summary)

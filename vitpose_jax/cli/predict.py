@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import Decode, DType, exit_with_failures, say, show_progress
+from vitpose_jax.cli.common import Decode, DType, exit_with_failures, named_source, say, show_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -124,11 +124,6 @@ def predict(
     if summary.written or summary.failed:
         print(f"{len(paths) - len(summary.failed) - len(summary.skipped)} of {len(paths)} images done: {output}")
     exit_with_failures(summary)
-
-
-def named_source(source: str) -> str:
-    """A model's source as settings name it: a file or folder by its whole path, from wherever the command runs."""
-    return str(pathlib.Path(source).resolve()) if pathlib.Path(source).exists() else source
 
 
 def read_boxes(
