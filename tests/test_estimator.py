@@ -17,7 +17,7 @@ from tests.support import programs
 from tests.support.images import random_boxes, random_image
 from tests.support.models import PLUS, TINY, random_model
 from tests.support.poses import ARGMAX, assert_same_poses
-from tests.tolerances import REFINED, REFINED_MOST, ROUNDED_PIXELS
+from tests.tolerances import HEATMAPS, REFINED, REFINED_MOST, ROUNDED_PIXELS
 from vitpose_jax import PoseEstimator, VitPoseConfig
 from vitpose_jax import estimator as estimator_module
 from vitpose_jax.pipeline.packing import PIXEL_BUCKETS, PackedImages
@@ -186,6 +186,30 @@ def test_the_whole_path_lowers_for_every_platform(dataset_index, flip_test):
         (4, (17, 133)[dataset_index == 5], 2),
         (4, (17, 133)[dataset_index == 5]),
     ]
+
+
+def test_a_batch_of_any_size_is_exported():
+    """Its size is a symbol: no code may need it as a number."""
+    config = VitPoseConfig(**{**TINY, "num_layers": 1}, **PLUS, decoder="simple")
+    graphdef, state = nnx.split(random_model(config))
+    leaves, structure = jax.tree.flatten(state)
+
+    def run(leaves, image, boxes, indices):
+        model = nnx.merge(graphdef, jax.tree.unflatten(structure, leaves))
+        return model(crop_boxes(image, boxes, config.image_size), indices)
+
+    (n,) = jax.export.symbolic_shape("n")
+    exported = jax.export.export(jax.jit(run))(
+        [jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for leaf in leaves],
+        jax.ShapeDtypeStruct((120, 160, 3), jnp.uint8),
+        jax.ShapeDtypeStruct((n, 4), jnp.float32),
+        jax.ShapeDtypeStruct((n,), jnp.int32),
+    )
+    for count in (1, 3):
+        arguments = leaves, random_image(0), random_boxes(0, count), np.arange(count, dtype=np.int32)
+        expected = jax.jit(run)(*arguments)
+        assert expected.shape[0] == count
+        np.testing.assert_allclose(exported.call(*arguments), expected, atol=HEATMAPS)
 
 
 def test_bad_input_is_named(estimator, plus):

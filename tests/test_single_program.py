@@ -148,7 +148,9 @@ def test_detect_and_predict_from_its_file(capsys, folders, images, tmp_path):
     assert status == 0
     assert len(json.loads((tmp_path / "poses" / "000007.json").read_text())["poses"]) == 3
     status, _, said = run(capsys, "detect", images, *options)
-    assert status == 1 and "is there already" in said
+    assert status == 0 and "2 of 2 images are done already" in said
+    status, _, said = run(capsys, "detect", images, *options, "--threshold", 0.3)
+    assert status == 1 and "min_score was 0.2, now 0.3" in said
 
 
 def test_predict_with_a_detector(capsys, folders, images, tmp_path):

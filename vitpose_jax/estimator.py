@@ -142,8 +142,8 @@ class PoseEstimator:
         border: how pixels outside the image count, "scipy" as in transformers or "opencv" as in the original.
         padding: factor on the sides of the boxes.
         stretch: crop each box with its own aspect, stretched to the crop, as the original does for MPII.
-        devices: split every batch among these; a power of two of them, at most `max_batch`. None for JAX's default
-            device.
+        devices: split every batch among these, or among those of a mesh; a power of two of them, at most `max_batch`.
+            None for JAX's default device.
         detector: finds the boxes of images that come without; None for the bundled person finder, which is loaded when
             it is first needed.
 
@@ -159,9 +159,11 @@ class PoseEstimator:
         border: Border = "scipy",
         padding: float = BOX_PADDING,
         stretch: bool = False,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | jax.sharding.Mesh | None = None,
         detector: Detector | None = None,
     ):
+        if isinstance(devices, jax.sharding.Mesh):
+            devices = list(devices.devices.flat)
         count = 1 if devices is None else len(devices)
         if max_batch is None:
             platform = devices[0].platform if devices else jax.default_backend()
@@ -199,7 +201,7 @@ class PoseEstimator:
         border: Border = "scipy",
         padding: float = BOX_PADDING,
         stretch: bool = False,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | jax.sharding.Mesh | None = None,
         detector: Detector | str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> "PoseEstimator":

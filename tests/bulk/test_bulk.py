@@ -86,5 +86,11 @@ def test_detect_files_returns_what_it_did(folder, tmp_path):
     assert [path.name for path in summary.failed] == ["3.png"] and messages[0].count("3.png") == 1
     entries = json.loads((tmp_path / "out" / "detections.json").read_text())
     assert len(entries) == sum(counts.values()) > 0
-    with pytest.raises(ValueError, match="is there already"):
+    # Only the image that failed is tried again.
+    again = detect_files(detector, [folder], tmp_path / "out", report=messages.append)
+    assert [path.name for path in again.skipped] == ["1.png", "2.png"] and not again.written
+    detector.max_detections = 2
+    with pytest.raises(ValueError, match="max_detections was 3, now 2"):
         detect_files(detector, [folder], tmp_path / "out")
+    detect_files(detector, [folder / "1.png"], tmp_path / "out", overwrite=True)
+    assert json.loads((tmp_path / "out" / "detections.images.json").read_text()) == ["1.png"]

@@ -172,9 +172,9 @@ def test_boxes_go_to_their_own_image(capsys, model, images, tmp_path):
     counts = [len(json.loads(path.read_text())["poses"]) for path in sorted((tmp_path / "out").glob("0*.json"))]
     assert counts == [1, 0, 0]
     boxes.write_text(json.dumps({"a/000007.jpg": [[1, 1, 9, 9]], "images/000007.jpg": [[2, 2, 9, 9], [3, 3, 9, 9]]}))
-    options = ("--model", model, "--boxes", boxes, "--output", tmp_path / "out", "--overwrite")
+    options = ("--model", model, "--boxes", boxes, "--output", tmp_path / "other", "--overwrite")
     assert run(capsys, "predict", images / "000007.jpg", *options)[0] == 0
-    assert len(json.loads((tmp_path / "out" / "000007.json").read_text())["poses"]) == 2
+    assert len(json.loads((tmp_path / "other" / "000007.json").read_text())["poses"]) == 2
     boxes.write_text(json.dumps({"a/000007.jpg": [[1, 1, 9, 9]], "b/000007.jpg": [[2, 2, 9, 9]]}))
     status, _, said = run(capsys, "predict", images / "000007.jpg", *options)
     assert (status, "cannot tell which of a/000007.jpg, b/000007.jpg" in said) == (1, True)

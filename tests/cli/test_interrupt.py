@@ -57,4 +57,4 @@ def test_the_command_line_leaves_whole_files(tmp_path):
     assert "Traceback" not in errors
     done = sorted(output.iterdir())
     assert 0 < len(done) < 2000
-    assert all(pathlib.Path(path).suffix == ".json" and os.path.getsize(path) for path in done)
+    assert all(pathlib.Path(path).suffix in (".json", ".jsonl") and os.path.getsize(path) for path in done)

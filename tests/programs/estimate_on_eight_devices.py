@@ -1,4 +1,7 @@
-"""Poses by one and by eight forced host devices are the same; each device holds its part of a batch."""
+"""Poses by one and by eight forced host devices are the same; each device holds its part of a batch.
+
+So they are where the caller set a mesh with explicit axes, and where a detector finds the boxes.
+"""
 
 import jax
 import numpy as np
@@ -15,6 +18,11 @@ assert len(jax.devices()) == 8
 for count, dataset in ((0, None), (1, None), (5, "ap10k"), (67, None)):
     image, boxes = random_image(count), random_boxes(count, count)
     assert_same_poses(eight(image, boxes, dataset=dataset, **ARGMAX), one(image, boxes, dataset=dataset, **ARGMAX))
+assert len(eight(image).boxes) == len(one(image).boxes)
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit,))
+with jax.set_mesh(mesh):
+    assert_same_poses(eight(image, boxes, **ARGMAX), PoseEstimator(model, devices=mesh)(image, boxes, **ARGMAX))
+    assert len(eight(image).boxes) == len(one(image).boxes)
 keypoints, _ = eight._program(
     PackedImages(
         jax.device_put(np.zeros((4**9, 3), np.uint8), eight._replicated),

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.support import kills
 from tests.support.evaluation import SQUARE
 from tests.support.models import random_model
+from tests.support.reference_rtdetr import save, tiny_detector
 from tests.support.training import assert_same_arrays, settings, tensors, write_people
 from vitpose_jax import VitPoseConfig, checkpoint
 
@@ -30,12 +31,29 @@ def work(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("work")
     write_people(folder / "people", 12)
     checkpoint.save(random_model(VitPoseConfig(**SQUARE)), folder / "model")
+    (folder / "detector").mkdir()
+    save(tiny_detector(2), folder / "detector")
     return folder
 
 
 def predict(work: pathlib.Path, output: pathlib.Path, format: str) -> list[object]:
     options = ("--model", work / "model", "--output", output, "--boxes", "2,2,20,30", "--format", format, "--draw")
     return ["predict", work / "people" / "images", *options]
+
+
+def detect(work: pathlib.Path, output: pathlib.Path) -> list[object]:
+    options = (
+        "--detector",
+        work / "detector",
+        "--output",
+        output,
+        "--threshold",
+        0.01,
+        "--max-detections",
+        3,
+        "--draw",
+    )
+    return ["detect", work / "people" / "images", *options]
 
 
 def evaluate(work: pathlib.Path, output: pathlib.Path) -> list[object]:
@@ -82,23 +100,27 @@ def check_images(output: pathlib.Path, whole: pathlib.Path) -> None:
         assert (output / "settings.jsonl").is_file()
 
 
-def check_coco(output: pathlib.Path, whole: pathlib.Path) -> None:
+def check_coco(output: pathlib.Path, whole: pathlib.Path, name: str = "keypoints", drawing: str = "poses") -> None:
     """The images that are said to be done have their results."""
     if not output.is_dir():
         return
-    entries = [entry for path in output.glob("keypoints.json") for entry in read(path)]
-    expected = read(whole / "keypoints.json")
+    entries = [entry for path in output.glob(f"{name}.json") for entry in read(path)]
+    expected = read(whole / f"{name}.json")
     assert all(entry in expected for entry in entries)
-    done = [name for path in output.glob("keypoints.images.json") for name in read(path)]
+    done = [image for path in output.glob(f"{name}.images.json") for image in read(path)]
     assert [entry for entry in expected if entry["file_name"] in done] == [
         entry for entry in entries if entry["file_name"] in done
     ]
-    for name in done:
-        assert (output / f"{pathlib.Path(name).stem}_poses.png").is_file()
+    for image in done:
+        assert (output / f"{pathlib.Path(image).stem}_{drawing}.png").is_file()
     for path in output.glob("*.png"):
         assert read(path) == read(whole / path.name)
     if files(output):
-        assert (output / "settings.jsonl").is_file()
+        assert list(output.glob("*settings.jsonl"))
+
+
+def check_detections(output: pathlib.Path, whole: pathlib.Path) -> None:
+    check_coco(output, whole, "detections", "detections")
 
 
 def check_evaluation(output: pathlib.Path, whole: pathlib.Path) -> None:
@@ -160,6 +182,7 @@ def assert_same_training(output: pathlib.Path, whole: pathlib.Path) -> None:
     [
         pytest.param(lambda *a: predict(*a, "json"), check_images, assert_same_files, 1, id="predict json"),
         pytest.param(lambda *a: predict(*a, "coco"), check_coco, assert_same_files, 2, id="predict coco"),
+        pytest.param(detect, check_detections, assert_same_files, 5, id="detect"),
         pytest.param(evaluate, check_evaluation, assert_same_files, 3, id="evaluate"),
         pytest.param(train, check_training, assert_same_training, 4, id="train"),
     ],

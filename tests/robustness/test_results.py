@@ -123,10 +123,41 @@ def test_results_of_unknown_settings_are_not_taken_for_those_of_this_run(estimat
         predict_files(estimator, [images], tmp_path / "out", boxes=[[1, 2, 30, 40]])
 
 
-def test_an_image_named_settings_replaces_no_settings(estimator, images, tmp_path):
-    (images / "1.png").rename(images / "settings.png")
-    with pytest.raises(ValueError, match=r"settings\.png: its results would replace settings\.jsonl"):
-        predict_files(estimator, [images], tmp_path / "out", boxes=[[1, 2, 30, 40]])
+def test_settings_are_read_under_their_old_name(estimator, images, tmp_path):
+    output, options = tmp_path / "out", {"boxes": [[1, 2, 30, 40]], "report": lambda _: None}
+    predict_files(estimator, [images], output, **options)
+    (output / "settings.jsonl").rename(output / "settings.json")
+    assert len(predict_files(estimator, [images], output, **options).skipped) == 3
+    with pytest.raises(ValueError, match='decode was "udp", now "quarter"'):
+        predict_files(estimator, [images], output, decode="quarter", **options)
+    (images / "3.png").rename(images / "settings.png")
+    with pytest.raises(ValueError, match=r"settings\.png: its results would replace .*settings\.json"):
+        predict_files(estimator, [images], output, **options)
+    (images / "settings.png").rename(images / "4.png")
+    predict_files(estimator, [images], output, **options)
+    assert (output / "settings.jsonl").is_file() and not (output / "settings.json").exists()
+    (images / "4.png").rename(images / "settings.png")
+    assert [path.name for path in predict_files(estimator, [images], output, **options).written] == ["settings.png"]
+    assert json.loads((output / "settings.json").read_text())["image"] == "settings.png"
+
+
+def test_results_of_other_settings_do_not_stay_beside_new_settings(estimator, images, tmp_path):
+    """A run that overwrites and is ended leaves no old result for one of its own."""
+    output, options = tmp_path / "out", {"boxes": [[1, 2, 30, 40]], "report": lambda _: None}
+    predict_files(estimator, [images], output, **options)
+    (output / "notes.json").write_text('{"of": "another program"}')
+
+    def end(*_):
+        raise KeyboardInterrupt
+
+    changes = {"decode": "quarter", "overwrite": True, **options}
+    with pytest.raises(ValueError, match=r"3\.json: is of an image that is not in this run, and has other settings"):
+        predict_files(estimator, [images / "1.png", images / "2.png"], output, **changes)
+    with pytest.raises(KeyboardInterrupt):
+        predict_files(estimator, [images], output, on_poses=end, **changes)
+    assert sorted(path.name for path in output.iterdir()) == ["1.json", "notes.json", "settings.jsonl"]
+    summary = predict_files(estimator, [images], output, decode="quarter", **options)
+    assert [path.name for path in summary.written] == ["2.png", "3.png"]
 
 
 def test_results_without_a_claim_are_computed_again(estimator, images, tmp_path):

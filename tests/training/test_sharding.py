@@ -20,7 +20,7 @@ from tests.tolerances import FLOAT32, LOSSES, PARAMETERS
 from vitpose_jax import VitPoseConfig
 from vitpose_jax.training import loop
 from vitpose_jax.training.optim import parameter_shapes
-from vitpose_jax.training.sharding import make_mesh, parameter_specs, put_batch
+from vitpose_jax.training.sharding import make_mesh, parameter_specs, put_batch, state_sharding
 
 # Programs are compiled without optimisation: they are run three times.
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
@@ -85,6 +85,16 @@ def test_the_longest_divisible_axis_is_split():
     assert set(parameter_specs(shapes, 1).values()) == {PartitionSpec()}
     # An axis that 7 does not divide is not split.
     assert parameter_specs(shapes, 7)["backbone.blocks.attention.qkv.kernel"] == PartitionSpec()
+
+
+def test_a_mesh_of_another_kind_is_refused():
+    """`jax.make_mesh` makes axes of the type Explicit."""
+    batch = np.zeros((2, 3))
+    for mesh in (jax.make_mesh((1, 1), ("data", "fsdp")), jax.make_mesh((1,), ("data",))):
+        with pytest.raises(ValueError, match=r"^mesh: expected the axes data and fsdp of the type Auto, .* Explicit$"):
+            put_batch(batch, mesh)
+        with pytest.raises(ValueError, match="mesh: expected the axes"):
+            state_sharding({"a.kernel": batch}, mesh)
 
 
 def test_make_mesh_checks_the_number_of_devices():

@@ -55,7 +55,7 @@ def crop_regions(
     height, width = size
     x, y = jnp.arange(width, dtype=jnp.float32), jnp.arange(height, dtype=jnp.float32)
     if regions.rotation is None:
-        columns, rows = (jnp.broadcast_to(at[:, None], (regions.count, len(at), 2)) for at in (x, y))
+        columns, rows = (jnp.broadcast_to(at[:, None], (regions.count, at.shape[0], 2)) for at in (x, y))
         columns, rows = (crop_to_image(points, regions, size, udp=udp) for points in (columns, rows))
         return warp_upright(images, columns[..., 0], rows[..., 1], border=border)
     grid = jnp.broadcast_to(jnp.stack(jnp.meshgrid(x, y), axis=-1), (regions.count, height, width, 2))
@@ -103,5 +103,5 @@ def crop_boxes(
         degrees = jnp.broadcast_to(jnp.asarray(rotation, jnp.float32), regions.count)
         regions = regions._replace(rotation=degrees)
     pixels = jnp.reshape(jnp.asarray(image), (image_height * image_width, 3))
-    shapes = jnp.broadcast_to(jnp.asarray([0, image_height, image_width], jnp.int32), (len(boxes), 3))
+    shapes = jnp.broadcast_to(jnp.asarray([0, image_height, image_width], jnp.int32), (boxes.shape[0], 3))
     return normalize(crop_regions(PackedImages(pixels, shapes), regions, size, udp=udp, border=border), mean, std)

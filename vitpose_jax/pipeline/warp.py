@@ -121,7 +121,7 @@ def _selected(
 
     tiles = (columns - first).max(initial=0) // TILE + 1
     values = jax.lax.fori_loop(0, tiles, add, jnp.zeros((*rows.shape, columns.shape[1], 3), jnp.float32))
-    values = values.reshape(len(x), 2, y.shape[1], 2, x.shape[1], 3)
+    values = values.reshape(x.shape[0], 2, y.shape[1], 2, x.shape[1], 3)
 
     def tap(lower: int, right: int):
         return values[:, lower, :, right]
@@ -133,7 +133,7 @@ def _lines(pixels: UInt8[Array | np.ndarray, "p 3"]) -> UInt32[Array, "lines lan
     """Each pixel as one word, in whole lines of LANES words, which is what a TPU loads; zeros after the last pixel."""
     words = jnp.asarray(pixels, jnp.uint32)
     words = words[:, 0] | words[:, 1] << 8 | words[:, 2] << 16
-    return jnp.pad(words, (0, -len(words) % LANES + TILE + LANES)).reshape(-1, LANES)
+    return jnp.pad(words, (0, -words.shape[0] % LANES + TILE + LANES)).reshape(-1, LANES)
 
 
 def _load_runs(lines: UInt32[Array, "lines lanes"], begin: Int[Array, "n rows"]) -> UInt8[Array, "n rows tile 3"]:

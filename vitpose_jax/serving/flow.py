@@ -18,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeVar, cast, runtime_checkable
 
 from vitpose_jax.images import decoded_bytes, own
 from vitpose_jax.serving.batching import SHARED_PIXELS, AnyItem, Item, groups
+from vitpose_jax.storage.forks import check_not_forked
 
 # Jobs that are started and not yet collected.
 MAX_JOBS = 2
@@ -89,6 +90,7 @@ def run(
         start: sends the unfinished items of a group to the device; its iterator starts one job at each step.
         max_boxes, max_images: of a group.
     """
+    check_not_forked()
     jobs = JobQueue()
     waiting: collections.deque[AnyItem | Exception] = collections.deque()
 

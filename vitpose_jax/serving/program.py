@@ -1,10 +1,13 @@
 """A function of modules, compiled once for each shape: split, flatten, jit, merge."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from flax import nnx
+
+from vitpose_jax.storage.forks import check_not_forked
 
 
 class Program:
@@ -29,9 +32,18 @@ class Program:
         options: Sequence[str] = (),
         sharding: jax.sharding.Sharding | None = None,
     ):
+        check_not_forked()
         graphdef, state = nnx.split(modules)
         leaves, structure = jax.tree.flatten(state)
+        if (
+            sharding is None
+            and len({device for leaf in leaves if isinstance(leaf, jax.Array) for device in leaf.devices()}) > 1
+        ):
+            # Loaded where the caller had set a mesh.
+            sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         self._leaves = jax.device_put(leaves, sharding)
+        # The caller may have set a mesh of another kind, with axes of the type Explicit.
+        self._mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
 
         def run(leaves, *arrays, **options):
             return function(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), *arrays, **options)
@@ -40,7 +52,9 @@ class Program:
 
     def __call__(self, *arrays: Any, **options: Any) -> Any:
         """Start the program; its results are arrays that JAX may still be computing."""
-        return self._run(self._leaves, *arrays, **options)
+        check_not_forked()
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            return self._run(self._leaves, *arrays, **options)
 
     @property
     def device_kind(self) -> str:

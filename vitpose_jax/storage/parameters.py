@@ -15,6 +15,7 @@ from jaxtyping import Array
 
 from vitpose_jax.storage import text
 from vitpose_jax.storage.finite import all_finite
+from vitpose_jax.storage.forks import check_not_forked
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -65,7 +66,9 @@ def fill_checked(module: Model, tensors: Mapping[str, Any], *, check_finite: boo
 
     Raises:
         ValueError: naming the tensor that overflows.
+        RuntimeError: in a process that was forked after JAX was used.
     """
+    check_not_forked()
     graphdef, state = nnx.split(module)
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path))

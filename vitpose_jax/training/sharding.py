@@ -51,6 +51,21 @@ def make_mesh(data: int | None = None, fsdp: int = 1, *, devices: Sequence[jax.D
     return Mesh(np.asarray(devices).reshape(data, fsdp), AXES, axis_types=(AxisType.Auto, AxisType.Auto))
 
 
+def check_mesh(mesh: Mesh) -> Mesh:
+    """A mesh as `make_mesh` makes it; `jax.make_mesh` makes axes of the type Explicit, which needs other programs.
+
+    Raises:
+        ValueError: for other axes, or axes of another type.
+    """
+    if mesh.axis_names != AXES or set(mesh.axis_types) != {AxisType.Auto}:
+        axes = ", ".join(f"{name} {kind.name}" for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True))
+        raise ValueError(
+            "mesh: expected the axes data and fsdp of the type Auto, as from vitpose_jax.training.make_mesh, "
+            f"got {axes}"
+        )
+    return mesh
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """The sharding that puts whole arrays on every device."""
     return NamedSharding(mesh, PartitionSpec())
@@ -92,7 +107,7 @@ def state_sharding(state: Tree, mesh: Mesh) -> Tree:
     """
     leaves = jax.tree_util.tree_leaves_with_path(state)
     shapes = {_name(path): leaf.shape for path, leaf in leaves if leaf.ndim and _name(path)}
-    specs = parameter_specs(shapes, mesh.shape["fsdp"])
+    specs = parameter_specs(shapes, check_mesh(mesh).shape["fsdp"])
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: NamedSharding(mesh, specs.get(_name(path), PartitionSpec())), state
     )
@@ -116,6 +131,7 @@ def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     Raises:
         ValueError: if the number of samples is not a multiple of this process's devices.
     """
+    check_mesh(mesh)
     n, devices = len(jax.tree.leaves(batch)[-1]), mesh.local_mesh.size
     if n % devices:
         raise ValueError(f"batch: expected a multiple of the {devices} devices of a process, got {n} samples")
@@ -140,7 +156,7 @@ def _split_pixels(images: PackedImages, devices: int) -> PackedImages:
 def put_parameters(tensors: dict[str, Any], mesh: Mesh) -> dict[str, jax.Array]:
     """Parameters by flat name on the devices of a mesh, sharded as in a state."""
     tensors = {name: np.asarray(leaf) for name, leaf in tensors.items()}
-    specs = parameter_specs({name: leaf.shape for name, leaf in tensors.items()}, mesh.shape["fsdp"])
+    specs = parameter_specs({name: leaf.shape for name, leaf in tensors.items()}, check_mesh(mesh).shape["fsdp"])
     return {name: jax.device_put(leaf, NamedSharding(mesh, specs[name])) for name, leaf in tensors.items()}
 
 

@@ -192,7 +192,7 @@ def _drop(branch: Float[Array, "n tokens dim"], drop_path: DropPath | None, inde
     if drop_path is None:
         return branch
     rate, keys = drop_path
-    mask = jax.random.bernoulli(keys[index], 1 - rate, (len(branch), 1, 1))
+    mask = jax.random.bernoulli(keys[index], 1 - rate, (branch.shape[0], 1, 1))
     return jnp.where(mask, branch / (1 - rate), 0).astype(branch.dtype)
 
 
@@ -238,7 +238,7 @@ class KnowledgeToken(nnx.Module):
     def __call__(self, tokens: Float[Array, "n tokens dim"]) -> Float[Array, "n tokens+1 dim"]:
         token = self.token[...].astype(self.dtype)
         token = self.proj(token) if self.projected else token
-        return jnp.concatenate([tokens, jnp.broadcast_to(token, (len(tokens), 1, len(token)))], axis=1)
+        return jnp.concatenate([tokens, jnp.broadcast_to(token, (tokens.shape[0], 1, token.shape[0]))], axis=1)
 
 
 class Backbone(nnx.Module):
@@ -328,7 +328,7 @@ class Backbone(nnx.Module):
         if states is None:
             return BackboneOutput(tokens=self.norm(_patch_tokens(tokens, config)))
         states = _patch_tokens(jnp.concatenate([embedding[None], states]), config)
-        shape = (len(crops), *config.grid_size, config.hidden_size)
+        shape = (crops.shape[0], *config.grid_size, config.hidden_size)
         return BackboneOutput(
             tokens=self.norm(states[last]),
             hidden_states=states if output_hidden_states else None,
@@ -509,14 +509,14 @@ class VitPose(nnx.Module):
         if dataset_index is None or isinstance(dataset_index, str | int):
             index = self.config.dataset_index(dataset_index)
             return self._decode(self.config.skeleton(index).name, self.backbone(crops, index, **options).tokens)
-        indices = self._checked(dataset_index, len(crops))
+        indices = self._checked(dataset_index, crops.shape[0])
         tokens = self.backbone(crops, indices, **options).tokens
         channels = max(skeleton.num_keypoints for skeleton in self.config.skeletons)
-        result = jnp.full((len(crops), *self.config.heatmap_size, channels), jnp.nan, tokens.dtype)
+        result = jnp.full((crops.shape[0], *self.config.heatmap_size, channels), jnp.nan, tokens.dtype)
         for skeleton in self.config.skeletons:
             heatmaps = self._decode(skeleton.name, tokens)
             heatmaps = jnp.pad(heatmaps, ((0, 0), (0, 0), (0, 0), (0, channels - skeleton.num_keypoints)))
-            in_dataset = jnp.broadcast_to(indices == self.config.dataset_index(skeleton.name), len(crops))
+            in_dataset = jnp.broadcast_to(indices == self.config.dataset_index(skeleton.name), crops.shape[0])
             result = jnp.where(in_dataset[:, None, None, None], heatmaps, result)
         return result
 
@@ -587,7 +587,7 @@ class VitPose(nnx.Module):
         return parameters.fill(abstract, tensors)
 
     def _decode(self, name: str, tokens: Float[Array, "n tokens dim"]) -> Float[Array, "n rows columns K"]:
-        return self.heads[name](tokens.reshape(len(tokens), *self.config.grid_size, self.config.hidden_size))
+        return self.heads[name](tokens.reshape(tokens.shape[0], *self.config.grid_size, self.config.hidden_size))
 
 
 def abstract_vitpose(
