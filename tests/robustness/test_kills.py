@@ -196,7 +196,8 @@ def test_killed_programs_finish_as_others(work, tmp_path, command, check, assert
         assert ended.status == 0, ended.errors
     output, finished = tmp_path / "output", 0
     print(f"\nwhole: {ended.seconds:.1f} s, {ended.changes} changes")
-    for moment in kills.moments(KILLS, seed, ended):
+    # A network of this kind takes long to start.
+    for moment in kills.moments(8 if command is detect else KILLS, seed, ended):
         result = kills.run(command(work, output), output, moment)
         print(moment, result.status, f"{result.seconds:.1f} s")
         # A training ends by itself after a step.

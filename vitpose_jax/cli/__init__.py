@@ -5,8 +5,9 @@ import os
 import signal
 import sys
 import threading
+import types
 from collections.abc import Iterator
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -67,9 +68,16 @@ def _ending_on_signals() -> Iterator[None]:
     an exception that was dropped is sent again.
     """
 
+    signals: list[int] = []
+
     def end(number: int, _: object) -> NoReturn:
+        signals.append(number)
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(128 + number)
+
+    def interrupt(number: int, frame: types.FrameType | None) -> None:
+        signals.append(number)
+        signal.default_int_handler(number, frame)
 
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
         if isinstance(dropped.exc_value, KeyboardInterrupt):
@@ -86,14 +94,23 @@ def _ending_on_signals() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler, hook = signal.signal(signal.SIGTERM, end), sys.unraisablehook
-    sys.unraisablehook = send_again
+    handlers: dict[int, Any] = {signal.SIGTERM: signal.signal(signal.SIGTERM, end)}
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # it may be ignored
+        handlers[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
+    hook, sys.unraisablehook = sys.unraisablehook, send_again
     try:
         yield
     except SystemExit as ending:
         if ending.code == 128 + signal.SIGTERM:
             say("terminated; what is done is kept")
         raise
+    except (ValueError, RuntimeError):
+        # JAX makes an error of its own of one that comes while it compares arguments.
+        if signals:
+            say("interrupted; what is done is kept")
+            raise SystemExit(128 + signals[-1]) from None
+        raise
     finally:
         sys.unraisablehook = hook
-        signal.signal(signal.SIGTERM, handler)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

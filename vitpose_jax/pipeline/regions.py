@@ -36,8 +36,8 @@ class Regions(NamedTuple):
     rotation: Float[Array, " n"] | Float[np.ndarray, " n"] | None = None
 
     @property
-    def count(self) -> int:
-        """The number of regions, n."""
+    def count(self) -> Any:
+        """The number of regions, n; a symbol where `jax.export` exports a batch of any size."""
         return self.center.shape[0]
 
 

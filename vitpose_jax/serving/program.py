@@ -35,15 +35,13 @@ class Program:
         check_not_forked()
         graphdef, state = nnx.split(modules)
         leaves, structure = jax.tree.flatten(state)
-        if (
-            sharding is None
-            and len({device for leaf in leaves if isinstance(leaf, jax.Array) for device in leaf.devices()}) > 1
-        ):
+        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
+        if sharding is None and len({device for array in arrays for device in array.devices()}) > 1:
             # Loaded where the caller had set a mesh.
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         self._leaves = jax.device_put(leaves, sharding)
         # The caller may have set a mesh of another kind, with axes of the type Explicit.
-        self._mesh = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
+        self._mesh: Any = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None
 
         def run(leaves, *arrays, **options):
             return function(nnx.merge(graphdef, jax.tree.unflatten(structure, leaves)), *arrays, **options)
