@@ -216,8 +216,8 @@ def test_images_of_another_size_than_the_file_says_are_named(capsys, image, mode
     options = ("--model", model, "--boxes", tmp_path / "boxes.json", "--output", tmp_path / "out")
     status, _, said = run(capsys, "predict", *(image.with_name(name) for name in names), *options)
     assert status == 0
-    assert "warning: " in said and "turned.jpg: the image is 128 x 96, and " in said
-    assert "says 96 x 128: its boxes are not in pixels of this image (and 1 more images)" in said
+    assert "warning: " in said and "turned.jpg: expected 96 x 128 pixels, as annotated, got 128 x 96" in said
+    assert "boxes and keypoints would lie in other places" in said and "(1 other images also differ)" in said
 
 
 def test_the_results_of_predict_are_boxes(capsys, image, model, tmp_path):

@@ -13,6 +13,7 @@ from vitpose_jax.bulk.report import Summary, log
 from vitpose_jax.bulk.results import Format, PoseResults
 from vitpose_jax.bulk.settings import detector_settings, estimator_settings, hash_file
 from vitpose_jax.datasets.box_files import BoxFile, ImageBoxes, image_id_of
+from vitpose_jax.datasets.sizes import check_sizes
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.regions import check_boxes
@@ -120,15 +121,10 @@ def predict_files(
 
 def _report_sizes(boxes: BoxFile, paths: list[pathlib.Path], report: Callable[[str], None]) -> None:
     """Say if images have another size than the file of boxes says: turned by EXIF, or resized since."""
-    messages = []
-    for path in paths:
-        try:
-            boxes.check_size(path)
-        except ValueError as error:
-            messages.append(str(error))
-    if messages:
-        more = f" (and {len(messages) - 1} more images)" if len(messages) > 1 else ""
-        report(f"warning: {messages[0]}{more}")
+    try:
+        check_sizes((path, boxes.size(path)) for path in paths)
+    except ValueError as error:
+        report(f"warning: {boxes.path}: {error}")
 
 
 def _describe(boxes: BoxFile | ArrayLike | None, *, whole_image: bool) -> str | dict[str, Any] | None:

@@ -104,25 +104,6 @@ class BoxFile:
         categories = [1 if entry.category_id is None else entry.category_id for entry in entries]
         return ImageBoxes(image_id, rows.tolist(), [_score(entry) for entry in entries], categories)
 
-    def check_size(self, image: pathlib.Path) -> None:
-        """Check that an image has the size that the file gives for it, if it gives one and the image can be read.
-
-        Raises:
-            ValueError: naming both sizes.
-        """
-        expected = self.size(image)
-        if expected is None:
-            return
-        try:
-            width, height = read_size(image)
-        except (OSError, ValueError):
-            return  # reading the image will say why
-        if (width, height) != expected:
-            raise ValueError(
-                f"{image}: the image is {width} x {height}, and {self.path} says {expected[0]:g} x {expected[1]:g}: "
-                "its boxes are not in pixels of this image"
-            )
-
     def size(self, image: pathlib.Path) -> tuple[float, float] | None:
         """The width and height that the file gives for an image; None if it gives none."""
         for entry in self._entries(image):

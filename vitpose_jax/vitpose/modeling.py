@@ -521,7 +521,7 @@ class VitPose(nnx.Module):
         return result
 
     def _checked(
-        self, dataset_index: Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."], count: int
+        self, dataset_index: Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."], count: Any
     ) -> Int[Array, "..."]:
         """One index, or one for each of `count` crops. A traced array has no values to check."""
         if isinstance(dataset_index, Tracer):
