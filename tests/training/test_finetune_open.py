@@ -39,7 +39,7 @@ def mine(data, tmp_path) -> dict[str, str]:
 
 @pytest.mark.slow
 def test_fifty_images_do_the_bundled_model_no_harm(data, mine, tmp_path):
-    """A third of the steps, in batches of half the size: AP on other photographs is at least what it was."""
+    """A third of the steps, in batches of half the size: AP on other photographs stays."""
     photographs = {
         "annotations": str(data / "coco_val" / "person_keypoints.json"),
         "images": str(data / "coco_val" / "images"),
