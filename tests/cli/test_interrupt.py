@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.support import programs
 from tests.support.models import TINY, random_model
-from vitpose_jax import VitPoseConfig, checkpoint
+from vitpose_jax import VitPoseConfig, checkpoint, cli
 
 
 def interrupt(process: subprocess.Popen) -> tuple[int, str]:
@@ -58,3 +58,26 @@ def test_the_command_line_leaves_whole_files(tmp_path):
     done = sorted(output.iterdir())
     assert 0 < len(done) < 2000
     assert all(pathlib.Path(path).suffix in (".json", ".jsonl") and os.path.getsize(path) for path in done)
+
+
+def test_a_signal_that_was_dropped_is_sent_again():
+    """Python drops exceptions in callbacks, and JAX turns some into errors of its own."""
+
+    class Callback:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def drop() -> None:
+        Callback()
+        time.sleep(10)
+
+    def turn() -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except SystemExit:
+            raise ValueError("while checking equality") from None
+
+    for function in (drop, turn):
+        with pytest.raises(SystemExit) as ending, cli._ending_on_signals():
+            function()
+        assert ending.value.code == 143
