@@ -334,6 +334,8 @@ def test_a_heatmap_lies_where_its_crop_was_cut():
         assert abs(rows.mean() - 8) < 1 and abs(columns.mean() - 8) < 1
         change[y - 8 : y + 9, x - 8 : x + 9] = 0
     assert not change.any()
+    with pytest.raises(ValueError, match="maps: expected one map"):
+        draw_heatmaps(canvas(), maps[:1], boxes)
     with pytest.raises(ValueError, match="opacity: expected a number from 0 to 1"):
         draw_heatmaps(canvas(), maps, boxes, opacity=2)
     nothing = draw_heatmaps(canvas(), -maps, boxes)

@@ -13,10 +13,11 @@ from typing import Literal, NamedTuple, TypeAlias
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 from vitpose_jax.images import ImageLike, load_image
-from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions, crop_to_image
+from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions, check_boxes, crop_to_image
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
 
@@ -129,8 +130,8 @@ def draw_poses(
 
 def draw_heatmaps(
     image: ImageLike,
-    maps: Float[np.ndarray, "n height width"],
-    boxes: Float[np.ndarray, "n 4"],
+    maps: ArrayLike,
+    boxes: ArrayLike,
     *,
     size: tuple[int, int] = (256, 192),
     padding: float = BOX_PADDING,
@@ -140,9 +141,9 @@ def draw_heatmaps(
 
     Args:
         image: anything that `load_image` reads.
-        maps: one for each box, such as `heatmaps.max(axis=-1)`, or the attention of one token to all patches, with one
+        maps: (n, height, width), one for each box, such as `heatmaps.max(axis=-1)`, or the attention of one token to all patches, with one
             row for each row of patches. The largest value of all is drawn brightest; 0 and below is not drawn.
-        boxes: x, y, width, height in pixels of that image, as the crops were cut.
+        boxes: (n, 4), x, y, width, height in pixels of that image, as the crops were cut.
         size: height and width of the crops in pixels; only their ratio counts.
         padding: of the boxes, as the crops were cut.
         opacity: of the brightest place, from 0 to 1.
@@ -154,7 +155,7 @@ def draw_heatmaps(
         ValueError: if the numbers of maps and boxes differ, or for an opacity outside 0 to 1.
         ValueError, TypeError, FileNotFoundError: from `load_image`.
     """
-    maps, boxes = np.asarray(maps, np.float32), np.asarray(boxes, np.float32).reshape(-1, 4)
+    maps, boxes = np.asarray(maps, np.float32), check_boxes(boxes)
     if maps.ndim != 3 or len(maps) != len(boxes):
         raise ValueError(f"maps: expected one map (height, width) for each of {len(boxes)} boxes, got {maps.shape}")
     if not 0 <= opacity <= 1:
