@@ -141,8 +141,9 @@ def draw_heatmaps(
 
     Args:
         image: anything that `load_image` reads.
-        maps: (n, height, width), one for each box, such as `heatmaps.max(axis=-1)`, or the attention of one token to all patches, with one
-            row for each row of patches. The largest value of all is drawn brightest; 0 and below is not drawn.
+        maps: (n, height, width), one for each box, such as `heatmaps.max(axis=-1)`, or the attention of one token to
+            all patches, with one row for each row of patches. The largest value of all is drawn brightest; 0 and below
+            is not drawn.
         boxes: (n, 4), x, y, width, height in pixels of that image, as the crops were cut.
         size: height and width of the crops in pixels; only their ratio counts.
         padding: of the boxes, as the crops were cut.

@@ -93,8 +93,6 @@ def predict(
     if label and (boxes or whole_image):
         raise ValueError("--label names the classes that a detector looks for, and boxes are given")
 
-    import jax.numpy as jnp
-
     from vitpose_jax.bulk.inputs import find_images
     from vitpose_jax.bulk.predict import predict_files
     from vitpose_jax.detector import LABELS, Detector
@@ -106,7 +104,7 @@ def predict(
         say("people are found by the bundled finder; --boxes, --detector and --whole-image choose otherwise")
 
     def load() -> PoseEstimator:
-        compute = jnp.dtype(dtype.value)
+        compute = dtype.value
         finder = None
         # The estimator loads the bundled finder by itself, and says for which skeletons it cannot.
         if find_boxes and (detector != DEFAULT_FINDER or label or min_score is not None):
