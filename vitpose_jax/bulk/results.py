@@ -27,6 +27,7 @@ from vitpose_jax.datasets.box_files import ImageBoxes, image_id_of
 from vitpose_jax.datasets.fields import read_json
 from vitpose_jax.detections import Detections
 from vitpose_jax.draw import draw_boxes, draw_poses
+from vitpose_jax.images import ImageLike
 from vitpose_jax.poses import Poses
 from vitpose_jax.serving.flow import ItemError
 from vitpose_jax.skeletons import Skeleton
@@ -227,29 +228,34 @@ class PoseResults(Results):
     Args:
         folder, draw, overwrite: see `Results`.
         format: "json" (`Poses.to_dict`), "openpose" or "coco".
-        threshold: draw keypoints with at least this score.
+        drawing: keyword arguments of `draw_poses`.
     """
 
-    def __init__(self, folder: pathlib.Path, format: Format, *, draw: bool, threshold: float, overwrite: bool):
-        self._format, self._threshold = format, threshold
+    def __init__(
+        self, folder: pathlib.Path, format: Format, *, draw: bool, drawing: Mapping[str, Any], overwrite: bool
+    ):
+        self._format, self._drawing_options = format, drawing
         shared = COCO_FILE if format == "coco" else None
         super().__init__(folder, SETTINGS_FILE, shared, "_poses.png", draw=draw, overwrite=overwrite)
 
     def check(self, skeleton: Skeleton) -> None:
-        """Check that the format can hold poses of a skeleton.
+        """Check that the format can hold poses of a skeleton, and that they can be drawn as wanted.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: if not.
         """
+        k = skeleton.num_keypoints
+        example = Poses.create(np.zeros((1, k, 2)), np.ones((1, k)), np.ones((1, 4)), skeleton)
         if self._format == "openpose":
-            k = skeleton.num_keypoints
-            Poses.create(np.zeros((1, k, 2)), np.zeros((1, k)), np.zeros((1, 4)), skeleton).to_openpose()
+            example.to_openpose()
+        if self._draw:
+            self._draw_poses(np.zeros((1, 1, 3), np.uint8), example)
 
     def add(self, path: pathlib.Path, boxes: ImageBoxes, poses: Poses) -> None:
         """Write the results of an image."""
         self._begin_writing()
         if self._draw:
-            self._write_drawing(path, draw_poses(path, poses, threshold=self._threshold))
+            self._write_drawing(path, self._draw_poses(path, poses))
         if self._format == "coco":
             entries = poses.to_coco(boxes.image_id, box_scores=boxes.scores, category_id=boxes.categories or 1)
             self._write_entries(path, entries)
@@ -265,6 +271,12 @@ class PoseResults(Results):
         names = [] if images is None else [f"{image.stem}{end}" for image in images for end in _ENDS]
         paths = self._folder.glob("*.json") if images is None else (self._folder / name for name in names)
         return {path for path in paths if _is_document(path)}
+
+    def _draw_poses(self, image: ImageLike, poses: Poses) -> Image.Image:
+        options = dict(self._drawing_options)
+        if options.pop("numbers", False):
+            options["labels"] = [str(number) for number in range(len(poses))]
+        return draw_poses(image, poses, **options)
 
 
 class DetectionResults(Results):
