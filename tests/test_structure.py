@@ -26,6 +26,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
     "skeletons",
     "sides",
+    "urls",
+    "arrays",
     "images",
     "detections",
     "storage",
