@@ -35,6 +35,8 @@ ORDER = (
     "rtdetr",
     "finder",
     "pipeline",
+    "openpose",
+    "tables",
     "poses",
     "draw",
     "datasets",
