@@ -328,7 +328,7 @@ def test_tables_of_pandas():
 
 def test_without_pandas_the_error_says_what_to_install(monkeypatch, unchecked):
     monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(ImportError, match="to_pandas needs the package pandas: pip install pandas"):
+    with pytest.raises(ImportError, match=r'pip install "vitpose-jax\[pandas\]"'):
         sample(1, COCO).to_pandas()
     with pytest.raises(ValueError, match="layout: expected 'long' or 'wide', got 'tall'"):
         sample(1, COCO).to_pandas("tall")

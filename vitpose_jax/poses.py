@@ -16,7 +16,7 @@ from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.tables import pose_table
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # pyright: ignore[reportMissingImports]
     import supervision
 
 Row: TypeAlias = tuple[Skeleton, Float[np.ndarray, "k 2"], Float[np.ndarray, " k"], Float[np.ndarray, "4"]]

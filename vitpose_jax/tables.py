@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 from vitpose_jax.skeletons import Skeleton
 
 if TYPE_CHECKING:
-    import pandas
+    import pandas  # pyright: ignore[reportMissingImports]
 
 _LONG = ("pose", "skeleton", "keypoint", "x", "y", "score")
 _BOX = ("box_x", "box_y", "box_width", "box_height", "box_score")
@@ -35,9 +35,9 @@ def pose_table(
     if layout not in ("long", "wide"):
         raise ValueError(f"layout: expected 'long' or 'wide', got {layout!r}")
     try:
-        import pandas
+        import pandas  # pyright: ignore[reportMissingImports]
     except ImportError:
-        raise ImportError("to_pandas needs the package pandas: pip install pandas") from None
+        raise ImportError('to_pandas needs the package pandas: pip install "vitpose-jax[pandas]"') from None
     if layout == "long":
         keypoints = [
             (number, skeleton.name, name, float(x), float(y), float(score))

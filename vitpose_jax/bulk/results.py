@@ -4,7 +4,7 @@ An image is done if its results are on the disk: what says so is written after t
 
 settings.json          what the results depend on
 NAME_poses.png         drawing
-NAME.json              results of one image; that it exists says that the image is done
+NAME.json              results of one image, NAME.txt for YOLO; that it exists says that the image is done
 keypoints.json         or the results of all images, written every few seconds and at the end
 keypoints.images.json  and after it, which images are done
 """
@@ -21,11 +21,13 @@ from vitpose_jax.bulk.inputs import check_not_overwriting
 from vitpose_jax.bulk.settings import SETTINGS_FILE, check_settings, settings_differ, write_settings
 from vitpose_jax.datasets.box_files import ImageBoxes
 from vitpose_jax.draw import draw_poses
+from vitpose_jax.images import read_size
+from vitpose_jax.interop.yolo import write_yolo
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.storage.atomic import remove_leftovers, write_png, write_whole
 
-Format: TypeAlias = Literal["json", "coco", "openpose"]
+Format: TypeAlias = Literal["json", "coco", "openpose", "yolo"]
 
 COCO_FILE = "keypoints.json"
 # Beside the COCO file, the names of all images that it covers, also those without people.
@@ -37,11 +39,11 @@ WRITE_FRACTION = 0.1
 
 
 class Results:
-    """Writes one file for each image ("json", "openpose"), or one for all images ("coco"), and drawings.
+    """Writes one file for each image ("json", "openpose", "yolo"), or one for all images ("coco"), and drawings.
 
     Args:
         folder: of the results; created when first needed. Temporary files of killed runs in it are deleted.
-        format: "json" (`Poses.to_dict`), "openpose" or "coco".
+        format: "json" (`Poses.to_dict`), "openpose", "yolo" or "coco".
         draw: also write each image with its poses drawn on it.
         threshold: draw keypoints with at least this score.
         overwrite: count no image as done. Results of other images in a COCO file stay if they have the same settings.
@@ -118,6 +120,10 @@ class Results:
             if time.monotonic() >= self._next_write:
                 self.finish()
             return
+        if self._format == "yolo":
+            width, height = read_size(path)
+            write_yolo(self._document(path), poses, (height, width))
+            return
         document = poses.to_openpose() if self._format == "openpose" else {"image": path.name, **poses.to_dict()}
         write_whole(self._document(path), _to_json(document))
 
@@ -133,7 +139,8 @@ class Results:
 
     def _document(self, path: pathlib.Path) -> pathlib.Path:
         # OpenPose's own name for its files.
-        return self._folder / (f"{path.stem}_keypoints.json" if self._format == "openpose" else f"{path.stem}.json")
+        ending = {"openpose": "_keypoints.json", "yolo": ".txt"}.get(self._format, ".json")
+        return self._folder / f"{path.stem}{ending}"
 
     def _drawing(self, path: pathlib.Path) -> pathlib.Path:
         return self._folder / f"{path.stem}_poses.png"
