@@ -52,7 +52,8 @@ def arguments(
     if dtypes is not None:
         parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=["float32", "bfloat16", "float16"])
     if peers is not None:
-        parser.add_argument("--peers", nargs="*", default=peers, choices=["eager", "compile"], help="of transformers")
+        choices = ["eager", "compile", "onnxruntime", "openvino"]
+        parser.add_argument("--peers", nargs="*", default=peers, choices=choices, help="see peers.py")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help="timed calls of each program")
     parser.add_argument("--output", metavar="NAME", help="write results/NAME.json; without it nothing is written")
@@ -129,7 +130,7 @@ def copy() -> Program:
 def machine() -> dict[str, str]:
     """The device, the processor, and the versions of Python and the libraries."""
     description = {"device": jax.devices()[0].device_kind, "processor": processor()}
-    for name in ("jax", "flax", "numpy", "torch", "transformers"):
+    for name in ("jax", "flax", "numpy", "torch", "transformers", "onnxruntime", "openvino"):
         try:
             description[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

@@ -1,5 +1,11 @@
-"""VitPose of transformers as the benchmarks call it: eager and under torch.compile, with its own crops and decoding."""
+"""VitPose of transformers as the benchmarks call it, with its own crops and decoding.
 
+"eager" and "compile" (torch.compile) run in PyTorch. "onnxruntime" and "openvino" run the network that transformers
+exports as ONNX, on the CPU.
+"""
+
+import importlib.util
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any
@@ -87,14 +93,88 @@ class Peer:
         return self.decode(heatmaps.float(), boxes)
 
 
+class Exported(Peer):
+    """The network as an ONNX file for each number of crops, run by another runtime on the CPU."""
+
+    def __init__(self, folder: str, dtype: str):
+        super().__init__(folder, "float32", compiled=False)
+        self.model.to("cpu")
+        self.device, self.precision = "cpu", dtype
+        self.programs: dict[tuple[int, ...], Callable[[np.ndarray], np.ndarray]] = {}
+
+    def forward(self, crops, flip_pairs=None):
+        """Heatmaps of crops (n, 3, height, width); flip pairs are for PyTorch."""
+        import torch
+
+        if flip_pairs is not None:
+            raise ValueError("flip pairs: the exported network has none")
+        shape = tuple(crops.shape)
+        if shape not in self.programs:
+            with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+                self.export(shape, file.name)
+                self.programs[shape] = self.compile(file.name)
+        return torch.from_numpy(self.programs[shape](crops.numpy()))
+
+    def export(self, shape: tuple[int, ...], path: str) -> None:
+        """Write the network for crops of this shape."""
+        import torch
+
+        arguments = self.arguments
+
+        class Network(torch.nn.Module):
+            def __init__(self, model):
+                super().__init__()
+                self.model = model
+
+            def forward(self, crops):
+                return self.model(crops, **arguments).heatmaps
+
+        torch.onnx.export(Network(self.model), (torch.zeros(shape),), path, dynamo=True, external_data=False)
+
+    def compile(self, path: str) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from crops to heatmaps."""
+        raise NotImplementedError
+
+
+class OnnxRuntime(Exported):
+    """ONNX Runtime's CPU provider; it has no bfloat16."""
+
+    def compile(self, path: str) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from crops to heatmaps."""
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda crops: session.run(None, {name: crops})[0]
+
+
+class OpenVino(Exported):
+    """OpenVINO's CPU plugin, in float32 or bfloat16."""
+
+    def compile(self, path: str) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from crops to heatmaps."""
+        import openvino
+
+        precision = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}[self.precision]
+        options = {"INFERENCE_PRECISION_HINT": precision, "PERFORMANCE_HINT": "LATENCY"}
+        compiled = openvino.Core().compile_model(path, "CPU", options)
+        return lambda crops: compiled([crops])[compiled.output(0)].copy()
+
+
+RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+
+
 def load(folder: str, dtype: str, names: list[str]) -> dict[str, Peer]:
-    """The named peers ("eager", "compile"); none if torch or transformers is not installed."""
-    try:
-        import torch  # noqa: F401
-        import transformers  # noqa: F401
-    except ImportError:
+    """The named peers that are installed and know the dtype; none without torch and transformers."""
+    if not all(map(importlib.util.find_spec, ("torch", "transformers"))):
         return {}
-    return {name: Peer(folder, dtype, compiled=name == "compile") for name in names}
+    peers: dict[str, Peer] = {}
+    for name in names:
+        if name not in RUNTIMES:
+            peers[name] = Peer(folder, dtype, compiled=name == "compile")
+        elif importlib.util.find_spec(name) and (name, dtype) != ("onnxruntime", "bfloat16"):
+            peers[name] = RUNTIMES[name](folder, dtype)
+    return peers
 
 
 def functions(peers: dict[str, Peer], make: Callable[[Peer], Callable[[], object]]) -> dict[str, Callable[[], object]]:

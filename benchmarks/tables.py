@@ -28,7 +28,12 @@ OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.MULTILINE)
 
 Row = dict[str, Any]
 # How the programs of speed.py and detection.py are called in tables.
-PROGRAMS = {"eager": "transformers", "compile": "transformers, torch.compile"}
+PROGRAMS = {
+    "eager": "transformers",
+    "compile": "transformers, torch.compile",
+    "onnxruntime": "ONNX Runtime",
+    "openvino": "OpenVINO",
+}
 EXPERTS = {
     "vitpose-jax": "one expert for all crops",
     "plain": "that expert folded into a plain model",
@@ -48,7 +53,7 @@ def describe_machine(machine: dict[str, str]) -> str:
     device = machine["processor"].replace("avx512f", "with AVX-512").replace("avx2", "with AVX2")
     if machine["device"] != "cpu":
         device = f"{machine['device']}, {device}"
-    names = ("python", "jax", "flax", "torch", "transformers")
+    names = ("python", "jax", "flax", "torch", "transformers", "onnxruntime", "openvino")
     versions = ", ".join(f"{name} {machine[name]}" for name in names if machine.get(name, "missing") != "missing")
     return f"{device}; {versions}"
 

@@ -3,13 +3,15 @@ import time
 
 import hypothesis
 import hypothesis.strategies as st
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.tolerances import LINES, LINES_MEAN
 from vitpose_jax import draw as module
-from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw_poses
+from vitpose_jax.draw import CENTRE, LEFT, RIGHT, draw_heatmaps, draw_poses
+from vitpose_jax.pipeline.postprocess import decode_heatmaps
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import AP10K, COCO, SKELETONS, WHOLEBODY
 
@@ -260,3 +262,81 @@ def test_annotated_people_are_drawn_on_photographs(sample_folder):
         changed = np.asarray(draw_poses(path, poses)) != np.asarray(Image.open(path).convert("RGB"))
         assert changed.any() == (triples[:, :, 2] > 0).any()
         assert changed.any(axis=-1).mean() < 0.2
+
+
+def colours_at(out: Image.Image, poses: Poses) -> list[tuple[int, ...]]:
+    return [tuple(np.asarray(out)[y, x]) for x, y in poses.keypoints[0].astype(int)]
+
+
+def test_keypoints_and_edges_have_the_colours_that_are_given():
+    poses = standing()
+    colours = [(10 * index, 255 - 10 * index, 7) for index in range(17)]
+    edges = [(200, index, 0) for index in range(len(COCO.edges))]
+    out = draw_poses(canvas(), poses, line_width=5, keypoint_colours=colours, edge_colours=edges)
+    assert colours_at(out, poses) == colours
+    a, b = COCO.edges[0]
+    x, y = poses.keypoints[0, [a, b]].mean(axis=0).astype(int)
+    assert tuple(np.asarray(out)[y, x]) == edges[0]
+    for name, arguments in (
+        ("keypoint_colours: expected 17", {"keypoint_colours": colours[:16]}),
+        ("edge_colours: expected 19", {"keypoint_colours": colours, "edge_colours": edges[:3]}),
+        ("edge_colours: expected keypoint_colours too", {"edge_colours": edges}),
+        ("labels: expected one for each of 1", {"labels": ["a", "b"]}),
+        ("radius: expected 0 or more", {"radius": -1}),
+    ):
+        with pytest.raises(ValueError, match=name):
+            draw_poses(canvas(), poses, **arguments)
+
+
+def test_colours_by_keypoint_are_all_different():
+    out = draw_poses(canvas(520, 520), standing(4), line_width=5, colour_by="keypoint")
+    assert len(set(colours_at(out, standing(4)))) == 17
+
+
+def test_dots_have_the_radius_that_is_given():
+    poses = standing(4)
+    wide, none = (drawn(draw_poses(canvas(520, 520), poses, line_width=2, radius=radius)) for radius in (9, 0))
+    x, y = poses.keypoints[0, 9].astype(int)
+    assert wide[y, x - 8 : x + 9].all() and not wide[y, x + 13 :].any()
+    assert not none[y - 1 : y + 2, x - 9 : x - 3].any() and none.sum() < wide.sum() / 2
+
+
+def test_low_scores_fade():
+    poses = standing(2, scores=np.linspace(0.4, 1, 17))
+    drawings = (draw_poses(canvas(), poses, line_width=5, fade=fade) for fade in (False, True))
+    opaque, faded = (np.asarray(drawing).astype(float) for drawing in drawings)
+    change = np.abs(faded - GROUND).sum() / np.abs(opaque - GROUND).sum()
+    assert 0.4 < change < 0.9
+    x, y = poses.keypoints[0, 0].astype(int)  # its score is 0.4
+    assert np.abs(faded[y, x] - GROUND - 0.4 * (opaque[y, x] - GROUND)).max() <= 1  # both are whole numbers
+    sure = standing(2, scores=np.full(17, 3.0))
+    np.testing.assert_array_equal(draw_poses(canvas(), sure, fade=True), draw_poses(canvas(), sure))
+
+
+def test_labels_stand_above_the_people():
+    plain, labelled = (np.asarray(draw_poses(canvas(), standing(), labels=names)) for names in (None, ["Eileen"]))
+    rows, columns = np.nonzero((plain != labelled).any(axis=-1))
+    top, left = standing().keypoints[0].min(axis=0)[::-1]
+    assert len(rows) > 100 and rows.min() >= 0 and rows.max() <= top + 2 and columns.min() >= left - 2
+
+
+def test_a_heatmap_lies_where_its_crop_was_cut():
+    maps = np.zeros((2, 64, 48), np.float32)
+    maps[0, 20, 30], maps[1, 50, 10] = 0.8, 0.4
+    boxes = np.asarray([[40, 30, 120, 160], [80, 60, 60, 120]], np.float32)
+    out = np.asarray(draw_heatmaps(canvas(), maps, boxes)).astype(int)
+    expected, _ = decode_heatmaps(jnp.asarray(maps[..., None]), boxes, decode="argmax")
+    change = np.abs(out - GROUND).sum(axis=-1)
+    for x, y in np.asarray(expected)[:, 0].round().astype(int):
+        near = change[y - 8 : y + 9, x - 8 : x + 9]
+        rows, columns = np.nonzero(near > 0)
+        assert near[8, 8] == near.max() > 50
+        assert abs(rows.mean() - 8) < 1 and abs(columns.mean() - 8) < 1
+        change[y - 8 : y + 9, x - 8 : x + 9] = 0
+    assert not change.any()
+    with pytest.raises(ValueError, match="maps: expected one map"):
+        draw_heatmaps(canvas(), maps[:1], boxes)
+    with pytest.raises(ValueError, match="opacity: expected a number from 0 to 1"):
+        draw_heatmaps(canvas(), maps, boxes, opacity=2)
+    nothing = draw_heatmaps(canvas(), -maps, boxes)
+    assert not drawn(nothing).any() and not drawn(draw_heatmaps(canvas(), maps[:0], boxes[:0])).any()

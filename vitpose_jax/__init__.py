@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from vitpose_jax.detections import Detections as Detections
     from vitpose_jax.detector import Detector as Detector
     from vitpose_jax.draw import draw_boxes as draw_boxes
+    from vitpose_jax.draw import draw_heatmaps as draw_heatmaps
     from vitpose_jax.draw import draw_poses as draw_poses
     from vitpose_jax.estimator import PoseEstimator as PoseEstimator
     from vitpose_jax.images import load_image as load_image
@@ -36,6 +37,7 @@ _HOMES = {
     "crop_boxes": "pipeline.preprocess",
     "decode_heatmaps": "pipeline.postprocess",
     "draw_boxes": "draw",
+    "draw_heatmaps": "draw",
     "draw_poses": "draw",
     "from_pretrained": "pretrained",
     "load_image": "images",
@@ -56,6 +58,7 @@ __all__ = [
     "crop_boxes",
     "decode_heatmaps",
     "draw_boxes",
+    "draw_heatmaps",
     "draw_poses",
     "from_pretrained",
     "load_image",

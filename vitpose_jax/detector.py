@@ -40,7 +40,7 @@ from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
 from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, entry_bytes, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
 from vitpose_jax.urls import remote
-from vitpose_jax.vitpose.ops import check_dtype
+from vitpose_jax.vitpose.ops import choose_dtype, choose_param_dtype
 
 # Default: objects of these classes.
 LABELS = ("person",)
@@ -173,7 +173,7 @@ class Detector:
         cls,
         source: str | os.PathLike[str] = DEFAULT_FINDER,
         *,
-        dtype: DTypeLike = jnp.float32,
+        dtype: DTypeLike | Literal["auto"] = jnp.float32,
         param_dtype: DTypeLike | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
@@ -186,8 +186,7 @@ class Detector:
         Args:
             source: a Hub id such as "PekingU/rtdetr_r50vd_coco_o365", a folder in the Hub's format, or a person finder.
                 By default the bundled person finder.
-            dtype: the dtype of the computation: float32, bfloat16 or float16.
-            param_dtype: the dtype of the stored parameters; None means `dtype`. Norms are always float32.
+            dtype, param_dtype: see `vitpose_jax.from_pretrained`.
             revision: branch, tag or commit on the Hub.
             cache_dir, token, local_files_only: see `vitpose_jax.from_pretrained`.
             kwargs: for the class: threshold, labels, max_detections, max_batch.
@@ -196,8 +195,8 @@ class Detector:
             ValueError: if the source is not found, is damaged or is not a detector; or listing at once all tensors that
                 are missing, unexpected or have a wrong shape.
         """
-        check_dtype(dtype)
-        check_dtype(dtype if param_dtype is None else param_dtype, "param_dtype")
+        dtype = choose_dtype(dtype)
+        param_dtype = choose_param_dtype(dtype, param_dtype)
         folder = resolve_source(
             source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
         )

@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,14 +19,14 @@ from vitpose_jax.convert.torch_files import find_weights, weight_paths
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
-from vitpose_jax.vitpose.ops import check_dtype
+from vitpose_jax.vitpose.ops import choose_dtype, choose_param_dtype
 
 
 def from_pretrained(
     source: str | os.PathLike[str] = DEFAULT_MODEL,
     *,
     revision: str | None = None,
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike | Literal["auto"] = jnp.float32,
     param_dtype: DTypeLike | None = None,
     image_size: tuple[int, int] | None = None,
     skeleton: str | Skeleton | None = None,
@@ -41,8 +42,10 @@ def from_pretrained(
         source: a folder (native or of the Hub), a .safetensors, .pth, .pt or .bin file, a Hub id "user/name", or the
             name of a bundled model.
         revision: branch, tag or commit on the Hub.
-        dtype: in which the model computes: float32, bfloat16 or float16.
-        param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
+        dtype: in which the model computes: float32, bfloat16 or float16. "auto" is bfloat16 on GPUs, TPUs and CPUs with
+            instructions for it, float32 on other CPUs.
+        param_dtype: in which it stores its parameters; None means `dtype`, but float32 for bfloat16 on CPUs, which is
+            faster there. Norms are always float32.
         image_size: height and width of a crop in pixels. If the checkpoint has another size, the position embeddings
             are interpolated.
         skeleton: the keypoints of the head, as a name or a `Skeleton`; for a checkpoint with one head that does not
@@ -61,13 +64,13 @@ def from_pretrained(
         ValueError: if the source is not found, is damaged or is not a ViTPose; if a tensor is not finite; or listing at
             once all tensors that are missing, unexpected or have a wrong shape.
     """
-    check_dtype(dtype)
-    check_dtype(dtype if param_dtype is None else param_dtype, "param_dtype")
+    dtype = choose_dtype(dtype)
+    param_dtype = choose_param_dtype(dtype, param_dtype)
     path = resolve_source(
         source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
     opened = open_source(path, config=config, image_size=image_size, check_finite=check_finite)
-    model = build_model(opened, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)
+    model = build_model(opened, dtype=dtype, param_dtype=param_dtype)
     return adapt(model, skeleton=skeleton, image_size=image_size)
 
 

@@ -15,7 +15,7 @@ from tests.support.cli import run
 from tests.support.images import random_image
 from tests.support.models import TINY, random_model
 from tests.tolerances import HELP_SECONDS
-from vitpose_jax import VitPoseConfig, checkpoint
+from vitpose_jax import PoseEstimator, VitPoseConfig, checkpoint, draw_poses, load_image
 
 BOX = "20,10,60,90"
 
@@ -52,6 +52,22 @@ def test_one_image_prints_and_draws(capsys, model, images, tmp_path):
     with Image.open(out / "000007_poses.png") as drawing:
         assert drawing.size == (160, 120)
     assert sorted(path.name for path in out.iterdir()) == ["000007.json", "000007_poses.png", "settings.json"]
+
+
+def test_drawings_look_as_the_options_say(capsys, model, images, tmp_path):
+    image, drawings = images / "000007.jpg", []
+    options = ("--line-width", 2, "--radius", 4, "--colour-by", "keypoint", "--numbers", "--fade", "--threshold", -9)
+    for name, more in (("plain", ()), ("other", options)):
+        arguments = ("--model", model, "--boxes", BOX, "--output", tmp_path / name, "--draw", *more)
+        assert run(capsys, "predict", image, *arguments)[0] == 0
+        drawings.append(load_image(tmp_path / name / "000007_poses.png"))
+    poses = PoseEstimator.from_pretrained(model)(image, [[float(number) for number in BOX.split(",")]])
+    style = {"line_width": 2, "radius": 4, "colour_by": "keypoint", "fade": True}
+    expected = draw_poses(image, poses, threshold=-9, labels=["0"], **style)
+    np.testing.assert_array_equal(drawings[1], expected)
+    assert (drawings[0] != drawings[1]).any()
+    status, _, said = run(capsys, "predict", image, *arguments, "--overwrite", "--line-width", -1)
+    assert status != 0 and said == "vitpose-jax: error: line_width: expected a positive number of pixels, got -1.0\n"
 
 
 def test_the_whole_image_is_one_box(capsys, model, images, tmp_path):

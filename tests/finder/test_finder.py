@@ -16,8 +16,8 @@ from tests.tolerances import BLOCK, BOXES, DETECTOR
 from vitpose_jax.convert.detectors import load_detector, write_finder
 from vitpose_jax.finder.config import FinderConfig
 from vitpose_jax.finder.modeling import PersonFinder
-from vitpose_jax.finder.postprocess import box_iou, suppress
-from vitpose_jax.finder.preprocess import input_size, prepare, resized_size
+from vitpose_jax.finder.postprocess import box_iou, same_object, suppress
+from vitpose_jax.finder.preprocess import input_size, prepare, resized_size, shrink
 from vitpose_jax.storage import parameters
 
 CONFIG = FinderConfig()
@@ -62,7 +62,7 @@ def test_suppression_equals_opencv(seed, count, threshold):
     scores = np.sort(rng.uniform(0.1, 1, count))[::-1]
     boxes = np.concatenate([corner, corner + sides], axis=1).astype(np.float32)
     close = np.abs(box_iou(jnp.asarray(boxes), jnp.asarray(boxes)) - threshold) < 1e-4
-    kept = np.asarray(suppress(jnp.asarray(boxes), jnp.zeros(count, jnp.int32), threshold))
+    kept = np.asarray(suppress(box_iou(*[jnp.asarray(boxes)] * 2) > threshold, jnp.zeros(count, jnp.int32)))
     expected = cv2.dnn.NMSBoxes(np.concatenate([corner, sides], axis=1).tolist(), scores.tolist(), 0.0, threshold)
     if not close.any():  # where an overlap is on the threshold, rounding decides
         assert np.flatnonzero(kept).tolist() == sorted(np.asarray(expected).tolist())
@@ -70,22 +70,45 @@ def test_suppression_equals_opencv(seed, count, threshold):
 
 def test_boxes_of_other_classes_are_not_suppressed():
     boxes = jnp.asarray([[0, 0, 10, 10]] * 3, jnp.float32)
-    assert suppress(boxes, jnp.asarray([0, 1, 0]), 0.5).tolist() == [True, True, False]
+    assert suppress(same_object(boxes, 0.5), jnp.asarray([0, 1, 0])).tolist() == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("box", "same"),
+    [
+        ((0, 0, 100, 70), False),  # the lower part, too small
+        ((5, 0, 95, 110), True),  # the upper half
+        ((0, 0, 130, 200), True),  # much in common
+        ((60, 0, 160, 200), False),  # beside
+        ((-20, 0, 80, 110), False),  # half of another, farther left
+    ],
+)
+def test_a_part_of_a_person_is_the_same_person(box, same):
+    boxes = jnp.asarray([(0, 0, 100, 200), box], jnp.float32)
+    assert same_object(boxes, 0.6).tolist() == [[True, same], [same, True]]
 
 
 @given(height=st.integers(1, 5000), width=st.integers(1, 5000))
 def test_images_keep_their_aspect_and_inputs_hold_them(height, width):
     rows, columns = resized_size(height, width, CONFIG)
-    assert max(rows, columns) == 512 and min(rows, columns) >= 1
+    assert max(rows, columns) == 640 and min(rows, columns) >= 1
     assert abs(rows / columns * width - height) <= max(height, width) / min(rows, columns)
-    sides = input_size([(rows, columns), (128, 512)], CONFIG)
-    assert sides == (128 * -(-max(rows, 128) // 128), 512)
+    sides = input_size([(rows, columns), (128, 640)], CONFIG)
+    assert sides == (128 * -(-max(rows, 128) // 128), 640)
 
 
 def test_white_and_black_are_normalised():
     ends = np.asarray([[0, 0, 0], [255, 255, 255]], np.uint8)
     expected = (ends - np.asarray([123.675, 116.28, 103.53])) / [58.395, 57.12, 57.375]
     np.testing.assert_allclose(prepare(ends, CONFIG), expected, rtol=0, atol=BLOCK)
+
+
+def test_the_second_look_is_at_the_image_as_pillow_shrinks_it():
+    image = np.random.default_rng(0).uniform(size=(250, 320)).astype(np.float32)
+    ours = np.asarray(shrink(jnp.asarray(image)[None, :, :, None], 0.6))[0, :, :, 0]
+    theirs = Image.fromarray(image).resize((192, 150), Image.Resampling.BILINEAR)
+    assert ours.shape == (160, 192) and not ours[150:].any()
+    np.testing.assert_allclose(ours[:150], theirs, rtol=0, atol=BLOCK)
 
 
 @pytest.mark.parametrize("int8", [False, True])
@@ -107,7 +130,9 @@ def test_bad_configurations_and_files_are_refused(weights, tmp_path):
         ({"widths": (31, 64, 128, 256)}, "widths: expected even numbers"),
         ({"labels": ()}, "labels: expected one or more"),
         ({"nms_iou": 1.5}, "nms_iou: expected a number from 0 to less than 1, got 1.5"),
-        ({"max_objects": 1000}, "max_objects: expected at most num_candidates 300, got 1000"),
+        ({"max_objects": 1000}, "max_objects: expected at most num_candidates 600, got 1000"),
+        ({"scales": (1.0, 0.0)}, r"scales: expected 1 to 8 numbers from above 0 to 1, got \(1.0, 0.0\)"),
+        ({"scales": ()}, "scales: expected 1 to 8 numbers"),
         ({"num_bins": 1}, "num_bins: expected at least 2"),
         ({"depths": (1, 0, 2, 3)}, "depths: expected 4 positive whole numbers"),
     ):
@@ -141,7 +166,7 @@ def test_resized_pixels_are_those_of_pillow(finder):
     pixels = np.asarray(resize(padded, *map(resize_matrix, (300, 700), (rows, columns), size)))
     wide = Image.fromarray(image).resize((columns, 300), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(pixels[:rows, :columns], wide.resize((columns, rows), Image.Resampling.BILINEAR))
-    assert size == (256, 512) and not pixels[rows:].any() and not pixels[:, columns:].any()
+    assert size == (384, 640) and not pixels[rows:].any() and not pixels[:, columns:].any()
     detections = Detector(finder, threshold=0.0)(image)
     assert len(detections) <= CONFIG.max_objects and (detections.boxes[:, 2:] > 0).all()
     assert (detections.boxes[:, :2] >= 0).all()

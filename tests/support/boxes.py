@@ -11,6 +11,7 @@ from vitpose_jax.training.config import from_dict
 from vitpose_jax.training.detection.config import DetectionTrainConfig
 
 TINY_FINDER = {
+    "scales": [1.0],
     "image_size": 128,
     "stem_features": 8,
     "widths": [8, 16, 16, 16],

@@ -30,7 +30,7 @@ def predict_files(
     whole_image: bool = False,
     format: Format = "json",
     draw: bool = False,
-    threshold: float = 0.3,
+    drawing: Mapping[str, Any] | None = None,
     dataset: DatasetKey = None,
     flip_test: bool = False,
     decode: Decode = "udp",
@@ -55,7 +55,8 @@ def predict_files(
         whole_image: each whole image is one box.
         format: "json", "openpose" or "yolo", one file for each image; "coco", one file for all.
         draw: also write each image with its poses drawn on it.
-        threshold: draw keypoints with at least this score.
+        drawing: keyword arguments of `draw_poses`, such as {"threshold": 0.5}; with "numbers": True, the labels are the
+            numbers of the people.
         dataset, flip_test, decode: see `PoseEstimator`.
         overwrite: replace existing results.
         progress: show a progress bar on standard error.
@@ -81,7 +82,7 @@ def predict_files(
     else:
         rows = None if boxes is None else check_boxes(boxes).tolist()
         image_boxes = {path: ImageBoxes(image_id_of(path), rows) for path in paths}
-    results = Results(pathlib.Path(output), format, draw=draw, threshold=threshold, overwrite=overwrite)
+    results = Results(pathlib.Path(output), format, draw=draw, drawing=drawing or {}, overwrite=overwrite)
     results.check_not_overwriting(paths)
     record: dict[str, Any] = {
         "format": format,

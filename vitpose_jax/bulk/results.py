@@ -16,12 +16,13 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from PIL import Image
 
 from vitpose_jax.bulk.inputs import check_not_overwriting
 from vitpose_jax.bulk.settings import SETTINGS_FILE, check_settings, settings_differ, write_settings
 from vitpose_jax.datasets.box_files import ImageBoxes
 from vitpose_jax.draw import draw_poses
-from vitpose_jax.images import read_size
+from vitpose_jax.images import ImageLike, read_size
 from vitpose_jax.interop.yolo import write_yolo
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import Skeleton
@@ -45,16 +46,18 @@ class Results:
         folder: of the results; created when first needed. Temporary files of killed runs in it are deleted.
         format: "json" (`Poses.to_dict`), "openpose", "yolo" or "coco".
         draw: also write each image with its poses drawn on it.
-        threshold: draw keypoints with at least this score.
+        drawing: keyword arguments of `draw_poses`.
         overwrite: count no image as done. Results of other images in a COCO file stay if they have the same settings.
 
     Raises:
         ValueError: if a COCO file of an earlier run cannot be read.
     """
 
-    def __init__(self, folder: pathlib.Path, format: Format, *, draw: bool, threshold: float, overwrite: bool):
+    def __init__(
+        self, folder: pathlib.Path, format: Format, *, draw: bool, drawing: Mapping[str, Any], overwrite: bool
+    ):
         self._folder, self._format, self._draw = folder, format, draw
-        self._threshold, self._overwrite = threshold, overwrite
+        self._drawing_options, self._overwrite = drawing, overwrite
         self._settings: Mapping[str, Any] | None = None
         self._unwritten, self._next_write = False, time.monotonic() + WRITE_SECONDS
         remove_leftovers(folder)
@@ -94,14 +97,17 @@ class Results:
         return path.name in self._coco if self._format == "coco" else self._document(path).is_file()
 
     def check(self, skeleton: Skeleton) -> None:
-        """Check that the format can hold poses of a skeleton.
+        """Check that the format can hold poses of a skeleton, and that they can be drawn as wanted.
 
         Raises:
-            ValueError: if it cannot.
+            ValueError: if not.
         """
+        k = skeleton.num_keypoints
+        example = Poses.create(np.zeros((1, k, 2)), np.ones((1, k)), np.ones((1, 4)), skeleton)
         if self._format == "openpose":
-            k = skeleton.num_keypoints
-            Poses.create(np.zeros((1, k, 2)), np.zeros((1, k)), np.zeros((1, 4)), skeleton).to_openpose()
+            example.to_openpose()
+        if self._draw:
+            self._draw_poses(np.zeros((1, 1, 3), np.uint8), example)
 
     def add(self, path: pathlib.Path, boxes: ImageBoxes, poses: Poses) -> None:
         """Write the results of an image. A COCO file is written now and then, and by `finish`."""
@@ -111,7 +117,7 @@ class Results:
             write_settings(self._folder, self._settings)
             self._settings = None
         if self._draw:
-            write_png(self._drawing(path), draw_poses(path, poses, threshold=self._threshold))
+            write_png(self._drawing(path), self._draw_poses(path, poses))
         if self._format == "coco":
             # COCO's tools ignore the name. A later run reads from it which image an entry belongs to.
             entries = poses.to_coco(boxes.image_id, box_scores=boxes.scores, category_id=boxes.categories or 1)
@@ -141,6 +147,12 @@ class Results:
         # OpenPose's own name for its files.
         ending = {"openpose": "_keypoints.json", "yolo": ".txt"}.get(self._format, ".json")
         return self._folder / f"{path.stem}{ending}"
+
+    def _draw_poses(self, image: ImageLike, poses: Poses) -> Image.Image:
+        options = dict(self._drawing_options)
+        if options.pop("numbers", False):
+            options["labels"] = [str(number) for number in range(len(poses))]
+        return draw_poses(image, poses, **options)
 
     def _drawing(self, path: pathlib.Path) -> pathlib.Path:
         return self._folder / f"{path.stem}_poses.png"

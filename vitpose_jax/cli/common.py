@@ -20,11 +20,12 @@ class Decode(enum.StrEnum):
 
 
 class DType(enum.StrEnum):
-    """The dtype of the computation."""
+    """The dtype of the computation; "auto" is bfloat16 where the machine is faster with it."""
 
     float32 = "float32"
     bfloat16 = "bfloat16"
     float16 = "float16"
+    auto = "auto"
 
 
 def say(message: str) -> None:

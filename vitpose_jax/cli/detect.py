@@ -35,7 +35,6 @@ def detect(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find people in images. `predict --boxes` reads the results."""
-    import jax.numpy as jnp
 
     from vitpose_jax.bulk.detect import DETECTIONS_FILE, detect_files
     from vitpose_jax.bulk.inputs import find_images
@@ -47,7 +46,7 @@ def detect(
     def load() -> Detector:
         return Detector.from_pretrained(
             detector,
-            dtype=jnp.dtype(dtype.value),
+            dtype=dtype.value,
             revision=revision,
             threshold=threshold,
             max_detections=max_detections,

@@ -152,7 +152,6 @@ def evaluate(
         say(f"the published figures for {protocol.name} use a detector's boxes")
 
     import jax
-    import jax.numpy as jnp
 
     from vitpose_jax.detector import Detector
     from vitpose_jax.estimator import PoseEstimator
@@ -169,7 +168,7 @@ def evaluate(
         raise ValueError(f"--devices: expected at most {len(available)}, the number of devices, got {devices}")
     estimator = PoseEstimator.from_pretrained(
         model,
-        dtype=jnp.dtype(dtype.value),
+        dtype=dtype.value,
         revision=revision,
         max_batch=max_batch,
         border="opencv",
@@ -186,7 +185,7 @@ def evaluate(
     if detector is None:
         evaluations = {"": run(estimator, samples, output=output, limit=limit, **flow, **options)}
     else:
-        finder = Detector.from_pretrained(detector, dtype=jnp.dtype(dtype.value))
+        finder = Detector.from_pretrained(detector, dtype=dtype.value)
         found = {
             "min_score": MIN_SCORE if min_score is None else min_score,
             "detector_name": detector,
@@ -242,13 +241,12 @@ def _evaluate_detection(
     overwrite: bool,
 ) -> None:
     """Measure a detector and print its numbers."""
-    import jax.numpy as jnp
 
     from vitpose_jax.detector import Detector
     from vitpose_jax.evaluation.detector_runner import evaluate_detector
 
     evaluation = evaluate_detector(
-        Detector.from_pretrained(detector, dtype=jnp.dtype(dtype.value), revision=revision, max_batch=max_batch),
+        Detector.from_pretrained(detector, dtype=dtype.value, revision=revision, max_batch=max_batch),
         annotations,
         images,
         output,

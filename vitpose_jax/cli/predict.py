@@ -25,6 +25,14 @@ class Format(enum.StrEnum):
     yolo = "yolo"
 
 
+class ColourBy(enum.StrEnum):
+    """What has a colour of its own in a drawing."""
+
+    side = "side"
+    person = "person"
+    keypoint = "keypoint"
+
+
 def predict(
     images: Annotated[list[str], typer.Argument(help="Images: files, folders or glob patterns.", metavar="IMAGE...")],
     model: Annotated[
@@ -57,6 +65,15 @@ def predict(
     ] = Format.json,
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its poses drawn on it.")] = False,
     threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,
+    line_width: Annotated[
+        float | None, typer.Option(help="Width of the lines in pixels. Default: fits each person.")
+    ] = None,
+    radius: Annotated[float | None, typer.Option(help="Of the dots in pixels; 0 for none. Default: fits.")] = None,
+    colour_by: Annotated[
+        ColourBy | None, typer.Option(help="What has a colour of its own. Default: sides; from four people on, people.")
+    ] = None,
+    fade: Annotated[bool, typer.Option("--fade", help="Draw a keypoint the fainter, the lower its score.")] = False,
+    numbers: Annotated[bool, typer.Option("--numbers", help="Write each person's number beside it.")] = False,
     dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
     category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
     min_score: Annotated[
@@ -77,8 +94,6 @@ def predict(
     if label and (boxes or whole_image):
         raise ValueError("--label names the classes that a detector looks for, and boxes are given")
 
-    import jax.numpy as jnp
-
     from vitpose_jax.bulk.inputs import find_images
     from vitpose_jax.bulk.predict import predict_files
     from vitpose_jax.detector import LABELS, Detector
@@ -90,7 +105,7 @@ def predict(
         say("people are found by the bundled finder; --boxes, --detector and --whole-image choose otherwise")
 
     def load() -> PoseEstimator:
-        compute = jnp.dtype(dtype.value)
+        compute = dtype.value
         finder = None
         # The estimator loads the bundled finder by itself, and says for which skeletons it cannot.
         if find_boxes and (detector != DEFAULT_FINDER or label or min_score is not None):
@@ -105,7 +120,14 @@ def predict(
         whole_image=whole_image,
         format=format.value,
         draw=draw,
-        threshold=threshold,
+        drawing={
+            "threshold": threshold,
+            "line_width": line_width,
+            "radius": radius,
+            "colour_by": None if colour_by is None else colour_by.value,
+            "fade": fade,
+            "numbers": numbers,
+        },
         dataset=int(dataset) if dataset and dataset.isdecimal() else dataset,
         flip_test=flip_test,
         decode=decode.value,

@@ -16,6 +16,7 @@ STAGES = 4
 # Limits on what no tensor tells: the memory of a photograph grows with the square of both.
 LARGEST_IMAGE = 8192
 MOST_CANDIDATES = 10_000
+MOST_SCALES = 8
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,8 @@ class FinderConfig:
 
     Attributes:
         image_size: the longer side of the network's input, in pixels: a multiple of 128.
+        scales: the network looks at the image once at each of these scales of the input, each more than 0 and at most
+            1. Large people are found best at a small one.
         stem_features: channels after the stem.
         widths, depths: channels and number of blocks of each of the four stages.
         hidden_size: channels of the feature maps that the heads read.
@@ -40,7 +43,8 @@ class FinderConfig:
         ValueError: if a field has a wrong value; one line that names each field with expected and got.
     """
 
-    image_size: int = 512
+    image_size: int = 640
+    scales: tuple[float, ...] = (1.0, 0.6)
     stem_features: int = 32
     widths: tuple[int, ...] = (32, 64, 128, 256)
     depths: tuple[int, ...] = (1, 2, 2, 3)
@@ -49,10 +53,10 @@ class FinderConfig:
     labels: tuple[str, ...] = ("person",)
     image_mean: tuple[float, ...] = (123.675, 116.28, 103.53)
     image_std: tuple[float, ...] = (58.395, 57.12, 57.375)
-    num_candidates: int = 300
+    num_candidates: int = 600
     nms_iou: float = 0.6
     max_objects: int = 100
-    score_threshold: float = 0.36
+    score_threshold: float = 0.4
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -74,6 +78,12 @@ class FinderConfig:
             return
         if self.image_size % 128 or self.image_size > LARGEST_IMAGE:
             yield f"image_size: expected a multiple of 128 up to {LARGEST_IMAGE}, got {self.image_size}"
+        if (
+            not isinstance(self.scales, tuple)
+            or not 0 < len(self.scales) <= MOST_SCALES
+            or not all(is_number(scale) and 0 < scale <= 1 for scale in self.scales)
+        ):
+            yield f"scales: expected 1 to {MOST_SCALES} numbers from above 0 to 1, got {shorten(self.scales)}"
         if self.num_candidates > MOST_CANDIDATES:
             yield f"num_candidates: expected at most {MOST_CANDIDATES}, got {self.num_candidates}"
         if any(width % 2 for width in self.widths):

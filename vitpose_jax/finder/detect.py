@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Num, UInt8
 from vitpose_jax.detections import Objects
 from vitpose_jax.finder.modeling import PersonFinder
 from vitpose_jax.finder.postprocess import find_objects
-from vitpose_jax.finder.preprocess import prepare
+from vitpose_jax.finder.preprocess import prepare, shrink
 
 
 def detect(
@@ -18,7 +18,7 @@ def detect(
     class_mask: Bool[Array | np.ndarray, " classes"],
     count: int,
 ) -> Objects:
-    """Find people in a batch of images.
+    """Find people in a batch of images, at each scale of the configuration; of two boxes of a person the better stays.
 
     Args:
         model: the network.
@@ -29,12 +29,15 @@ def detect(
         count: number of people in an image.
     """
     config = model.config
-    output = model(prepare(images, config))
+    pixels = prepare(images, config)
+    looks = [model(shrink(pixels, scale)) for scale in config.scales]
+    logits = jnp.concatenate([look.logits for look in looks], axis=1)
+    boxes = jnp.concatenate([look.boxes / scale for look, scale in zip(looks, config.scales, strict=True)], axis=1)
     # Boxes end at the border of the image, not of the input.
     limit = jnp.tile(jnp.asarray(resized)[:, ::-1].astype(jnp.float32), 2)[:, None]
     return find_objects(
-        output.logits,
-        jnp.clip(output.boxes, 0, limit),
+        logits,
+        jnp.clip(boxes, 0, limit),
         jnp.asarray(sizes, jnp.float32) / jnp.asarray(resized, jnp.float32),
         class_mask,
         num_candidates=config.num_candidates,

@@ -7,6 +7,11 @@ from jaxtyping import Array, Bool, Float, Int, Num
 
 from vitpose_jax.detections import Objects
 
+# Two boxes are also of one person if this fraction of the smaller one lies in the other, and they overlap as much as
+# this: the upper half of somebody, and all of him. Measured on photographs of crowds: it removes more wrong boxes than
+# right ones.
+INSIDE, PART_IOU = 0.9, 0.4
+
 
 def find_objects(
     logits: Float[Array, "n cells classes"],
@@ -32,7 +37,7 @@ def find_objects(
     candidates = jnp.where(class_mask, logits, -jnp.inf).reshape(n, -1)
     top_logits, index = jax.lax.top_k(candidates, min(num_candidates, candidates.shape[1]))
     top_boxes, class_ids = jnp.take_along_axis(boxes, (index // classes)[..., None], axis=1), index % classes
-    kept = jax.vmap(suppress, in_axes=(0, 0, None))(top_boxes, class_ids, nms_iou)
+    kept = jax.vmap(suppress)(jax.vmap(same_object, in_axes=(0, None))(top_boxes, nms_iou), class_ids)
     kept_logits, order = jax.lax.top_k(jnp.where(kept, top_logits, -jnp.inf), min(count, top_logits.shape[1]))
     corners = jnp.take_along_axis(top_boxes, order[..., None], axis=1)
     corners = corners * jnp.tile(scale[:, ::-1].astype(jnp.float32), 2)[:, None]
@@ -41,19 +46,28 @@ def find_objects(
     return Objects(sides, jax.nn.sigmoid(kept_logits), class_ids)
 
 
-def suppress(
-    boxes: Float[Array, "count 4"], class_ids: Int[Array, " count"], iou_threshold: float
-) -> Bool[Array, " count"]:
-    """Greedy non-maximum suppression: which boxes stay, of boxes x1, y1, x2, y2 sorted by falling score.
+def same_object(boxes: Float[Array, "count 4"], nms_iou: float) -> Bool[Array, "count count"]:
+    """Which pairs of boxes x1, y1, x2, y2 are taken for one object: those that overlap much, and parts of another."""
+    intersection, areas = _intersections(boxes, boxes)
+    smaller = jnp.minimum(*areas)
+    iou = _iou(intersection, areas)
+    return (iou > nms_iou) | ((iou > PART_IOU) & (intersection > INSIDE * smaller))
 
-    A box stays if no better box that stays overlaps it too much. Starting from all boxes, this rule is applied to all
-    of them until nothing changes. Each time at least one more box is settled for good, the best first; for photographs
-    a few times are enough.
+
+def suppress(same: Bool[Array, "count count"], class_ids: Int[Array, " count"]) -> Bool[Array, " count"]:
+    """Greedy non-maximum suppression: which boxes stay, of boxes sorted by falling score.
+
+    A box stays if no better box of its class that stays is of the same object. Starting from all boxes, this rule is
+    applied to all of them until nothing changes. Each time at least one more box is settled for good, the best first;
+    for photographs a few times are enough.
+
+    Args:
+        same: which pairs are taken for one object.
+        class_ids: of the boxes.
     """
-    order = jnp.arange(len(boxes))
-    overlaps = box_iou(boxes, boxes) > iou_threshold
+    order = jnp.arange(len(same))
     # blocks[i, j]: if box i stays, box j does not.
-    blocks = overlaps & (order[:, None] < order) & (class_ids[:, None] == class_ids)
+    blocks = same & (order[:, None] < order) & (class_ids[:, None] == class_ids)
 
     def settle(state: tuple[Array, Array]) -> tuple[Array, Array]:
         stays, _ = state
@@ -62,15 +76,25 @@ def suppress(
     def changed(state: tuple[Array, Array]) -> Array:
         return jnp.any(state[0] != state[1])
 
-    everything = jnp.ones(len(boxes), bool)
+    everything = jnp.ones(len(same), bool)
     return jax.lax.while_loop(changed, settle, settle((everything, everything)))[0]
 
 
 def box_iou(first: Float[Array, "n 4"], second: Float[Array, "m 4"]) -> Float[Array, "n m"]:
     """Intersection over union of each pair of boxes x1, y1, x2, y2; 0 for boxes without area."""
+    return _iou(*_intersections(first, second))
+
+
+def _intersections(
+    first: Float[Array, "n 4"], second: Float[Array, "m 4"]
+) -> tuple[Float[Array, "n m"], tuple[Float[Array, "n 1"], Float[Array, " m"]]]:
+    """The area that each pair has in common, and the areas of the boxes."""
     start = jnp.maximum(first[:, None, :2], second[:, :2])
     end = jnp.minimum(first[:, None, 2:], second[:, 2:])
-    intersection = jnp.prod(jnp.clip(end - start, 0), axis=-1)
     areas = [jnp.prod(boxes[:, 2:] - boxes[:, :2], axis=-1) for boxes in (first, second)]
-    union = areas[0][:, None] + areas[1] - intersection
+    return jnp.prod(jnp.clip(end - start, 0), axis=-1), (areas[0][:, None], areas[1])
+
+
+def _iou(intersection: Float[Array, "n m"], areas: tuple[Float[Array, "n 1"], Float[Array, " m"]]) -> Array:
+    union = areas[0] + areas[1] - intersection
     return jnp.where(union > 0, intersection / jnp.where(union > 0, union, 1), 0)

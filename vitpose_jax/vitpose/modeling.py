@@ -35,7 +35,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Key
 
 from vitpose_jax.storage import parameters
-from vitpose_jax.vitpose import ops, windowed_attention
+from vitpose_jax.vitpose import ops, products, windowed_attention
 from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
 from vitpose_jax.vitpose.positions import resize_positions
 
@@ -80,7 +80,7 @@ class PatchEmbed(nnx.Module):
         # A convolution whose stride is its kernel size is a matrix product. XLA compiles the gradient of the product
         # much better.
         patches = ops.cut_patches(crops, self.patch_size, self.grid_size, PATCH_PADDING)
-        return patches @ jax.lax.collapse(kernel, 0, 3) + bias + pos_embed[1:] + pos_embed[:1]
+        return products.matmul(patches, jax.lax.collapse(kernel, 0, 3)) + bias + pos_embed[1:] + pos_embed[:1]
 
 
 class Attention(nnx.Module):
@@ -92,6 +92,7 @@ class Attention(nnx.Module):
             "kernel_init": nnx.initializers.truncated_normal(config.initializer_range),
             "dtype": dtype,
             "param_dtype": param_dtype,
+            "dot_general": products.dot_general,
             "rngs": rngs,
         }
         self.qkv = nnx.Linear(dim, 3 * dim, use_bias=config.qkv_bias, **kwargs)
@@ -112,9 +113,9 @@ class Attention(nnx.Module):
         # (benchmarks/README.md).
         query, key, value = (part.reshape(n, length, self.num_heads, head_dim) for part in jnp.split(qkv, 3, axis=-1))
         query, key, value = query.transpose(0, 2, 1, 3), key.transpose(0, 2, 3, 1), value.transpose(0, 2, 1, 3)
-        logits = jnp.matmul(query, key, preferred_element_type=jnp.float32)
+        logits = products.matmul(query, key, jnp.float32)
         weights = jax.nn.softmax(logits * head_dim**-0.5).astype(tokens.dtype)
-        mixed = (weights @ value).transpose(0, 2, 1, 3).reshape(n, length, dim)
+        mixed = products.matmul(weights, value).transpose(0, 2, 1, 3).reshape(n, length, dim)
         return self.proj(mixed), weights
 
 
@@ -126,6 +127,7 @@ class Mlp(nnx.Module):
             "kernel_init": nnx.initializers.truncated_normal(config.initializer_range),
             "dtype": dtype,
             "param_dtype": param_dtype,
+            "dot_general": products.dot_general,
             "rngs": rngs,
         }
         # With experts, the last part_features output channels come from them.
@@ -160,7 +162,7 @@ class MoeMlp(Mlp):
         hidden = self.act(self.fc1(tokens))
         kernel = self.experts_kernel[...][dataset_index].astype(self.dtype)
         bias = self.experts_bias[...][dataset_index].astype(self.dtype)
-        part = hidden @ kernel + (bias if bias.ndim == 1 else bias[:, None])
+        part = products.matmul(hidden, kernel) + (bias if bias.ndim == 1 else bias[:, None])
         return jnp.concatenate([self.fc2(hidden), part], axis=-1)
 
 
@@ -318,7 +320,11 @@ class Backbone(nnx.Module):
         # For the gradient, store the outputs of linear layers. Computing the rest again takes no longer than storing
         # it, and uses a third to a half of the memory. Inside a scan the compiler cannot merge the second computation
         # with the first, so prevent_cse is not needed.
-        policy = None if remat else jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+        policies = jax.checkpoint_policies
+        policy = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(products.LINEAR)
+        )
+        policy = None if remat else policy
         step = jax.checkpoint(step, prevent_cse=False, policy=policy)
 
         embedding = self.patch_embed(crops.astype(self.dtype))
@@ -419,7 +425,9 @@ class ClassicDecoder(nnx.Module):
     def __call__(self, features: Float[Array, "n rows columns dim"]) -> Float[Array, "n height width K"]:
         x = jax.nn.relu(self.norm1(self.deconv1(features)))
         x = jax.nn.relu(self.norm2(self.deconv2(x)))
-        return self.conv(x)
+        # A 1x1 convolution is a matrix product, which CPUs compute faster.
+        kernel, bias = (leaf[...].astype(x.dtype) for leaf in (self.conv.kernel, self.conv.bias))
+        return products.matmul(x, kernel[0, 0]) + bias
 
 
 class SimpleDecoder(nnx.Module):

@@ -3,11 +3,15 @@
 import functools
 import math
 from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
+
+from vitpose_jax.vitpose import products
 
 
 @jax.custom_jvp
@@ -46,7 +50,6 @@ def activation(name: str) -> Callable[[Array], Array]:
     return _ACTIVATIONS[name]
 
 
-@jax.custom_jvp
 def deconv(
     x: Float[Array, "n height width features_in"], kernel: Float[Array, "4 4 features_in features"]
 ) -> Float[Array, "n 2*height 2*width features"]:
@@ -61,14 +64,20 @@ def deconv(
         x: features.
         kernel: flipped in height and width, as the convolution over the dilated input reads it.
     """
+    # In bfloat16, CPUs compute products faster than convolutions.
+    return _by_platform(x, kernel, cpu=_product2x2) if x.dtype == jnp.bfloat16 else _deconv(x, kernel)
+
+
+@jax.custom_jvp
+def _deconv(x: Array, kernel: Array) -> Array:
     return _by_platform(x, kernel, cpu=_conv2x2)
 
 
-@deconv.defjvp
+@_deconv.defjvp
 def _deconv_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (x, kernel), (x_tangent, kernel_tangent) = primals, tangents
     tangent = _by_platform(x_tangent, kernel, cpu=_product2x2)
-    return deconv(x, kernel), tangent + _by_platform(x, kernel_tangent, cpu=_product2x2)
+    return _deconv(x, kernel), tangent + _by_platform(x, kernel_tangent, cpu=_product2x2)
 
 
 def _by_platform(x: Array, kernel: Array, *, cpu: Callable[[Array, Array], Array]) -> Array:
@@ -111,7 +120,7 @@ def _product2x2(
 ) -> Float[Array, "n height+1 width+1 features"]:
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     rows = jnp.concatenate([padded[:, :, :-1], padded[:, :, 1:]], axis=-1)
-    return jnp.concatenate([rows[:, :-1], rows[:, 1:]], axis=-1) @ jax.lax.collapse(kernel, 0, 3)
+    return products.matmul(jnp.concatenate([rows[:, :-1], rows[:, 1:]], axis=-1), jax.lax.collapse(kernel, 0, 3))
 
 
 def cut_patches(
@@ -149,3 +158,39 @@ def check_dtype(dtype: DTypeLike, name: str = "dtype") -> None:
         known = False
     if not known:
         raise ValueError(f"{name}: expected float32, bfloat16 or float16, got {getattr(dtype, '__name__', dtype)}")
+
+
+def choose_dtype(dtype: DTypeLike | Literal["auto"]) -> DTypeLike:
+    """The dtype of a computation; "auto" is bfloat16 where this machine is faster with it, float32 elsewhere.
+
+    Raises:
+        ValueError: see `check_dtype`.
+    """
+    if isinstance(dtype, str) and dtype == "auto":
+        return jnp.bfloat16 if jax.default_backend() != "cpu" or _has_bfloat16_products() else jnp.float32
+    check_dtype(dtype)
+    return dtype
+
+
+def choose_param_dtype(dtype: DTypeLike, param_dtype: DTypeLike | None) -> DTypeLike:
+    """The dtype of stored parameters; by default that of the computation, but float32 for bfloat16 on CPUs.
+
+    There XLA would widen all bfloat16 parameters in every call, which takes longer than to round them.
+
+    Raises:
+        ValueError: see `check_dtype`.
+    """
+    if param_dtype is not None:
+        check_dtype(param_dtype, "param_dtype")
+        return param_dtype
+    return jnp.float32 if jnp.dtype(dtype) == jnp.bfloat16 and jax.default_backend() == "cpu" else dtype
+
+
+@functools.cache
+def _has_bfloat16_products() -> bool:
+    """Whether the processor has instructions for them, as Linux says."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(errors="replace").split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(flags)

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from vitpose_jax.vitpose import products
 from vitpose_jax.vitpose.config import VitPoseConfig
 
 # Rows and columns by which a block's windows are moved.
@@ -95,10 +96,10 @@ def attend(
         key = jnp.concatenate([key, means[:, :, :, 0].transpose(0, 1, 3, 4, 2)], axis=-1)
         value = jnp.concatenate([value, means[:, :, :, 1].transpose(0, 1, 3, 2, 4)], axis=-2)
         visible = jnp.pad(visible, ((0, 0), (0, 0), (0, means.shape[2])), constant_values=True)
-    logits = jnp.matmul(query, key, preferred_element_type=jnp.float32) * qkv.shape[-1] ** -0.5
+    logits = products.matmul(query, key, jnp.float32) * qkv.shape[-1] ** -0.5
     # Each position attends at least to itself, so no row of the softmax is empty.
     weights = jax.nn.softmax(jnp.where(visible[:, None], logits, -jnp.inf)).astype(qkv.dtype)
-    return join((weights @ value).transpose(0, 1, 3, 2, 4), windows, shift)
+    return join(products.matmul(weights, value).transpose(0, 1, 3, 2, 4), windows, shift)
 
 
 def partition(
