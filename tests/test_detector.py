@@ -253,6 +253,10 @@ def test_paths_arrays_and_gray_images_give_the_same_boxes(detector, tmp_path):
     expected = detector(image).boxes
     for source in (tmp_path / "image.png", str(tmp_path / "image.png"), Image.fromarray(image), jnp.asarray(image)):
         np.testing.assert_array_equal(detector(source).boxes, expected)
+    (batched,) = detector(image[None, ..., ::-1], channel_order="bgr")
+    (streamed,) = detector.stream([image[..., ::-1]], channel_order="bgr")
+    for detections in (batched, streamed, detector((tmp_path / "image.png").read_bytes())):
+        np.testing.assert_array_equal(detections.boxes, expected)
     gray = detector(image[:, :, 0])
     np.testing.assert_array_equal(detector(np.repeat(image[:, :, :1], 3, axis=2)).boxes, gray.boxes)
 
@@ -277,7 +281,7 @@ def test_invalid_images_and_batch_sizes_raise(detector, tmp_path):
     with pytest.raises(FileNotFoundError):
         detector(tmp_path / "none.png")
     with pytest.raises(TypeError, match="uint8"):
-        detector(np.zeros((4, 4, 3), np.float32))
+        detector(np.zeros((4, 4, 3), np.int32))
     with pytest.raises(ValueError, match="power of two"):
         Detector(detector.model, max_batch=3)
 

@@ -10,6 +10,8 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import supervision
+import torch
 from flax import nnx
 from PIL import Image
 
@@ -17,7 +19,7 @@ from tests.support import programs
 from tests.support.images import random_boxes, random_image
 from tests.support.models import PLUS, TINY, random_model
 from tests.support.poses import ARGMAX, assert_same_poses
-from tests.tolerances import HEATMAPS, REFINED, REFINED_MOST, ROUNDED_PIXELS
+from tests.tolerances import FLOAT32, HEATMAPS, KEYPOINTS, REFINED, REFINED_MOST, ROUNDED_PIXELS
 from vitpose_jax import PoseEstimator, VitPoseConfig
 from vitpose_jax import estimator as estimator_module
 from vitpose_jax.pipeline.packing import PIXEL_BUCKETS, PackedImages
@@ -98,6 +100,61 @@ def test_exif_orientation_is_honoured(estimator):
     buffer = io.BytesIO()
     Image.fromarray(np.rot90(image)).save(buffer, "PNG", exif=exif)
     assert_same_poses(estimator(Image.open(buffer), boxes, **ARGMAX), estimator(image, boxes, **ARGMAX))
+
+
+def test_batches_tensors_bytes_and_bgr_give_the_same_poses(estimator, tmp_path):
+    images, boxes = np.stack([random_image(5), random_image(6)]), [random_boxes(5, 2), random_boxes(6, 3)]
+    expected = estimator(list(images), boxes, **ARGMAX)
+    path = tmp_path / "image.png"
+    Image.fromarray(images[0]).save(path)
+    assert_same_poses(estimator(path.read_bytes(), boxes[0], **ARGMAX), expected[0])
+    assert_same_poses(estimator(path.as_uri(), boxes[0], **ARGMAX), expected[0])
+    tensor = torch.tensor(images.transpose(0, 3, 1, 2)) / 255
+    for batch in (images, jnp.asarray(images), tensor):
+        for poses, wanted in zip(estimator(batch, boxes, **ARGMAX), expected, strict=True):
+            assert_same_poses(poses, wanted)
+    assert estimator(images[:0]) == []
+    (one,) = estimator(images[:1], boxes[:1], **ARGMAX)
+    assert_same_poses(one, expected[0])
+    bgr = estimator(images[..., ::-1], boxes, channel_order="bgr", **ARGMAX)
+    streamed = estimator.stream(zip(images[..., ::-1], boxes, strict=True), channel_order="bgr", **ARGMAX)
+    for poses, same, wanted in zip(bgr, streamed, expected, strict=True):
+        assert_same_poses(poses, wanted)
+        assert_same_poses(same, wanted)
+
+
+def test_boxes_of_every_format_give_the_same_poses(estimator):
+    image, boxes = random_image(5), np.asarray([[10, 20, 60, 90], [0, 0, 80, 60]], np.float32)
+    height, width, _ = image.shape
+    corner, size = boxes[:, :2], boxes[:, 2:]
+    centred = np.concatenate([corner + size / 2, size], axis=1)
+    forms = {
+        "xyxy": np.concatenate([corner, corner + size], axis=1),
+        "cxcywh": centred,
+        "yolo": centred / np.asarray([width, height] * 2),
+    }
+    expected = estimator(image, boxes, **ARGMAX)
+    for nested in ([boxes], boxes[None]):
+        assert_same_poses(estimator(image, nested, **ARGMAX), expected)
+    for name, rows in forms.items():
+        (streamed,) = estimator.stream([(image, rows)], box_format=name, **ARGMAX)
+        for poses in (estimator(image, rows, box_format=name, **ARGMAX), streamed):
+            np.testing.assert_allclose(poses.boxes, boxes, rtol=FLOAT32)
+            np.testing.assert_allclose(poses.keypoints, expected.keypoints, rtol=0, atol=KEYPOINTS)
+    with pytest.raises(ValueError, match=r"boxes\[0\]: box 0 has no area; expected x2 > x1"):
+        estimator(image, [[60, 20, 10, 90]], box_format="xyxy")
+
+
+def test_detections_bring_their_scores(estimator):
+    image, boxes, scores = random_image(5), random_boxes(5, 2), np.asarray([0.9, 0.5], np.float32)
+    xyxy = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+    detections = supervision.Detections(xyxy=xyxy, confidence=scores)
+    (listed,) = estimator([image], [detections])
+    for poses in (estimator(image, detections), listed, *estimator([image], detections)):
+        np.testing.assert_allclose(poses.boxes, boxes, rtol=FLOAT32)
+        np.testing.assert_array_equal(poses.box_scores, scores)
+    with pytest.raises(ValueError, match="one entry for each of 2 images, got 1"):
+        estimator([image, image], detections)
 
 
 def test_people_and_animals_in_one_image(plus):

@@ -118,6 +118,14 @@ def test_linen(run):
     np.testing.assert_allclose(values["scores"], values["expected"], rtol=0, atol=HEATMAPS)
 
 
+def test_supervision_annotators(run, tmp_path):
+    values = run("supervision_annotators.py")
+    assert 1 <= len(values["boxes"]) <= len(values["poses"])
+    np.testing.assert_array_equal(values["poses"].box_scores, values["people"].scores)
+    assert (values["scene"] != values["image"]).any()
+    assert (tmp_path / "supervision_poses.png").is_file()
+
+
 def test_profile_trace(run, tmp_path):
     run("profile_trace.py")
     assert list(tmp_path.glob("trace/**/perfetto_trace.json.gz"))

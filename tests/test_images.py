@@ -11,9 +11,10 @@ import hypothesis.strategies as st
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from vitpose_jax.images import load_image
+from vitpose_jax.images import decoded_bytes, load_image, own
 
 RGB = np.random.default_rng(0).integers(0, 256, (12, 9, 3)).astype(np.uint8)
 GRAY = RGB[:, :, 0]
@@ -53,6 +54,64 @@ def test_arrays_of_all_shapes_and_kinds_load():
     np.testing.assert_array_equal(load_image(GRAY), GRAY3)
     np.testing.assert_array_equal(load_image(np.concatenate([RGB, RGB[:, :, :1]], axis=2)), RGB)
     np.testing.assert_array_equal(load_image(RGB[::-1, ::2]), RGB[::-1, ::2])
+
+
+def test_bytes_load_as_their_file(file):
+    content = encode(Image.fromarray(RGB), "PNG")
+    buffer = io.BytesIO(content)
+    buffer.seek(0, io.SEEK_END)
+    url = "file://" + str(file(content, "with space.png")).replace(" ", "%20")
+    for same in (content, bytearray(content), buffer, url):
+        np.testing.assert_array_equal(load_image(same), RGB)
+        assert decoded_bytes(same) == RGB.nbytes
+    assert buffer.tell() == len(content)
+
+
+@pytest.mark.parametrize("make", [np.asarray, jnp.asarray, lambda array: torch.tensor(np.ascontiguousarray(array))])
+def test_channels_first_and_floats_load_where_they_are_clear(make):
+    for expected, pixels in ((RGB, RGB), (GRAY3, GRAY3[:, :, :1])):
+        first = pixels.transpose(2, 0, 1)
+        for array in (pixels, first, pixels / np.float32(255), first.astype(np.float32) / 255):
+            np.testing.assert_array_equal(load_image(make(array)), expected)
+            assert decoded_bytes(make(array)) >= pixels.nbytes
+    np.testing.assert_array_equal(load_image(make(GRAY)), GRAY3)
+
+
+def test_floats_of_half_precision_load():
+    for half in (torch.tensor(RGB / 255).bfloat16(), jnp.asarray(RGB / 255, jnp.bfloat16), (RGB / 255).astype("f2")):
+        assert np.abs(load_image(half).astype(int) - RGB).max() <= 1
+    assert load_image(np.asarray([[1.002, -0.002]], np.float32))[:, :, 0].tolist() == [[255, 0]]
+    learned = torch.tensor(RGB / 255, dtype=torch.float32, requires_grad=True)
+    np.testing.assert_array_equal(load_image(learned), RGB)
+
+
+def test_where_both_ends_can_be_channels_an_array_has_them_last():
+    pixels = RGB[:3]
+    for array in (pixels, jnp.asarray(pixels)):
+        np.testing.assert_array_equal(load_image(array), pixels)
+
+
+def test_bgr_turns_the_channels_of_arrays_alone(file):
+    path = file(encode(Image.fromarray(RGB), "PNG"))
+    first = torch.tensor(np.ascontiguousarray(RGB[:, :, ::-1].transpose(2, 0, 1)))
+    for image in (RGB[:, :, ::-1], first, path, Image.open(path), path.read_bytes()):
+        np.testing.assert_array_equal(load_image(image, channel_order="bgr"), RGB)
+    bgra = np.concatenate([RGB[:, :, ::-1], RGB[:, :, :1]], axis=2)
+    np.testing.assert_array_equal(load_image(bgra, channel_order="bgr"), RGB)
+    np.testing.assert_array_equal(load_image(GRAY, channel_order="bgr"), GRAY3)
+
+
+def test_an_unknown_channel_order_is_refused(unchecked):
+    with pytest.raises(ValueError, match="channel_order: expected 'rgb' or 'bgr', got 'gbr'"):
+        load_image(RGB, channel_order="gbr")
+
+
+def test_what_a_stream_holds_is_its_own():
+    content, tensor = bytearray(b"abc"), torch.zeros(2)
+    held = own((content, tensor, io.BytesIO(b"abc")))
+    content[:] = b"xyz"
+    tensor += 1
+    assert (held[0], held[1].tolist(), held[2]) == (b"abc", [0, 0], b"abc")
 
 
 @pytest.mark.parametrize("format", ["PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "TGA"])
@@ -165,18 +224,26 @@ def test_threads_load_one_open_image():
 @pytest.mark.parametrize(
     ("image", "error", "message"),
     [
-        (np.zeros((4, 4, 3), np.float32), TypeError, "expected an array of uint8, 0 to 255, got float32"),
-        (np.zeros((4, 4), bool), TypeError, "expected an array of uint8, 0 to 255, got bool"),
-        (jnp.zeros((4, 4, 3), jnp.bfloat16), TypeError, "got bfloat16"),
-        (np.zeros((3, 4, 5), np.uint8), ValueError, r"got \(3, 4, 5\)"),
-        (np.zeros((1, 4, 4, 3), np.uint8), ValueError, r"got \(1, 4, 4, 3\)"),
+        (np.full((4, 4, 3), 200, np.float32), ValueError, r"floats from 0 to 1, got 200 to 200; .* give uint8"),
+        (np.full((4, 4, 3), -1.5, np.float32), ValueError, "undo the normalisation"),
+        (np.full((4, 4, 3), np.nan, np.float32), ValueError, "floats from 0 to 1, got nan"),
+        (np.zeros((4, 4), bool), TypeError, r"expected an array of uint8, 0 to 255, or of floats, 0 to 1, got bool; "),
+        (np.zeros((4, 4, 3), np.int64), TypeError, r"convert it, as in image.astype\(numpy.uint8\)"),
+        (torch.zeros((4, 4, 3), dtype=torch.int32), TypeError, "got int32"),
+        (torch.zeros((3, 9, 3)), ValueError, r"says where the channels are, got \(3, 9, 3\); .*permute\(1, 2, 0\)"),
+        (np.zeros((2, 4, 5), np.uint8), ValueError, r"got \(2, 4, 5\)"),
+        (np.zeros((1, 4, 4, 3), np.uint8), ValueError, r"got the batch \(1, 4, 4, 3\); .* batch\[0\]"),
         (np.zeros(4, np.uint8), ValueError, r"expected shape \(height, width, 3\).*got \(4,\)"),
         (np.zeros((0, 4, 3), np.uint8), ValueError, r"got \(0, 4, 3\)"),
         (Image.new("RGB", (0, 4)), ValueError, "image: expected at least one pixel, got 0 x 4"),
         (Image.new("F", (4, 4)), ValueError, "image: .*floats of unknown range"),
-        (None, TypeError, "expected a path, a PIL image or a uint8 array, got NoneType"),
-        (b"image.png", TypeError, "got bytes"),
-        ([[1, 2]], TypeError, "got list"),
+        (None, TypeError, "expected a path, a URL, the bytes of a file, a PIL image or an array, got NoneType"),
+        (b"image.png", ValueError, "image: expected an image, got a file in no format"),
+        (io.BytesIO(), ValueError, "image: expected an image, got a file in no format"),
+        (io.StringIO("image.png"), TypeError, r"got StringIO; give its bytes: file.read\(\)"),
+        ([[1, 2]], TypeError, r"got list; give numpy.asarray\(image, numpy.uint8\)"),
+        ("s3://bucket/image.png", ValueError, "a URL with http, https or file, got the scheme 's3'"),
+        ("file://server/image.png", ValueError, "expected a file of this machine, .* got the host 'server'"),
     ],
 )
 def test_invalid_images_raise(unchecked, image, error, message):

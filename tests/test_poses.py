@@ -1,5 +1,6 @@
 import builtins
 import json
+import sys
 
 import hypothesis
 import hypothesis.strategies as st
@@ -7,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import supervision
 
-from tests.tolerances import FIVE_DECIMALS, PLACES
+from tests.tolerances import FIVE_DECIMALS, FLOAT32, PLACES
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import AIC, AP10K, COCO, COCO25, MPII, SKELETONS, WHOLEBODY
 
@@ -219,26 +221,117 @@ def test_openpose_refuses_other_skeletons():
             sample(1, skeleton).to_openpose()
 
 
-def test_to_supervision_holds_the_same_points():
-    supervision = pytest.importorskip("supervision")
-    poses = sample(2, COCO, WHOLEBODY)
+def test_to_supervision_fills_every_field():
+    poses = sample(3, COCO, WHOLEBODY)
     key_points = poses.to_supervision()
     assert isinstance(key_points, supervision.KeyPoints)
-    assert len(key_points) == 2
+    assert len(key_points) == 3
     np.testing.assert_array_equal(key_points.xy[1], poses.keypoints[1])
     np.testing.assert_array_equal(key_points.keypoint_confidence, poses.scores)
     np.testing.assert_array_equal(key_points.visible, np.isfinite(poses.keypoints[..., 0]))
     assert not key_points.xy[0, 17:].any()
+    assert key_points.class_id.tolist() == [0, 1, 0]
+    assert key_points.data["class_name"].tolist() == ["coco", "wholebody", "coco"]
+    means = [poses[row].scores[0].mean() for row in range(3)]
+    np.testing.assert_allclose(key_points.detection_confidence, means, rtol=FLOAT32)
+    np.testing.assert_array_equal(key_points.data["xyxy"][:, 2:], poses.boxes[:, :2] + poses.boxes[:, 2:])
+    spread = COCO.sigmas[0] ** 2 * poses.boxes[0, 2] * poses.boxes[0, 3]
+    np.testing.assert_allclose(key_points.data["covariance"][0, 0], spread * np.eye(2), rtol=FLOAT32)
+    boxed = Poses.create(
+        poses.keypoints, poses.scores, poses.boxes, poses.skeletons, poses.skeleton_index, [0.9, 0.8, 0.7]
+    )
+    np.testing.assert_array_equal(boxed.to_supervision().detection_confidence, boxed.box_scores)
 
 
-def test_supervision_draws_poses():
-    supervision = pytest.importorskip("supervision")
-    poses = sample(3, COCO)
-    edges = [(a + 1, b + 1) for a, b in COCO.edges]
-    scene = supervision.EdgeAnnotator(edges=edges).annotate(np.zeros((480, 640, 3), np.uint8), poses.to_supervision())
-    assert scene.any()
-    empty = supervision.EdgeAnnotator(edges=edges).annotate(np.zeros((8, 8, 3), np.uint8), poses[:0].to_supervision())
-    assert not empty.any()
+def drawn(annotator, key_points) -> np.ndarray:
+    return annotator.annotate(np.zeros((480, 640, 3), np.uint8), key_points)
+
+
+def test_supervision_draws_poses_with_the_edges_of_their_skeletons():
+    assert COCO.edges_from_one[0] == tuple(index + 1 for index in COCO.edges[0])
+    mixed = sample(4, COCO, AP10K)
+    assert mixed.edges_from_one == {0: COCO.edges_from_one, 1: AP10K.edges_from_one}
+    together = drawn(supervision.EdgeAnnotator(edges=mixed.edges_from_one), mixed.to_supervision())
+    one_by_one = np.zeros_like(together)
+    for pose in mixed:
+        edges = supervision.EdgeAnnotator(edges=pose.edges_from_one)
+        one_by_one = edges.annotate(one_by_one, pose.to_supervision())
+    np.testing.assert_array_equal(together, one_by_one)
+    # Both skeletons have 17 keypoints: by their number alone, an animal would be drawn as a person.
+    animal = mixed[1]
+    edges = supervision.EdgeAnnotator(edges=animal.edges_from_one)
+    assert (drawn(edges, animal.to_supervision()) != drawn(supervision.EdgeAnnotator(), animal.to_supervision())).any()
+    empty = mixed[:0]
+    assert not drawn(supervision.EdgeAnnotator(edges=empty.edges_from_one), empty.to_supervision()).any()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["VertexAnnotator", "VertexEllipseAreaAnnotator", "VertexEllipseOutlineAnnotator", "VertexEllipseHaloAnnotator"],
+)
+def test_supervision_draws_vertices_and_ellipses(name):
+    if not hasattr(supervision, name):
+        pytest.skip(f"this version of supervision has no {name}")
+    for poses in (sample(3, COCO), sample(4, COCO, AP10K)):
+        assert drawn(getattr(supervision, name)(), poses.to_supervision()).any()
+
+
+def test_supervision_suppresses_and_boxes_poses():
+    poses = sample(2, COCO)
+    twice = Poses.create(
+        np.concatenate([poses.keypoints + [[[0]], [[2000]]], poses.keypoints[:1] + 1]),
+        np.concatenate([poses.scores, poses.scores[:1]]),
+        np.concatenate([poses.boxes, poses.boxes[:1]]),
+        COCO,
+        box_scores=[0.9, 0.8, 0.3],
+    )
+    key_points = twice.to_supervision()
+    if hasattr(key_points, "with_nms"):
+        left = key_points.with_nms(threshold=0.9)
+        np.testing.assert_array_equal(left.detection_confidence, twice.box_scores[:2])
+    detections = key_points.as_detections()
+    np.testing.assert_array_equal(detections.xyxy[:, :2], twice.keypoints.min(axis=1))
+    np.testing.assert_array_equal(detections.confidence, twice.box_scores)
+
+
+# Tables
+
+
+def test_a_keypoint_by_its_name():
+    poses = sample(4, COCO, AP10K, WHOLEBODY)
+    noses = poses["nose"]
+    np.testing.assert_array_equal(noses[[0, 2, 3]], poses.keypoints[[0, 2, 3], 0])
+    assert np.isnan(noses[1]).all()
+    np.testing.assert_array_equal(poses["Root of tail"][1], poses.keypoints[1, 4])
+    assert np.isnan(poses["Root of tail"][[0, 2, 3]]).all()
+    assert poses[:0]["nose"].shape == (0, 2)
+    with pytest.raises(KeyError, match="no keypoint 'noze'; expected one of nose, left_eye"):
+        poses["noze"]
+
+
+def test_tables_of_pandas():
+    pytest.importorskip("pandas")
+    poses = sample(3, COCO, WHOLEBODY)
+    long = poses.to_pandas()
+    assert list(long.columns) == ["pose", "skeleton", "keypoint", "x", "y", "score"]
+    assert len(long) == 17 + 133 + 17
+    nose = long[(long.pose == 2) & (long.keypoint == "nose")].iloc[0]
+    np.testing.assert_array_equal([nose.x, nose.y], poses["nose"][2])
+    wide = poses.to_pandas("wide")
+    assert len(wide) == 3 and len(wide.columns) == 6 + 3 * 133
+    np.testing.assert_array_equal(wide[["nose_x", "nose_y"]], poses["nose"])
+    np.testing.assert_array_equal(wide[["box_x", "box_y", "box_width", "box_height"]], poses.boxes)
+    assert wide["box_score"].isna().all() and wide["face-0_x"].isna().tolist() == [True, False, True]
+    for layout in ("long", "wide"):
+        assert len(poses[:0].to_pandas(layout)) == 0
+
+
+def test_without_pandas_the_error_says_what_to_install(monkeypatch, unchecked):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match=r'pip install "vitpose-jax\[pandas\]"'):
+        sample(1, COCO).to_pandas()
+    with pytest.raises(ValueError, match="layout: expected 'long' or 'wide', got 'tall'"):
+        sample(1, COCO).to_pandas("tall")
 
 
 def test_without_supervision_the_error_says_what_to_install(monkeypatch):

@@ -26,6 +26,8 @@ ROOT = pathlib.Path(__file__).parents[1]
 ORDER = (
     "skeletons",
     "sides",
+    "urls",
+    "arrays",
     "images",
     "detections",
     "storage",
@@ -33,6 +35,8 @@ ORDER = (
     "rtdetr",
     "finder",
     "pipeline",
+    "openpose",
+    "tables",
     "poses",
     "draw",
     "datasets",

@@ -22,6 +22,8 @@ FLOAT16_ROUNDING = 2**-11
 HALF_A_SCALE = 5e-5
 # Numbers in JSON have five decimals: half a unit of the last one, and some room.
 FIVE_DECIMALS = 6e-6
+# Fractions of an image with six decimals, in pixels of an image of 100: half a unit of the last one, and some room.
+SIX_DECIMALS = 6e-5
 
 # The network, float32 here against float32 in the reference.
 

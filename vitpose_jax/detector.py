@@ -26,6 +26,7 @@ import vitpose_jax.finder.detect
 import vitpose_jax.finder.preprocess
 import vitpose_jax.rtdetr.detect
 import vitpose_jax.rtdetr.preprocess
+from vitpose_jax.arrays import ChannelOrder, check_channel_order, split_batch
 from vitpose_jax.bundled import DEFAULT_FINDER
 from vitpose_jax.convert.detectors import load_detector
 from vitpose_jax.convert.hub import resolve_source
@@ -38,6 +39,7 @@ from vitpose_jax.rtdetr.modeling import RtDetr
 from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
 from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, entry_bytes, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
+from vitpose_jax.urls import remote
 from vitpose_jax.vitpose.ops import choose_dtype, choose_param_dtype
 
 # Default: objects of these classes.
@@ -208,6 +210,7 @@ class Detector:
         threshold: float | int | None = None,
         labels: str | Sequence[str] | None = None,
         max_detections: int | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Detections: ...
     @overload
     def __call__(
@@ -217,6 +220,7 @@ class Detector:
         threshold: float | int | None = None,
         labels: str | Sequence[str] | None = None,
         max_detections: int | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> list[Detections]: ...
 
     def __call__(
@@ -226,12 +230,16 @@ class Detector:
         threshold: float | int | None = None,
         labels: str | Sequence[str] | None = None,
         max_detections: int | None = None,
+        channel_order: ChannelOrder = "rgb",
     ) -> Detections | list[Detections]:
         """Find objects.
 
         Args:
-            images: a path, a PIL image or a uint8 array (height, width, 3) in RGB; or a list of them.
+            images: a path, a URL, the bytes of a file, a PIL image, or an array or tensor, (height, width, 3) of uint8
+                or of floats from 0 to 1; see `load_image`. A list of them, or a batch (n, height, width, 3), is n
+                images.
             threshold, labels, max_detections: see the class; None for the class's.
+            channel_order: "bgr" for arrays in OpenCV's order of channels; files and PIL images know theirs.
 
         Returns:
             `Detections`, or a list of them for a list of images; empty if nothing is found.
@@ -239,11 +247,15 @@ class Detector:
         Raises:
             ValueError, TypeError, FileNotFoundError: as the class, and for an image that cannot be read.
         """
+        images = split_batch(images)
         if not isinstance(images, list | tuple):
             image = cast(ImageLike, images)
-            return self([image], threshold=threshold, labels=labels, max_detections=max_detections)[0]
+            options: dict[str, Any] = {"threshold": threshold, "labels": labels, "max_detections": max_detections}
+            return self([image], channel_order=channel_order, **options)[0]
+        check_channel_order(channel_order)
+        read = functools.partial(_read, channel_order=channel_order)
         start = functools.partial(self._start_group, options=self.check_options(threshold, labels, max_detections))
-        items = read_ahead(_read, images, PREFETCH, size=entry_bytes)
+        items = read_ahead(read, map(remote, images), PREFETCH, size=entry_bytes)
         finished = run(items, start, max_boxes=self.max_batch, max_images=PREFETCH)
         return [_detections(item) for item in finished]
 
@@ -254,6 +266,7 @@ class Detector:
         threshold: float | int | None = None,
         labels: str | Sequence[str] | None = None,
         max_detections: int | None = None,
+        channel_order: ChannelOrder = "rgb",
         prefetch: int = PREFETCH,
         errors: Literal["raise", "return"] = "raise",
     ) -> Iterator[Detections | ItemError]:
@@ -262,6 +275,7 @@ class Detector:
         Args:
             images: read as they are needed.
             threshold, labels, max_detections: see the class; None for the class's.
+            channel_order: as for a call.
             prefetch: images read ahead.
             errors: "raise" an image's error in its turn, or "return" it in the place of its detections.
 
@@ -270,8 +284,9 @@ class Detector:
             ValueError: as the class; for a prefetch below 1 or an unknown `errors`.
         """
         options = self.check_options(threshold, labels, max_detections)
+        check_channel_order(channel_order)
         return stream(
-            _read,
+            functools.partial(_read, channel_order=channel_order),
             images,
             functools.partial(self._start_group, options=options),
             _detections,
@@ -399,7 +414,7 @@ def _detections(item: Item | Exception) -> Detections:
     return cast(Detections, cast(_DetectorItem, item).detections)
 
 
-def _read(image: ImageLike) -> _DetectorItem:
-    item = _DetectorItem(load_image(image))
+def _read(image: ImageLike, channel_order: ChannelOrder) -> _DetectorItem:
+    item = _DetectorItem(load_image(image, channel_order=channel_order))
     pixel_bucket(item.pixels)  # raises for an image larger than any buffer
     return item

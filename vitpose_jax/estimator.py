@@ -22,6 +22,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
+from vitpose_jax.arrays import ChannelOrder, check_channel_order, split_batch
 from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.detector import Detector
 from vitpose_jax.images import ImageLike, load_image
@@ -33,13 +34,15 @@ from vitpose_jax.pipeline.warp import Border, check_border
 from vitpose_jax.poses import Poses
 from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, check_power_of_two
+from vitpose_jax.serving.boxes import BoxFormat, check_box_format, is_detections
 from vitpose_jax.serving.flow import PREFETCH, ItemError, entry_bytes, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
 from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence, plain
 from vitpose_jax.skeletons import ANIMAL_SKELETONS
+from vitpose_jax.urls import remote
 from vitpose_jax.vitpose.modeling import VitPose
 
-Boxes: TypeAlias = Any  # anything that `check_boxes` takes: an (n, 4) array or n rows of four numbers
+Boxes: TypeAlias = Any  # anything that `read_boxes` takes: an (n, 4) array, n rows of four numbers, detections
 
 # Default batch limits. CPUs are fastest while a batch fits their caches.
 MAX_BATCH = 64
@@ -77,7 +80,7 @@ class _PoseItem(Item):
 
     def __post_init__(self) -> None:
         if self.request.boxes is not None:
-            self.set_boxes(self.request.boxes)
+            self.set_boxes(self.request.boxes, self.request.box_scores)
 
     @property
     def num_boxes(self) -> int:
@@ -236,6 +239,8 @@ class PoseEstimator:
         dataset: DatasetKeys = None,
         flip_test: bool = False,
         decode: Decode = "udp",
+        box_format: BoxFormat = "xywh",
+        channel_order: ChannelOrder = "rgb",
     ) -> Poses: ...
     @overload
     def __call__(
@@ -246,6 +251,8 @@ class PoseEstimator:
         dataset: DatasetKey | Sequence[DatasetKeys] = None,
         flip_test: bool = False,
         decode: Decode = "udp",
+        box_format: BoxFormat = "xywh",
+        channel_order: ChannelOrder = "rgb",
     ) -> list[Poses]: ...
 
     def __call__(
@@ -256,13 +263,21 @@ class PoseEstimator:
         dataset: DatasetKeys | Sequence[DatasetKeys] = None,
         flip_test: bool = False,
         decode: Decode = "udp",
+        box_format: BoxFormat = "xywh",
+        channel_order: ChannelOrder = "rgb",
     ) -> Poses | list[Poses]:
         """Estimate poses.
 
         Args:
-            images: a path, a PIL image or a uint8 array (height, width, 3) in RGB; or a list of them.
+            images: a path, a URL, the bytes of a file, a PIL image, or an array or tensor, (height, width, 3) of uint8
+                or of floats from 0 to 1; see `load_image`. A list of them, or a batch (n, height, width, 3), is n
+                images.
             boxes: (n, 4) x y w h in pixels of the image; no boxes are fine. With None the detector finds them; with
-                "image" the whole image is one box. For a list of images, a list with one entry for each.
+                "image" the whole image is one box. Also the `Detections` of this project or of supervision, whose
+                scores become `box_scores`. For a list of images, a list with one entry for each.
+            box_format: of rows of numbers: "xywh", "xyxy" or "cxcywh" in pixels, or "yolo", the centre and the size in
+                fractions of the image. The boxes of the result are always x y w h in pixels.
+            channel_order: "bgr" for arrays in OpenCV's order of channels; files and PIL images know theirs.
             dataset: the expert and head: a name or an index, or a sequence with one for each box. For a list of
                 images, one for all, or a sequence with one entry for each image. None for the first head.
             flip_test: also run the mirrored crops and average.
@@ -275,10 +290,15 @@ class PoseEstimator:
             ValueError: for bad boxes (the message names them), an image that cannot be read, an unknown dataset or one
                 without a head, an unknown decoding, or animals without boxes, which the person finder does not find.
         """
+        images = split_batch(images)
         if not isinstance(images, list | tuple):
             image, choice = cast(ImageLike, images), cast(DatasetKeys, dataset)
-            return self([image], [boxes], dataset=[choice], flip_test=flip_test, decode=decode)[0]
+            options: dict[str, Any] = {"decode": decode, "box_format": box_format, "channel_order": channel_order}
+            return self([image], [boxes], dataset=[choice], flip_test=flip_test, **options)[0]
         get_decoding(decode)
+        check_channel_order(channel_order)
+        if is_detections(boxes):
+            boxes = [boxes]  # of one image
         boxes = [boxes] * len(images) if boxes is None or isinstance(boxes, str) else boxes
         datasets = list(dataset) if is_sequence(dataset) else [dataset] * len(images)
         for name, entries in (("boxes", boxes), ("dataset", datasets)):
@@ -286,10 +306,11 @@ class PoseEstimator:
                 raise ValueError(f"{name}: expected one entry for each of {len(images)} images, got {len(entries)}")
         # All requests are checked before the first image is read.
         requests = [
-            self._check(row, cast(DatasetKeys, choice), flip_test=flip_test, name=f"boxes[{index}]")
+            self._check(row, cast(DatasetKeys, choice), flip_test, box_format, name=f"boxes[{index}]")
             for index, (row, choice) in enumerate(zip(boxes, datasets, strict=True))
         ]
-        items = read_ahead(lambda pair: self._read(*pair), zip(images, requests, strict=True), size=entry_bytes)
+        entries = zip(map(remote, images), requests, strict=True)
+        items = read_ahead(lambda pair: self._read(*pair, channel_order), entries, size=entry_bytes)
         start = functools.partial(self._start, options=CallOptions(flip_test, decode))
         finished = run(items, start, max_boxes=self.max_batch, max_images=max(1, len(images)))
         return [cast(_PoseItem, item).to_poses() for item in finished]
@@ -301,6 +322,8 @@ class PoseEstimator:
         dataset: DatasetKeys = None,
         flip_test: bool = False,
         decode: Decode = "udp",
+        box_format: BoxFormat = "xywh",
+        channel_order: ChannelOrder = "rgb",
         prefetch: int = PREFETCH,
         errors: Literal["raise", "return"] = "raise",
     ) -> Iterator[Poses | ItemError]:
@@ -313,7 +336,7 @@ class PoseEstimator:
         Args:
             items: (image, boxes) or (image, boxes, dataset), each as for a call.
             dataset: for items that do not name one.
-            flip_test, decode: as for a call.
+            flip_test, decode, box_format, channel_order: as for a call.
             prefetch: images read ahead. They share batches; with 1, each goes to the device by itself.
             errors: "raise" an item's error in its turn, after all results before it; or "return" it in the place of
                 its poses and continue. An error of the iterable itself is raised at once.
@@ -326,10 +349,13 @@ class PoseEstimator:
             ValueError: for an unknown decoding or `errors`, or a prefetch below 1.
         """
         get_decoding(decode)
+        check_channel_order(channel_order)
+        check_box_format(box_format)
 
         def read(entry: tuple) -> _PoseItem:
             image, boxes, *choice = entry
-            return self._read(image, self._check(boxes, choice[0] if choice else dataset, flip_test=flip_test))
+            request = self._check(boxes, choice[0] if choice else dataset, flip_test, box_format)
+            return self._read(image, request, channel_order)
 
         yield from stream(
             read,
@@ -387,9 +413,11 @@ class PoseEstimator:
                 self._detector = Detector.from_pretrained(dtype="float32" if on_cpu else self.model.backbone.dtype)
             return self._detector
 
-    def _check(self, boxes: Any, dataset: DatasetKeys, *, flip_test: bool, name: str = "boxes") -> Request:
+    def _check(
+        self, boxes: Any, dataset: DatasetKeys, flip_test: bool, box_format: BoxFormat, *, name: str = "boxes"
+    ) -> Request:
         """As `check_request`; and the detector finds what the skeleton is for."""
-        request = check_request(self.config, boxes, dataset, flip_test=flip_test, name=name)
+        request = check_request(self.config, boxes, dataset, flip_test=flip_test, box_format=box_format, name=name)
         (skeleton, *_) = request.skeletons
         needs_detector = request.boxes is None and not request.whole_image
         if needs_detector and self._detector is None and skeleton.name in ANIMAL_SKELETONS:
@@ -400,12 +428,10 @@ class PoseEstimator:
             )
         return request
 
-    def _read(self, image: ImageLike, request: Request) -> _PoseItem:
-        pixels = load_image(image)
+    def _read(self, image: ImageLike, request: Request, channel_order: ChannelOrder) -> _PoseItem:
+        pixels = load_image(image, channel_order=channel_order)
         pixel_bucket(pixels.shape[0] * pixels.shape[1])  # raises for an image larger than any buffer
-        if request.whole_image:
-            request = request.with_boxes(np.asarray([[0, 0, pixels.shape[1], pixels.shape[0]]], np.float32))
-        return _PoseItem(pixels, request)
+        return _PoseItem(pixels, request.for_image(*pixels.shape[:2]))
 
     def _start(self, items: list[_PoseItem], options: CallOptions) -> Iterator[_Job]:
         """Send the images of a group to the device once, find missing boxes, and start a batch each time."""

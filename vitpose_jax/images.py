@@ -1,19 +1,25 @@
-"""Reading images: a file, a PIL image or an array becomes height x width x RGB in 8 bits."""
+"""Reading images: a file, a URL, bytes, a PIL image or an array becomes height x width x RGB in 8 bits."""
 
+import io
 import logging
 import os
 import struct
 import threading
 import zlib
-from typing import Any, BinaryIO, TypeAlias
+from typing import IO, Any, TypeAlias, cast
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-# What `load_image` reads: a path, a PIL image, or a uint8 array of NumPy or JAX.
-ImageLike: TypeAlias = str | os.PathLike | Image.Image | np.ndarray | jax.Array
+from vitpose_jax.arrays import ArrayImage, ChannelOrder, array_to_rgb, check_channel_order, is_array, result_bytes
+from vitpose_jax.urls import RemoteImage, file_path, remote, scheme_of
+
+# What `load_image` reads: a path, a URL, the bytes of a file, a PIL image, or an array of NumPy, JAX, PyTorch, ...
+ImageLike: TypeAlias = (
+    str | os.PathLike | bytes | bytearray | io.BytesIO | Image.Image | np.ndarray | jax.Array | ArrayImage | RemoteImage
+)
 
 # Pillow reads the pixels of an open image on first use, and fails when two threads do so at once.
 _PIL_LOCK = threading.Lock()
@@ -51,37 +57,42 @@ _ORIENTATION = 0x0112
 _NOT_DECODED = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
-def load_image(image: ImageLike) -> UInt8[np.ndarray, "height width 3"]:
+def load_image(image: ImageLike, *, channel_order: ChannelOrder = "rgb") -> UInt8[np.ndarray, "height width 3"]:
     """Read an image as an RGB array. Several threads may call it, also with the same PIL image.
 
     Args:
-        image: a path, a PIL image, or a uint8 array of NumPy or JAX: (height, width, 3) RGB, (height, width, 4) RGBA
-            or (height, width) grey.
+        image: a path; a URL as a string, http://, https:// or file://; the bytes of a file, also in a `io.BytesIO`; a
+            PIL image; or an array of NumPy, JAX or PyTorch: uint8, or floats from 0 to 1; (height, width, 3) RGB,
+            (height, width, 4) RGBA, (height, width) or (height, width, 1) grey, or with the channels first, as in
+            (3, height, width).
+        channel_order: of arrays, "rgb" or "bgr", as OpenCV has it. Files and PIL images know theirs.
 
     Returns:
         The pixel values, 0 to 255. The result can be the input array itself or a view of it: do not write to it.
         Files and PIL images are turned to their EXIF orientation. Grey values are repeated for all three channels,
         alpha is dropped, Pillow converts palettes and CMYK. Values of more than 8 bits are scaled by the range in use:
         the smallest of 8, 10, 12, 14 and 16 bits that holds them all. Pillow cuts colours of 16 bits to their upper 8;
-        a message says so if all of these are 0. For an animation, this is the first frame.
+        a message says so if all of these are 0. For an animation, this is the first frame. A URL is downloaded within
+        `urls.MAX_SECONDS` seconds and up to `urls.MAX_BYTES` bytes; redirects lead to http and https alone.
 
     Raises:
         FileNotFoundError: if the file does not exist.
+        ConnectionError: if a URL cannot be downloaded.
         ValueError: with the file's name, for a folder or a pipe, for a file that is not an image, for a damaged or
             truncated image, for an image without pixels, and for an image with more pixels than twice
-            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit against decompression bombs; for an array of another shape.
+            `PIL.Image.MAX_IMAGE_PIXELS`, Pillow's limit against decompression bombs; for another kind of URL; for an
+            array of another shape, or of floats outside 0 to 1; for an unknown channel order.
         TypeError: for an array of another dtype, and for any other type.
     """
-    if isinstance(image, str | os.PathLike):
-        path = os.fspath(image)
-        with _open_file(path) as file:
-            return _decode(_open(file, path), path)
+    check_channel_order(channel_order)
     if isinstance(image, Image.Image):
         with _PIL_LOCK:
             return _decode(image, getattr(image, "filename", "") or "image")
-    if isinstance(image, np.ndarray | jax.Array):
-        return _from_array(np.asarray(image))
-    raise TypeError(f"image: expected a path, a PIL image or a uint8 array, got {type(image).__name__}")
+    if is_array(image):
+        return array_to_rgb(image, channel_order)
+    file, name = _open_source(image)
+    with file:
+        return _decode(_open(file, name), name)
 
 
 def image_endings() -> frozenset[str]:
@@ -93,17 +104,17 @@ def image_endings() -> frozenset[str]:
 
 def decoded_bytes(image: object) -> int:
     """The bytes that `load_image` returns for an image, from the header of a file; 0 for what it cannot read."""
-    if isinstance(image, str | os.PathLike):
-        path = os.fspath(image)
-        try:
-            with _open_file(path) as file:
-                width, height = _open(file, path).size
-        except (OSError, ValueError):
-            return 0
-        return 3 * width * height
     if isinstance(image, Image.Image):
         return 3 * image.width * image.height
-    return image.nbytes if isinstance(image, np.ndarray | jax.Array) else 0
+    if is_array(image):
+        return result_bytes(image)
+    try:
+        file, name = _open_source(image)
+        with file:
+            width, height = _open(file, name).size
+    except (OSError, ValueError, TypeError):
+        return 0
+    return 3 * width * height
 
 
 def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -126,6 +137,8 @@ def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 def own(entry: Any) -> Any:
     """An entry of a stream that its owner may change after the next one: arrays and frames of animations are copied.
 
+    A URL becomes a `RemoteImage`, so that one download tells the size of the image and gives its pixels.
+
     Args:
         entry: an image, or a tuple of an image and what belongs to it.
     """
@@ -133,13 +146,54 @@ def own(entry: Any) -> Any:
         return tuple(own(part) for part in entry)
     if isinstance(entry, np.ndarray):
         return entry.copy()
+    if hasattr(entry, "detach") and hasattr(entry, "clone"):
+        return entry.detach().clone()
+    if isinstance(entry, bytearray):
+        return bytes(entry)
+    if isinstance(entry, io.BytesIO):
+        return entry.getvalue()
     if isinstance(entry, Image.Image) and getattr(entry, "is_animated", False):
         with _PIL_LOCK:
             return entry.copy()
-    return entry
+    return remote(entry)
 
 
-def _open_file(path: str) -> BinaryIO:
+def _open_source(image: Any) -> tuple[io.BufferedIOBase, str]:
+    """The file of an image that is neither a PIL image nor an array, and its name for errors.
+
+    Raises:
+        FileNotFoundError, ConnectionError, ValueError, TypeError: as `load_image`.
+    """
+    image = remote(image)
+    if isinstance(image, RemoteImage):
+        return io.BytesIO(image.read()), image.url
+    if isinstance(image, bytes | bytearray):
+        return io.BytesIO(image), "image"
+    if isinstance(image, io.BytesIO):
+        return io.BytesIO(image.getvalue()), "image"  # from its beginning, wherever it stands
+    if not isinstance(image, str | os.PathLike):
+        raise TypeError(
+            "image: expected a path, a URL, the bytes of a file, a PIL image or an array, "
+            f"got {type(image).__name__}{_remedy(image)}"
+        )
+    path = os.fspath(image)
+    scheme = scheme_of(path) if isinstance(image, str) else None
+    if scheme == "file":
+        path = file_path(path)
+    elif scheme is not None and not os.path.exists(path):
+        raise ValueError(f"{path}: expected a path or a URL with http, https or file, got the scheme {scheme!r}")
+    return _open_file(path), path
+
+
+def _remedy(image: object) -> str:
+    if hasattr(image, "read"):
+        return "; give its bytes: file.read()"
+    if isinstance(image, list | tuple):
+        return "; give numpy.asarray(image, numpy.uint8)"
+    return ""
+
+
+def _open_file(path: str) -> io.BufferedIOBase:
     """Open a file, and nothing that reading could wait for.
 
     Raises:
@@ -160,19 +214,7 @@ def _open_file(path: str) -> BinaryIO:
         raise FileNotFoundError(f"{path}: no such file{link}") from None
 
 
-def _from_array(array: np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
-    if array.dtype != np.uint8:
-        raise TypeError(f"image: expected an array of uint8, 0 to 255, got {array.dtype}")
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
-        raise ValueError(
-            f"image: expected shape (height, width, 3), (height, width, 4) or (height, width), got {array.shape}"
-        )
-    if array.ndim == 2:
-        return np.repeat(array[:, :, None], 3, axis=2)
-    return array[:, :, :3]
-
-
-def _open(file: BinaryIO, path: str) -> Image.Image:
+def _open(file: io.BufferedIOBase, path: str) -> Image.Image:
     """Read the header of an image file, but not its pixels.
 
     This replaces `Image.open`, which warns about images with more than `MAX_IMAGE_PIXELS` pixels: warnings cannot be
@@ -187,7 +229,7 @@ def _open(file: BinaryIO, path: str) -> Image.Image:
                 accepted = accept is None or accept(prefix)
                 if accepted and not isinstance(accepted, str):  # a string is the reason for a rejection
                     file.seek(0)
-                    return factory(file, path)
+                    return factory(cast(IO[bytes], file), path)
             except (SyntaxError, IndexError, TypeError, struct.error):
                 continue  # the file has another format
             except _DAMAGE as error:

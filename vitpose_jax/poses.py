@@ -3,17 +3,20 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from vitpose_jax.skeletons import COCO, COCO25, Skeleton
+from vitpose_jax.openpose import flat_numbers, openpose_person, point_rows
+from vitpose_jax.skeletons import Skeleton
+from vitpose_jax.tables import pose_table
 
 if TYPE_CHECKING:
+    import pandas  # pyright: ignore[reportMissingImports]
     import supervision
 
 Row: TypeAlias = tuple[Skeleton, Float[np.ndarray, "k 2"], Float[np.ndarray, " k"], Float[np.ndarray, "4"]]
@@ -122,14 +125,22 @@ class Poses:
         shape = getattr(self.keypoints, "shape", "?")
         return f"Poses(keypoints {shape}, {', '.join(skeleton.name for skeleton in self.skeletons)})"
 
-    def __getitem__(self, rows: Any) -> "Poses":
-        """Some of the poses, by an index, a slice, a mask or a list of indices.
+    @overload
+    def __getitem__(self, rows: str) -> Float[np.ndarray, "n 2"]: ...
+    @overload
+    def __getitem__(self, rows: Any) -> "Poses": ...
+    def __getitem__(self, rows: Any) -> "Poses | Float[np.ndarray, 'n 2']":
+        """Some of the rows, by an index, a slice, a mask or a list of indices; or one keypoint of all, by its name.
 
         Skeletons that none of these rows has are dropped, and K shrinks to the largest of the others.
+        `poses["nose"]` is (n, 2), x and y in pixels of the image; NaN in rows whose skeleton has no nose.
 
         Raises:
             IndexError: for an index out of range.
+            KeyError: for a name that no skeleton has, listing the known ones.
         """
+        if isinstance(rows, str):
+            return self._keypoint(rows)
         rows = np.atleast_1d(np.arange(len(self))[rows])
         if rows.ndim != 1:
             raise IndexError(f"rows: expected an index, a slice, a mask or a list, got shape {rows.shape}")
@@ -146,6 +157,18 @@ class Poses:
             skeletons=skeletons,
             box_scores=None if self.box_scores is None else self.box_scores[rows],
         )
+
+    def _keypoint(self, name: str) -> Float[np.ndarray, "n 2"]:
+        names = [skeleton.keypoints for skeleton in self.skeletons]
+        if not any(name in row for row in names):
+            known = dict.fromkeys(keypoint for row in names for keypoint in row)
+            raise KeyError(f"no keypoint {name!r}; expected one of {', '.join(known)}")
+        keypoints = np.asarray(self.keypoints)
+        points = np.full((len(self), 2), np.nan, np.float32)
+        for row, index in enumerate(np.asarray(self.skeleton_index)):
+            if name in names[index]:
+                points[row] = keypoints[row, names[index].index(name)]
+        return points
 
     def __iter__(self) -> Iterator["Poses"]:
         """Poses of length 1, one for each row."""
@@ -211,14 +234,14 @@ class Poses:
             raise ValueError(f"category_id: expected one for each of {len(self)} rows, got {len(categories)}")
         results = []
         for (_, keypoints, scores, box), weight, category in zip(self.rows(), weights, categories, strict=True):
-            points = _points(keypoints, scores)
+            points = point_rows(keypoints, scores)
             results.append(
                 {
                     "image_id": image_id,
                     "category_id": category,
-                    "keypoints": _numbers(points),
+                    "keypoints": flat_numbers(points),
                     "score": float(weight * points[:, 2].mean()),
-                    "bbox": _numbers(np.where(np.isfinite(box), box, 0)),
+                    "bbox": flat_numbers(np.where(np.isfinite(box), box, 0)),
                 }
             )
         return results
@@ -238,16 +261,32 @@ class Poses:
         Raises:
             ValueError: for a skeleton without the 17 keypoints of COCO.
         """
-        result = {"version": 1.3, "people": [_openpose_person(*row) for row in self.rows()]}
+        result = {"version": 1.3, "people": [openpose_person(*row) for row in self.rows()]}
         if image_size is not None:
             result["canvas_height"], result["canvas_width"] = map(int, image_size)
         return result
+
+    @property
+    def edges_from_one(self) -> dict[int, list[tuple[int, int]]]:
+        """For each index of a skeleton, its edges with keypoints numbered from 1, as supervision counts them:
+
+        `supervision.EdgeAnnotator(edges=poses.edges_from_one)`. Without edges supervision takes 17 keypoints for a
+        person's, also if they are an animal's.
+        """
+        return {index: skeleton.edges_from_one for index, skeleton in enumerate(self.skeletons)}
 
     def to_supervision(self) -> "supervision.KeyPoints":
         """The poses as `supervision.KeyPoints`, for its annotators and trackers.
 
         Keypoints that are not finite become 0, 0 with score 0, and are not visible. All others are visible; hide weak
         ones with `key_points.visible = key_points.keypoint_confidence > threshold`.
+
+        Returns:
+            xy (n, K, 2) in pixels and keypoint_confidence (n, K); detection_confidence (n,), the box scores, or the
+            means of the keypoint scores if there are none; class_id (n,), the `skeleton_index`. Its data holds
+            "class_name" (n,), the names of the skeletons; "xyxy" (n, 4), the boxes; and "covariance" (n, K, 2, 2) in
+            square pixels for the annotators of ellipses: how much annotators disagree, (sigma * side)^2, where side is
+            the square root of the box's area. It is NaN for skeletons without sigmas.
 
         Raises:
             ImportError: if supervision is not installed.
@@ -258,70 +297,54 @@ class Poses:
             raise ImportError(
                 'to_supervision needs the package supervision: pip install "vitpose-jax[supervision]"'
             ) from None
-        points = _points(np.asarray(self.keypoints), np.asarray(self.scores)).astype(np.float32)
+        points = point_rows(np.asarray(self.keypoints), np.asarray(self.scores)).astype(np.float32)
         visible = np.asarray(np.isfinite(np.asarray(self.keypoints)).all(axis=-1))
-        return KeyPoints(xy=points[..., :2], keypoint_confidence=points[..., 2], visible=visible)
+        index = np.asarray(self.skeleton_index).astype(int)
+        names = np.asarray([self.skeletons[number].name for number in index], dtype=np.str_)
+        boxes = np.asarray(self.boxes)
+        return KeyPoints(
+            xy=points[..., :2],
+            class_id=index,
+            keypoint_confidence=points[..., 2],
+            detection_confidence=self._row_scores(),
+            visible=visible,
+            data={
+                "class_name": names,
+                "xyxy": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
+                "covariance": self._covariances(),
+            },
+        )
 
+    def to_pandas(self, layout: Literal["long", "wide"] = "long") -> "pandas.DataFrame":
+        """The keypoints as a table of pandas.
 
-def _points(
-    keypoints: Float[np.ndarray, "*rows 2"], scores: Float[np.ndarray, "*rows"]
-) -> Float[np.ndarray, "*rows 3"]:
-    """x, y, score in float64; zeros if one of them is not finite."""
-    points = np.concatenate([keypoints, scores[..., None]], axis=-1).astype(np.float64)
-    return np.where(np.isfinite(points).all(axis=-1, keepdims=True), points, 0)
+        Args:
+            layout: "long": a row for each keypoint, with the columns pose, skeleton, keypoint, x, y and score.
+                "wide": a row for each pose, with the columns skeleton, box_x, box_y, box_width, box_height, box_score,
+                and x, y and score of each keypoint: nose_x, nose_y, nose_score, ... Coordinates are in pixels of the
+                image; what a row does not have is NaN.
 
+        Raises:
+            ImportError: if pandas is not installed.
+            ValueError: for another layout.
+        """
+        return pose_table(list(self.rows()), self.box_scores, layout)
 
-def _numbers(values: np.ndarray) -> list[float]:
-    # Adding 0 turns -0 into 0.
-    return (np.round(values.astype(np.float64).ravel(), 5) + 0).tolist()
+    def _row_scores(self) -> Float[np.ndarray, " n"]:
+        """The box score of each row, or the mean score of its keypoints."""
+        if self.box_scores is not None:
+            return np.asarray(self.box_scores, np.float32)
+        means = [np.where(np.isfinite(scores), scores, 0).mean() for _, _, scores, _ in self.rows()]
+        return np.asarray(means, np.float32)
+
+    def _covariances(self) -> Float[np.ndarray, "n K 2 2"]:
+        deviations = np.full(np.shape(self.scores), np.nan, np.float32)
+        for row, (skeleton, _, _, box) in enumerate(self.rows()):
+            if skeleton.sigmas:
+                side = math.sqrt(max(float(box[2] * box[3]), 0.0))
+                deviations[row, : skeleton.num_keypoints] = np.asarray(skeleton.sigmas) * side
+        return np.square(deviations)[..., None, None] * np.eye(2, dtype=np.float32)
 
 
 def _or_null(number: np.floating) -> float | None:
     return round(float(number), 5) if math.isfinite(number) else None
-
-
-_ARMS = ("right_shoulder", "right_elbow", "right_wrist", "left_shoulder", "left_elbow", "left_wrist")
-_LEGS = ("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle")
-_HEAD = ("right_eye", "left_eye", "right_ear", "left_ear")
-_FEET = tuple(name for name in COCO25.keypoints if name.endswith(("toe", "heel")))
-_OPENPOSE_18 = ("nose", "neck", *_ARMS, *_LEGS, *_HEAD)
-_OPENPOSE_25 = ("nose", "neck", *_ARMS, "mid_hip", *_LEGS, *_HEAD, *_FEET)
-# The pupils come last: the right one, then the left one.
-_OPENPOSE_FACE = (*(f"face-{index}" for index in range(68)), "right_eye", "left_eye")
-
-
-def _openpose_person(
-    skeleton: Skeleton,
-    keypoints: Float[np.ndarray, "k 2"],
-    scores: Float[np.ndarray, " k"],
-    box: Float[np.ndarray, "4"],
-) -> dict[str, Any]:
-    if not set(COCO.keypoints) <= set(skeleton.keypoints):
-        raise ValueError(
-            f"OpenPose JSON: the skeleton {skeleton.name!r} lacks keypoints of COCO; supported are coco, coco25, "
-            "wholebody and others that have COCO's 17 names"
-        )
-    points = _points(keypoints, scores)
-    points[:, 2] = points[:, 2].clip(max=1)
-    points[points[:, 2] <= 0] = 0
-    named = dict(zip(skeleton.keypoints, points, strict=True))
-    for name, joint in (("neck", "shoulder"), ("mid_hip", "hip")):
-        left, right = named[f"left_{joint}"], named[f"right_{joint}"]
-        score = min(left[2], right[2])
-        named[name] = np.array([*(left[:2] + right[:2]) / 2, score]) if score > 0 else np.zeros(3)
-
-    def part(names: Iterable[str]) -> list[float]:
-        return _numbers(np.stack([named[name] for name in names]))
-
-    has_feet, has_face = set(_FEET) <= set(named), set(_OPENPOSE_FACE) <= set(named)
-    person: dict[str, Any] = {
-        "person_id": [-1],
-        "pose_keypoints_2d": part(_OPENPOSE_25 if has_feet else _OPENPOSE_18),
-        "face_keypoints_2d": part(_OPENPOSE_FACE) if has_face else [],
-    }
-    for side in ("left", "right"):
-        start = skeleton.keypoints.index(f"{side}_hand_root") if f"{side}_hand_root" in named else None
-        hand = [] if start is None else _numbers(points[start : start + 21])
-        person[f"hand_{side}_keypoints_2d"] = hand
-    person.update({f"{part}_keypoints_3d": [] for part in ("pose", "face", "hand_left", "hand_right")})
-    return person

@@ -85,6 +85,11 @@ class Skeleton:
             indices[left], indices[right] = right, left
         return tuple(indices)
 
+    @property
+    def edges_from_one(self) -> list[tuple[int, int]]:
+        """The edges with keypoints numbered from 1, as COCO's files and supervision's annotators count them."""
+        return [(start + 1, end + 1) for start, end in self.edges]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and strings, ready for JSON."""
         return {

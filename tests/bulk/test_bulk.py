@@ -9,6 +9,7 @@ from PIL import Image
 from tests.support.images import random_image
 from tests.support.models import TINY, random_model
 from tests.support.reference_rtdetr import save, tiny_detector
+from tests.tolerances import PLACES
 from vitpose_jax import Detector, PoseEstimator, VitPoseConfig
 from vitpose_jax.bulk import detect_files, predict_files
 
@@ -94,3 +95,16 @@ def test_detect_files_returns_what_it_did(folder, tmp_path):
         detect_files(detector, [folder], tmp_path / "out")
     detect_files(detector, [folder / "1.png"], tmp_path / "out", overwrite=True)
     assert json.loads((tmp_path / "out" / "detections.images.json").read_text()) == ["1.png"]
+
+
+def test_predict_files_writes_yolo(estimator, folder, tmp_path):
+    def run():
+        return predict_files(estimator, [folder / "1.png"], tmp_path / "out", boxes=BOX, format="yolo")
+
+    assert len(run().written) == 1
+    (line,) = (tmp_path / "out" / "1.txt").read_text().splitlines()
+    height, width = random_image(1).shape[:2]
+    box = np.asarray(line.split()[1:5], float) * [width, height, width, height]
+    np.testing.assert_allclose(box, [35, 50, 50, 80], rtol=0, atol=PLACES)
+    assert len(line.split()) == 5 + 3 * 17
+    assert len(run().skipped) == 1

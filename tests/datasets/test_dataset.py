@@ -16,6 +16,8 @@ from tests.support.datasets import SAMPLES, read_sample
 from tests.tolerances import CROP_OUTLIERS, FLOAT32, FLOAT64
 from vitpose_jax.datasets import PROTOCOLS, get_protocol, read_dataset
 from vitpose_jax.datasets.annotations import clip_box
+from vitpose_jax.datasets.image_files import find_image
+from vitpose_jax.datasets.protocols import own_protocol
 from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.preprocess import crop_regions
 from vitpose_jax.pipeline.regions import boxes_to_regions
@@ -318,3 +320,65 @@ def test_errors_name_the_bad_file_or_argument(tmp_path):
         read_dataset("mpii", path, tmp_path)
     with pytest.raises(OSError, match=r"nothing\.json"):
         read_dataset("coco", tmp_path / "nothing.json", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "stored"),
+    [
+        ("7.jpg", "7.jpg"),
+        ("train/7.jpg", "train/7.jpg"),
+        ("train/7.jpg", "7.jpg"),
+        ("images/default/a/7.jpg", "a/7.jpg"),
+        ("images/3f2a91c4-7.jpg", "3f2a91c4-7.jpg"),
+        ("images/3f2a91c4-7.jpg", "7.jpg"),
+        ("..\\..\\upload\\1\\3f2a91c4-7.jpg", "7.jpg"),
+        ("/data/upload/1/3f2a91c4-a-7.jpg", "a-7.jpg"),
+        ("data/local-files/?d=images/7.jpg", "7.jpg"),
+    ],
+)
+def test_images_are_found_as_annotation_tools_name_them(tmp_path, name, stored):
+    """CVAT writes the folders of its task, Label Studio folders and the prefix of an upload."""
+    images = tmp_path / "photographs"
+    (images / stored).parent.mkdir(parents=True)
+    (images / stored).touch()
+    content = coco(person())
+    content["images"][0]["file_name"] = name
+    (sample,) = read_dataset("coco", write(tmp_path, "export.json", content), images).samples
+    assert sample.path == images / stored
+
+
+def test_the_whole_name_of_an_image_comes_first(tmp_path):
+    for name in ("7.jpg", "a/7.jpg", "b/a/7.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_image(tmp_path, "b/a/7.jpg") == tmp_path / "b/a/7.jpg"
+    assert find_image(tmp_path, "x/a/7.jpg") == tmp_path / "a/7.jpg"
+    assert find_image(tmp_path, "x/y/8.jpg") == tmp_path / "x/y/8.jpg"
+    assert find_image(tmp_path, "../7.jpg") == tmp_path / "7.jpg"
+
+
+def test_exports_of_annotation_tools_are_read(tmp_path):
+    """CVAT: attributes, no num_keypoints; Label Studio: no skeleton, no supercategory, no area of its own."""
+    cvat = {
+        "licenses": [{"name": "", "id": 0, "url": ""}],
+        "info": {"contributor": "", "year": ""},
+        "images": [{"id": 1, "width": 100, "height": 80, "file_name": "7.jpg", "license": 0, "coco_url": ""}],
+        "annotations": [
+            person(image_id=1, num_keypoints=None, segmentation=[], attributes={"occluded": False, "rotation": 0.0})
+        ],
+        "categories": [{"id": 1, "name": "person", "supercategory": "", "keypoints": [], "skeleton": []}],
+    }
+    label_studio = {
+        "images": [{"id": 0, "width": 100, "height": 80, "file_name": "images/3f2a91c4-7.jpg"}],
+        "categories": [{"id": 0, "name": "person"}],
+        "annotations": [
+            person(0, image_id=0, category_id=0, num_keypoints=None, iscrowd=None, ignore=0, segmentation=[])
+        ],
+        "info": {"year": 2026, "url": ""},
+    }
+    protocol = own_protocol(get_protocol("coco").skeleton)
+    for number, content in enumerate((cvat, label_studio)):
+        path = write(tmp_path, f"{number}.json", content)
+        (sample,) = read_dataset(protocol, path, tmp_path).samples
+        assert sample.people.keypoints[0, 0].tolist() == [11, 21]
+        assert (sample.people.visible[0] > 0).all()

@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 from vitpose_jax.images import image_endings
+from vitpose_jax.urls import scheme_of
 
 # So many files that are passed over are named.
 NAMED = 3
@@ -19,11 +20,13 @@ def find_images(names: Iterable[str], report: Callable[[str], None] | None = Non
         report: gets one line for each folder with other files.
 
     Raises:
-        ValueError: for a name without an image, and for two images whose results would have the same name.
+        ValueError: for a name without an image, for a URL, and for two images whose results would have the same name.
     """
     endings = image_endings()
     paths: dict[pathlib.Path, None] = {}
     for name in names:
+        if scheme_of(name) is not None:
+            raise ValueError(f"{name}: expected files, folders or patterns, got a URL; download it to a file first")
         path = pathlib.Path(name)
         if path.is_dir():
             files = sorted(file for file in path.iterdir() if not file.is_dir() and not file.name.startswith("."))

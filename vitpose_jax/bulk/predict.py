@@ -53,7 +53,7 @@ def predict_files(
         boxes: for all images, (n, 4) x y w h in pixels; or a file of boxes or its path, in one of the layouts of
             datasets/box_layouts.py; what it leaves out is reported. With None the estimator's detector finds the boxes.
         whole_image: each whole image is one box.
-        format: "json" or "openpose", one file for each image; "coco", one file for all.
+        format: "json", "openpose" or "yolo", one file for each image; "coco", one file for all.
         draw: also write each image with its poses drawn on it.
         drawing: keyword arguments of `draw_poses`, such as {"threshold": 0.5}; with "numbers": True, the labels are the
             numbers of the people.

@@ -4,7 +4,7 @@ An image is done if its results are on the disk: what says so is written after t
 
 settings.jsonl           what the results depend on
 NAME_poses.png           drawing
-NAME.json                results of one image; that it exists says that the image is done
+NAME.json                results of one image, NAME.txt for YOLO; that it exists says that the image is done
 keypoints.json           or the results of all images, written every few seconds and at the end
 keypoints.images.json    and after it, which images are done
 
@@ -27,18 +27,19 @@ from vitpose_jax.datasets.box_files import ImageBoxes, image_id_of
 from vitpose_jax.datasets.fields import read_json
 from vitpose_jax.detections import Detections
 from vitpose_jax.draw import draw_boxes, draw_poses
-from vitpose_jax.images import ImageLike
+from vitpose_jax.images import ImageLike, read_size
+from vitpose_jax.interop.yolo import write_yolo
 from vitpose_jax.poses import Poses
 from vitpose_jax.serving.flow import ItemError
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.storage.atomic import remove_leftovers, write_png, write_whole
 
-Format: TypeAlias = Literal["json", "coco", "openpose"]
+Format: TypeAlias = Literal["json", "coco", "openpose", "yolo"]
 Result = TypeVar("Result")
 
 COCO_FILE = "keypoints.json"
 # Of the names of the files of one image, in all formats.
-_ENDS = (".json", "_keypoints.json")
+_ENDS = (".json", "_keypoints.json", ".txt")
 # COCO results, which `predict --boxes` reads.
 DETECTIONS_FILE = "detections.json"
 DETECTIONS_SETTINGS_FILE = "detections.settings.jsonl"
@@ -223,11 +224,11 @@ class Results:
 
 
 class PoseResults(Results):
-    """Poses: one file for each image ("json", "openpose"), or one for all images ("coco"), and drawings.
+    """Poses: one file for each image ("json", "openpose", "yolo"), or one for all images ("coco"), and drawings.
 
     Args:
         folder, draw, overwrite: see `Results`.
-        format: "json" (`Poses.to_dict`), "openpose" or "coco".
+        format: "json" (`Poses.to_dict`), "openpose", "yolo" or "coco".
         drawing: keyword arguments of `draw_poses`.
     """
 
@@ -260,16 +261,24 @@ class PoseResults(Results):
             entries = poses.to_coco(boxes.image_id, box_scores=boxes.scores, category_id=boxes.categories or 1)
             self._write_entries(path, entries)
             return
+        if self._format == "yolo":
+            width, height = read_size(path)
+            write_yolo(self._document(path), poses, (height, width))
+            return
         document = poses.to_openpose() if self._format == "openpose" else {"image": path.name, **poses.to_dict()}
         write_whole(self._document(path), _to_json(document))
 
     def _document(self, path: pathlib.Path) -> pathlib.Path:
         # OpenPose's own name for its files: see `_ENDS`.
-        return self._folder / f"{path.stem}_keypoints.json" if self._format == "openpose" else super()._document(path)
+        ending = {"openpose": "_keypoints.json", "yolo": ".txt"}.get(self._format)
+        return super()._document(path) if ending is None else self._folder / f"{path.stem}{ending}"
 
     def _documents(self, images: list[pathlib.Path] | None = None) -> set[pathlib.Path]:
         names = [] if images is None else [f"{image.stem}{end}" for image in images for end in _ENDS]
-        paths = self._folder.glob("*.json") if images is None else (self._folder / name for name in names)
+        if images is None:
+            paths = [*self._folder.glob("*.json"), *self._folder.glob("*.txt")]
+        else:
+            paths = [self._folder / name for name in names]
         return {path for path in paths if _is_document(path)}
 
     def _draw_poses(self, image: ImageLike, poses: Poses) -> Image.Image:
@@ -302,6 +311,9 @@ def _to_json(document: object) -> bytes:
 def _is_document(path: pathlib.Path) -> bool:
     """Whether a file holds the poses of one image."""
     try:
+        if path.suffix == ".txt":
+            rows = [[float(word) for word in line.split()] for line in path.read_text().splitlines()]
+            return all(len(row) > 5 and len(row) % 3 == 2 for row in rows)
         content = read_json(path)
     except (OSError, ValueError):
         return False

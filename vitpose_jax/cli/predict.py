@@ -22,6 +22,7 @@ class Format(enum.StrEnum):
     json = "json"
     coco = "coco"
     openpose = "openpose"
+    yolo = "yolo"
 
 
 class ColourBy(enum.StrEnum):
@@ -60,7 +61,7 @@ def predict(
         list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
     ] = None,
     format: Annotated[
-        Format, typer.Option(help="json, openpose: one file for each image. coco: one for all.")
+        Format, typer.Option(help="json, openpose, yolo: one file for each image. coco: one for all.")
     ] = Format.json,
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its poses drawn on it.")] = False,
     threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,

@@ -4,10 +4,11 @@
                                                             +--> Sample: image, boxes, people --> Dataset
     a detector's boxes ------------> boxes of each image ---+
 
-Annotation files have one of two formats:
+Annotation files have one of three formats:
 
 * COCO's keypoint JSON: {"images", "annotations", ...}. COCO, COCO-WholeBody (the keypoints of the body, then those of
   feet, face, left and right hand), OCHuman, CrowdPose, AP-10K, APT-36K, and AI Challenger after conversion.
+* YOLO's pose labels, with a data.yaml; see yolo.py.
 * MPII's: a list of people {"image", "center", "scale", "joints", "joints_vis"}, whose pixels count from 1.
 
 A detector's boxes are COCO results: a list of {"image_id", "category_id", "bbox", "score"}.
@@ -35,7 +36,9 @@ from vitpose_jax.datasets.coco import (
     require,
 )
 from vitpose_jax.datasets.fields import read_json
+from vitpose_jax.datasets.image_files import find_image
 from vitpose_jax.datasets.protocols import Protocol, get_protocol
+from vitpose_jax.datasets.yolo import is_yolo, read_yolo
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -146,8 +149,10 @@ def read_dataset(
 
     Args:
         name: a dataset of protocols.py, or your own protocol.
-        annotations: the annotation file, in the protocol's format.
-        images: the folder that file names in the annotations are relative to.
+        annotations: the annotation file, in the protocol's format, also as CVAT and Label Studio export COCO's
+            keypoints; or the data.yaml of a YOLO pose dataset, whose labels are found by the folder of the images.
+        images: the folder that file names in the annotations are relative to. An image that is not there is looked for
+            under the last parts of its name, and without the prefix of an upload; see `image_files.find_image`.
         detections: a detector's boxes, as COCO results; default: the annotated boxes. Only boxes of the protocol's
             category count; as in the original they are not cut off at the image's edges.
         min_score: leave out detections with a lower score.
@@ -177,16 +182,17 @@ def read_dataset(
             for file, people in read_mpii(path, protocol, head_boxes).items()
         ]
     else:
-        coco = read_annotations(
-            path, count, fields=WHOLEBODY_KEYPOINTS if protocol.metric == "wholebody" else KEYPOINTS
-        )
+        source = read_yolo(path, folder, count) if is_yolo(path) else path
+        fields = WHOLEBODY_KEYPOINTS if protocol.metric == "wholebody" and source is path else KEYPOINTS
+        coco = read_annotations(source, count, fields=fields, name=str(path))
         entries = [
             (image_id, require(image, "file_name"), people, (require(image, "width"), require(image, "height")))
             for image_id, people in coco_people(coco, protocol).items()
             for image in [coco.images[image_id]]
         ]
     samples = [
-        _sample(image_id, folder / file, _stack(people, count), size) for image_id, file, people, size in entries
+        _sample(image_id, find_image(folder, file), _stack(people, count), size)
+        for image_id, file, people, size in entries
     ]
     num_images, skipped = len(samples), 0
     if detections is not None:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeGuard
 import numpy as np
 from jaxtyping import Float, Int
 
-from vitpose_jax.pipeline.regions import check_boxes
+from vitpose_jax.serving.boxes import BoxFormat, check_box_format, read_boxes, unwrap
 from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.vitpose.config import VitPoseConfig
 
@@ -22,11 +22,14 @@ class Request(NamedTuple):
     """Boxes of one image and their datasets, checked.
 
     Attributes:
-        boxes: x y w h in pixels of the image; None if they are not known before the image is read.
+        boxes: x y w h in pixels of the image, or in fractions of it; None if they are not known before the image is
+            read.
         whole_image: the whole image is one box, instead of those that a detector finds.
         dataset_index: of each box; one for all boxes while they are not known.
         skeletons: of the boxes; without boxes, the one that they would have.
         skeleton_index: for each box, the index of its skeleton in `skeletons`.
+        box_scores: of the detector that found the boxes; None if there are none.
+        relative: the boxes are in fractions of the image.
     """
 
     boxes: Float[np.ndarray, "n 4"] | None
@@ -34,6 +37,8 @@ class Request(NamedTuple):
     dataset_index: Int[np.ndarray, " m"]
     skeletons: tuple[Skeleton, ...]
     skeleton_index: Int[np.ndarray, " m"]
+    box_scores: Float[np.ndarray, " n"] | None = None
+    relative: bool = False
 
     @property
     def num_keypoints(self) -> int:
@@ -47,26 +52,47 @@ class Request(NamedTuple):
         )
         return self._replace(boxes=boxes, dataset_index=dataset_index, skeleton_index=skeleton_index)
 
+    def for_image(self, height: int, width: int) -> "Request":
+        """The same with boxes in pixels, once the size of the image is known."""
+        if self.whole_image:
+            return self.with_boxes(np.asarray([[0, 0, width, height]], np.float32))
+        if self.boxes is None or not self.relative:
+            return self
+        return self._replace(boxes=self.boxes * np.asarray([width, height] * 2, np.float32), relative=False)
+
 
 def check_request(
-    config: VitPoseConfig, boxes: Any, dataset: DatasetKeys, *, flip_test: bool, name: str = "boxes"
+    config: VitPoseConfig,
+    boxes: Any,
+    dataset: DatasetKeys,
+    *,
+    flip_test: bool,
+    box_format: BoxFormat = "xywh",
+    name: str = "boxes",
 ) -> Request:
     """Check the boxes of an image and their datasets.
 
     Args:
         config: of the model.
-        boxes: anything that `check_boxes` takes, "image" for the whole image, or None.
+        boxes: anything that `read_boxes` takes, "image" for the whole image, or None.
         dataset: one for all boxes, or a sequence with one for each.
         flip_test: whether the skeletons need flip pairs.
+        box_format: of rows of numbers; see boxes.py.
         name: of the boxes, for the error.
 
     Raises:
-        ValueError: for bad boxes, an unknown dataset, another number of datasets than boxes, or a skeleton without
-            flip pairs.
+        ValueError: for bad boxes, an unknown format of boxes, an unknown dataset, another number of datasets than
+            boxes, or a skeleton without flip pairs.
         TypeError: for boxes that are not numbers.
     """
+    check_box_format(box_format)
+    boxes = unwrap(boxes)
     whole_image = isinstance(boxes, str) and boxes == WHOLE_IMAGE
-    boxes = None if boxes is None or whole_image else check_boxes(boxes, name=name)
+    box_scores, relative = None, False
+    if whole_image or boxes is None:
+        boxes = None
+    else:
+        boxes, box_scores, relative = read_boxes(boxes, box_format, name=name)
     dataset_index = _dataset_indices(config, dataset, 1 if boxes is None else len(boxes))
     unique, skeleton_index = np.unique(dataset_index, return_inverse=True)
     if len(unique) == 0:
@@ -75,7 +101,8 @@ def check_request(
     if flip_test:
         for skeleton in skeletons:
             check_flip_pairs(skeleton)
-    return Request(boxes, whole_image, dataset_index, skeletons, skeleton_index.astype(np.int32))
+    skeleton_index = skeleton_index.astype(np.int32)
+    return Request(boxes, whole_image, dataset_index, skeletons, skeleton_index, box_scores, relative)
 
 
 def check_flip_pairs(skeleton: Skeleton) -> None:
