@@ -39,7 +39,7 @@ Result = TypeVar("Result")
 
 COCO_FILE = "keypoints.json"
 # Of the names of the files of one image, in all formats.
-_ENDS = (".json", "_keypoints.json", ".txt")
+_ENDS = (".json", "_keypoints.json")
 # COCO results, which `predict --boxes` reads.
 DETECTIONS_FILE = "detections.json"
 DETECTIONS_SETTINGS_FILE = "detections.settings.jsonl"
@@ -274,11 +274,12 @@ class PoseResults(Results):
         return super()._document(path) if ending is None else self._folder / f"{path.stem}{ending}"
 
     def _documents(self, images: list[pathlib.Path] | None = None) -> set[pathlib.Path]:
-        names = [] if images is None else [f"{image.stem}{end}" for image in images for end in _ENDS]
+        # Text files of other runs can be a dataset's labels, so they are looked at for YOLO's format only.
+        ends = (*_ENDS, ".txt") if self._format == "yolo" else _ENDS
         if images is None:
-            paths = [*self._folder.glob("*.json"), *self._folder.glob("*.txt")]
+            paths = [path for path in self._folder.iterdir() if path.name.endswith(ends)]
         else:
-            paths = [self._folder / name for name in names]
+            paths = [self._folder / f"{image.stem}{end}" for image in images for end in ends]
         return {path for path in paths if _is_document(path)}
 
     def _draw_poses(self, image: ImageLike, poses: Poses) -> Image.Image:

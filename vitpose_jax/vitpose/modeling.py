@@ -426,7 +426,10 @@ class ClassicDecoder(nnx.Module):
         x = jax.nn.relu(self.norm1(self.deconv1(features)))
         x = jax.nn.relu(self.norm2(self.deconv2(x)))
         # A 1x1 convolution is a matrix product, which CPUs compute faster.
-        kernel, bias = (leaf[...].astype(x.dtype) for leaf in (self.conv.kernel, self.conv.bias))
+        kernel, bias = (
+            leaf[...].astype(x.dtype)  # pyright: ignore[reportOptionalSubscript]: this convolution has a bias
+            for leaf in (self.conv.kernel, self.conv.bias)
+        )
         return products.matmul(x, kernel[0, 0]) + bias
 
 
