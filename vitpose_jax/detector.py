@@ -26,7 +26,6 @@ import vitpose_jax.finder.detect
 import vitpose_jax.finder.preprocess
 import vitpose_jax.rtdetr.detect
 import vitpose_jax.rtdetr.preprocess
-from vitpose_jax.arrays import ChannelOrder, check_channel_order, split_batch
 from vitpose_jax.bundled import DEFAULT_FINDER
 from vitpose_jax.convert.detectors import load_detector
 from vitpose_jax.convert.hub import resolve_source
@@ -35,11 +34,12 @@ from vitpose_jax.finder.modeling import PersonFinder
 from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket, unpack_image
 from vitpose_jax.pipeline.resize import resize, resize_matrix
+from vitpose_jax.pixels.arrays import ChannelOrder, check_channel_order, split_batch
+from vitpose_jax.pixels.urls import remote
 from vitpose_jax.rtdetr.modeling import RtDetr
 from vitpose_jax.serving.batching import Item, check_power_of_two, split_rows
 from vitpose_jax.serving.flow import MAX_JOBS, PREFETCH, ItemError, JobQueue, entry_bytes, read_ahead, run, stream
 from vitpose_jax.serving.program import Program
-from vitpose_jax.urls import remote
 from vitpose_jax.vitpose.ops import choose_dtype, choose_param_dtype
 
 # Default: objects of these classes.

@@ -22,7 +22,6 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from vitpose_jax.arrays import ChannelOrder, check_channel_order, split_batch
 from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.detector import Detector
 from vitpose_jax.images import ImageLike, load_image
@@ -31,6 +30,8 @@ from vitpose_jax.pipeline.postprocess import Decode, get_decoding
 from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.pipeline.regions import BOX_PADDING
 from vitpose_jax.pipeline.warp import Border, check_border
+from vitpose_jax.pixels.arrays import ChannelOrder, check_channel_order, split_batch
+from vitpose_jax.pixels.urls import remote
 from vitpose_jax.poses import Poses
 from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, check_power_of_two
@@ -39,7 +40,6 @@ from vitpose_jax.serving.flow import PREFETCH, ItemError, entry_bytes, read_ahea
 from vitpose_jax.serving.program import Program
 from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence, plain
 from vitpose_jax.skeletons import ANIMAL_SKELETONS
-from vitpose_jax.urls import remote
 from vitpose_jax.vitpose.modeling import VitPose
 
 Boxes: TypeAlias = Any  # anything that `read_boxes` takes: an (n, 4) array, n rows of four numbers, detections

@@ -13,8 +13,15 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from vitpose_jax.arrays import ArrayImage, ChannelOrder, array_to_rgb, check_channel_order, is_array, result_bytes
-from vitpose_jax.urls import RemoteImage, file_path, remote, scheme_of
+from vitpose_jax.pixels.arrays import (
+    ArrayImage,
+    ChannelOrder,
+    array_to_rgb,
+    check_channel_order,
+    is_array,
+    result_bytes,
+)
+from vitpose_jax.pixels.urls import RemoteImage, file_path, remote, scheme_of
 
 # What `load_image` reads: a path, a URL, the bytes of a file, a PIL image, or an array of NumPy, JAX, PyTorch, ...
 ImageLike: TypeAlias = (

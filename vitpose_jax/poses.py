@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from numpy.typing import ArrayLike
 
-from vitpose_jax.openpose import flat_numbers, openpose_person, point_rows
+from vitpose_jax.pose_formats.openpose import flat_numbers, openpose_person, point_rows
+from vitpose_jax.pose_formats.table import pose_table
 from vitpose_jax.skeletons import Skeleton
-from vitpose_jax.tables import pose_table
 
 if TYPE_CHECKING:
     import pandas  # pyright: ignore[reportMissingImports]

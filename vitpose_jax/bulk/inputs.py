@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Callable, Iterable
 
 from vitpose_jax.images import image_endings
-from vitpose_jax.urls import scheme_of
+from vitpose_jax.pixels.urls import scheme_of
 
 # So many files that are passed over are named.
 NAMED = 3

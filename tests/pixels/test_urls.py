@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.support.images import random_image
-from vitpose_jax import urls
 from vitpose_jax.bulk import find_images
 from vitpose_jax.images import decoded_bytes, load_image, own
+from vitpose_jax.pixels import urls
+from vitpose_jax.pixels.urls import RemoteImage, fetch
 from vitpose_jax.serving.flow import entry_bytes, read_ahead
-from vitpose_jax.urls import RemoteImage, fetch
 
 RGB = random_image(1, 12, 9)
 

@@ -1,0 +1,1 @@
+"""Where the pixels of an image come from besides files: arrays and tensors, and URLs."""
