@@ -44,10 +44,10 @@ ORDER = (
     "detector",
     "estimator",
     "single_program",
-    "interop",
     "bulk",
     "evaluation",
     "training",
+    "interop",
     "cli",
 )
 
