@@ -2,8 +2,8 @@
 
     from vitpose_jax.interop.transformers import AutoProcessor, RTDetrForObjectDetection, VitPoseForPoseEstimation
 
-The classes are thin: they take and return what those of transformers do, and call this library. Arrays come back in the
-kind that goes in: NumPy, JAX or, if you use it, PyTorch. docs/guides/from-transformers.md compares the two line by line.
+The classes are thin: they take and return what those of transformers do, and call this library. Arrays come back as
+the kind that goes in: NumPy, JAX or, if you use it, PyTorch. docs/guides/from-transformers.md compares the two.
 """
 
 from vitpose_jax.interop.transformers.arrays import BatchFeature as BatchFeature

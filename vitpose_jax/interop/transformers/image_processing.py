@@ -66,7 +66,7 @@ class VitPoseImageProcessor:
 
         Args:
             name: a Hub id, a folder or a bundled model.
-            kwargs: revision, cache_dir, token, local_files_only; or arguments of the class, instead of the checkpoint's.
+            kwargs: revision, cache_dir, token, local_files_only; or arguments of the class, which replace the file's.
 
         Raises:
             ValueError: if there is no such checkpoint.
@@ -242,6 +242,7 @@ def _sizes(target_sizes: Any, boxes: Any) -> np.ndarray | None:
 
 
 def as_list(images: Any) -> list[Any]:
+    """One image, a list or a batch in one array, as a list."""
     if isinstance(images, list | tuple):
         return list(images)
     is_batch = (is_torch(images) or hasattr(images, "shape")) and len(images.shape) == 4

@@ -197,7 +197,9 @@ class VitPoseForPoseEstimation(PreTrainedModel):
         network = pretrained.from_pretrained(path, dtype=dtype, param_dtype=options.param_dtype)
         values = read_json(path / CONFIG_FILE) if path.is_dir() else {}
         if values.get("model_type") == HUB_MODEL_TYPE:
-            config = VitPoseConfig.from_dict(values, **defaults)
+            # A file without edges has labels, which tell the skeleton.
+            edges = [list(edge) for edge in network.config.skeletons[0].edges]
+            config = VitPoseConfig.from_dict({"edges": edges, **values}, **defaults)
         else:
             config = VitPoseConfig.from_own(network.config, **defaults)
         return cls.from_own(network, config, options.device)
@@ -351,5 +353,6 @@ def _loss(heatmaps: jax.Array, labels: Any, label_weights: Any) -> jax.Array:
     labels = jnp.asarray(to_array(labels))
     if labels.shape != heatmaps.shape:
         raise ValueError(f"labels: expected heatmaps {heatmaps.shape}, got {labels.shape}")
-    weights = jnp.ones(heatmaps.shape[:2]) if label_weights is None else jnp.asarray(to_array(label_weights))
+    weights = np.ones(heatmaps.shape[:2]) if label_weights is None else to_array(label_weights)
+    weights = jnp.asarray(weights, jnp.float32)
     return joints_mse(jnp.moveaxis(heatmaps, 1, -1), jnp.moveaxis(labels, 1, -1), weights)
