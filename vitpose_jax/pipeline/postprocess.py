@@ -142,7 +142,8 @@ def _without_peak(heatmaps: Float[Array, "n height width K"], kernel_size: int) 
     It sets the peak to (-1, -1), and its flat index then reads across the borders of the padded heatmaps. Beside and
     below are copies of the upper left pixel; above and to the left are the lower corners of the heatmap before: of the
     keypoint before, of the crop before for the first keypoint, and of the last crop for the first of all. If these are
-    0 or below, as they are with a flat background, the point is (-1, -1). If not, it can be anywhere.
+    0 or below, as they are with a flat background, the point is (-1, -1). If not, it can be anywhere; and if only the
+    right one is above 0, its y in transformers is decided by rounding errors, and is -1 here.
     """
     n, height, width, channels = heatmaps.shape
 
@@ -152,9 +153,10 @@ def _without_peak(heatmaps: Float[Array, "n height width K"], kernel_size: int) 
 
     own, left, right = corner(0, 0), corner(0, height - 1), corner(width - 1, height - 1)
     left, right = (jnp.roll(values.reshape(-1), 1).reshape(n, channels) for values in (left, right))
-    rows = [[right, left, own], [right, own, own], [own, own, own]]
-    patch = jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2)
-    return -1.0 - _newton_step(patch)
+    # Less the middle, so that equal values cancel exactly.
+    left, right, zero = left - own, right - own, jnp.zeros_like(own)
+    rows = [[right, left, zero], [right, zero, zero], [zero, zero, zero]]
+    return -1.0 - _newton_step(jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2))
 
 
 def _blur_matrix(

@@ -19,7 +19,8 @@ KINDS = ("np", "jax", "pt")
 
 def is_torch(value: Any) -> bool:
     """Whether a value is a tensor of PyTorch; no such tensor exists before PyTorch is imported."""
-    return "torch" in sys.modules and isinstance(value, sys.modules["torch"].Tensor)
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def load_torch() -> Any:

@@ -55,7 +55,8 @@ class RTDetrImageProcessor:
 
     def __init__(self, **values: Any):
         self.values = values
-        self.settings = DetectorConfig(**images_config(values))
+        # Only the fields that images_config sets are used.
+        self.settings = DetectorConfig(**images_config(values), num_queries=1)
         self.size = dict(zip(("height", "width"), self.settings.image_size, strict=True))
 
     @classmethod
