@@ -111,7 +111,7 @@ def test_a_saved_model_loads_in_transformers(plain, tmp_path):
             assert torch.equal(theirs.state_dict()[name], tensor), name
     assert model.num_parameters() == original.num_parameters()
     processor = VitPoseImageProcessorPil.from_pretrained(tmp_path)
-    assert dict(processor.size) == SIZE and processor.image_mean == list(ours.VitPoseImageProcessor().image_mean)
+    assert dict(processor.size) == SIZE and list(processor.image_mean) == ours.VitPoseImageProcessor().image_mean
 
 
 def test_push_to_hub(plain, monkeypatch):

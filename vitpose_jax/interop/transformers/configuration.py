@@ -140,7 +140,10 @@ class VitPoseConfig(PretrainedConfig):
         Raises:
             ValueError: for a key or value that this library does not know; all of them at once.
         """
-        return parse_config(self.to_dict(), None, source=type(self).__name__)
+        channels = getattr(self.backbone_config, "num_channels", 3)
+        # transformers' mean and standard deviation, the default, are those of three channels.
+        plain = {"image_mean": [0.0] * channels, "image_std": [1.0] * channels} if channels != 3 else None
+        return parse_config(self.to_dict(), plain, source=type(self).__name__)
 
     @classmethod
     def from_own(cls, config: own.VitPoseConfig, **changes: Any) -> "VitPoseConfig":
