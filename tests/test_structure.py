@@ -181,6 +181,9 @@ def test_nothing_but_one_file_imports_torch():
         for name, line in imports(path):
             if name.split(".")[0] == "torch":
                 assert path.name == "torch_files.py", f"{path}:{line}"
+        # A second one asks for it by name, when a user asks for its tensors.
+        if re.search(r"import_module\(\W*torch\b", path.read_text()):
+            assert path.parts[-2:] == ("transformers", "arrays.py"), path
 
 
 def test_no_test_module_imports_another():

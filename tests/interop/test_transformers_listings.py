@@ -15,6 +15,7 @@ from transformers import VitPoseImageProcessorPil
 
 from tests.support import reference_rtdetr, reference_torch
 from vitpose_jax.bundled import GROUP_IMAGE
+from vitpose_jax.skeletons import COCO
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "from_transformers"
@@ -31,7 +32,7 @@ def repositories(tmp_path_factory):
     reference_rtdetr.save(detector, folder / "detector")
     for name, fields in (("pose", {}), ("experts", {"num_experts": 6})):
         model = reference_torch.tiny_model(**fields)
-        model.config.edges = [[0, 1], [1, 3], [5, 7]]
+        model.config.edges = [list(edge) for edge in COCO.edges]  # as the published ones have
         model.save_pretrained(folder / name)
         VitPoseImageProcessorPil(size={"height": 64, "width": 48}).save_pretrained(folder / name)
     return {
