@@ -23,6 +23,7 @@ def resolve_source(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    weights: bool = True,
 ) -> Path:
     """The path of a source. A model of the Hub is fetched first, if it is not in the cache.
 
@@ -32,6 +33,7 @@ def resolve_source(
         cache_dir: cache folder of huggingface_hub; None for its default.
         token: for private repositories; None for the one that huggingface_hub has stored.
         local_files_only: do not use the network.
+        weights: False fetches only the configuration from the Hub.
 
     Raises:
         ValueError: if there is no such path, and the Hub does not have the model or cannot be reached.
@@ -61,6 +63,8 @@ def resolve_source(
         except ValueError:
             pass
     options["local_files_only"] = local_files_only
+    if not weights:
+        return _fetch(str(source), CONFIG_PATTERNS, **options)
     folder = _fetch(str(source), (*CONFIG_PATTERNS, *SAFETENSORS_PATTERNS), **options)
     if not any((folder / name).exists() for name in SAFETENSORS_PATTERNS[:2]):
         folder = _fetch(str(source), (*CONFIG_PATTERNS, *PICKLE_PATTERNS), **options)

@@ -151,3 +151,6 @@ def test_the_page_names_every_example_and_every_example_has_a_test():
     assert {link for link in names if f"]({link})" in page} == names
     tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
+    # tests/interop/test_transformers_listings.py runs these.
+    for path in EXAMPLES.glob("from_transformers/*"):
+        assert f"]({path.relative_to(EXAMPLES)})" in page

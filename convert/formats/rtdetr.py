@@ -173,7 +173,7 @@ def parse_config(values: Mapping[str, Any], preprocessor: Mapping[str, Any] | No
         if problems:
             raise ValueError("; ".join(problems))
         fields = _fields(values, backbone, DETECTOR_FIELDS + (V2_FIELDS if version == 2 else ()))
-        config = DetectorConfig(version=version, **fields, **_images(preprocessor or {}))
+        config = DetectorConfig(version=version, **fields, **images_config(preprocessor or {}))
         _compare(values, config)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
@@ -195,7 +195,8 @@ def _fields(values: Mapping[str, Any], backbone: Mapping[str, Any], table: tuple
     return fields
 
 
-def _images(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+def images_config(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of `DetectorConfig` that the content of preprocessor_config.json gives."""
     size = preprocessor.get("size") or {"height": 640, "width": 640}
     if not isinstance(size, Mapping) or set(size) != {"height", "width"}:
         raise ValueError(f"{PREPROCESSOR_FILE}: size: expected a height and a width, got {shorten(size)}")

@@ -140,8 +140,9 @@ def test_small_and_odd_inputs(decode):
     np.testing.assert_array_equal(keypoints, expected)
 
 
-@pytest.mark.parametrize("decode", postprocess.DECODINGS)
+@pytest.mark.parametrize("decode", sorted(postprocess.DECODINGS.keys() - {"transformers"}))
 def test_a_heatmap_without_a_peak_stays_inside_its_crop(decode):
+    """But for the decoding of transformers, which does as transformers: tests/interop/test_transformers_defects.py."""
     heatmaps = -np.abs(np.random.default_rng(4).normal(size=(4, HEIGHT, WIDTH, 3))).astype(np.float32)
     heatmaps[0] = 0
     boxes = np.tile([[100.0, 50, 30, 40]], (4, 1))
@@ -169,6 +170,12 @@ def test_flip_back_equals_the_reference(skeleton):
 def test_an_unknown_decoding_raises():
     with pytest.raises(ValueError, match=r"expected one of udp, transformers, quarter, argmax, got 'dark'"):
         postprocess.get_decoding("dark")
+
+
+@pytest.mark.parametrize("kernel_size", [0, 4, -1])
+def test_a_kernel_has_an_odd_number_of_pixels(kernel_size):
+    with pytest.raises(ValueError, match=f"kernel_size: expected a positive odd number, got {kernel_size}"):
+        postprocess.decode_heatmaps(np.ones((1, 8, 6, 3), np.float32), np.ones((1, 4)), kernel_size=kernel_size)
 
 
 def test_heatmaps_and_boxes_must_go_together(unchecked):

@@ -10,12 +10,13 @@ The decodings differ in how they refine:
 * "udp": DARK (Zhang et al. 2020, arXiv:1910.06278) as the original ViTPose runs it (`post_dark_udp`): the
   heatmap blurred with an 11x11 Gaussian of standard deviation 2, then one Newton step on its logarithm.
 * "transformers": the same with standard deviation 0.8 and another border, as in the processor of transformers.
+  It also does what that does with a heatmap without a positive pixel: see `_without_peak`.
 * "quarter": a quarter of a pixel towards the higher neighbour in x and in y. The original uses it for its datasets
   without UDP; it goes with the affine map `udp=False` of regions.py.
 * "argmax": no refinement.
 
-A heatmap without a positive pixel is not refined: its point is the highest pixel, inside the crop, and its score is 0
-or below. Arithmetic is float32 whatever the dtype of the heatmaps.
+In the other decodings, a heatmap without a positive pixel is not refined: its point is the highest pixel, inside the
+crop, and its score is 0 or below. Arithmetic is float32 whatever the dtype of the heatmaps.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -29,7 +30,8 @@ from vitpose_jax.pipeline.regions import BOX_PADDING, Regions, boxes_to_regions,
 
 Decode: TypeAlias = Literal["udp", "transformers", "quarter", "argmax"]
 
-BLUR_RADIUS = 5
+# Pixels on a side of the Gaussian.
+KERNEL_SIZE = 11
 LOG_RANGE = (0.001, 50.0)
 
 
@@ -47,9 +49,10 @@ class Decoding(NamedTuple):
     border: Literal["reflect", "symmetric"] = "reflect"
 
 
+TRANSFORMERS = Decoding(udp=True, sigma=0.8, border="symmetric")
 DECODINGS = {
     "udp": Decoding(udp=True, sigma=2.0, border="reflect"),
-    "transformers": Decoding(udp=True, sigma=0.8, border="symmetric"),
+    "transformers": TRANSFORMERS,
     "quarter": Decoding(udp=False),
     "argmax": Decoding(udp=True),
 }
@@ -90,7 +93,11 @@ def find_peaks(heatmaps: Float[Array, "n height width K"]) -> tuple[Float[Array,
 
 
 def refine(
-    heatmaps: Float[Array, "n height width K"], points: Float[Array, "n K 2"], decode: Decode = "udp"
+    heatmaps: Float[Array, "n height width K"],
+    points: Float[Array, "n K 2"],
+    decode: Decode = "udp",
+    *,
+    kernel_size: int = KERNEL_SIZE,
 ) -> Float[Array, "n K 2"]:
     """Move points from the highest pixels to the peaks, which lie between pixels.
 
@@ -98,14 +105,17 @@ def refine(
         heatmaps: float32.
         points: (x, y) of the highest pixels, from `find_peaks`.
         decode: see the top of this file.
+        kernel_size: of the Gaussian, in heatmap pixels, an odd number; the original and transformers use 11.
 
     Returns:
         (x, y) in heatmap pixels.
 
     Raises:
-        ValueError: for an unknown decoding.
+        ValueError: for an unknown decoding, and for a kernel size that is not a positive odd number.
     """
     decoding = get_decoding(decode)
+    if kernel_size < 1 or kernel_size % 2 == 0:
+        raise ValueError(f"kernel_size: expected a positive odd number, got {kernel_size}")
     height, width = heatmaps.shape[1:3]
     if decode == "quarter":
         patch = _neighbourhoods(heatmaps, points, np.eye(height), np.eye(width))
@@ -114,19 +124,48 @@ def refine(
         return points + jnp.where(inner, 0.25 * jnp.sign(slope), 0.0)
     if decoding.sigma is None:
         return points
-    patch = _neighbourhoods(
-        heatmaps,
-        points,
-        _blur_matrix(height, decoding.sigma, decoding.border),
-        _blur_matrix(width, decoding.sigma, decoding.border),
-    )
-    return points - _newton_step(jnp.log(jnp.clip(patch, *LOG_RANGE)))
+    patch = _log_patches(heatmaps, points, decoding, kernel_size)
+    return points - _newton_step(patch)
 
 
-def _blur_matrix(size: int, sigma: float, border: Literal["reflect", "symmetric"]) -> Float[np.ndarray, "size size"]:
-    """The matrix that blurs a line of `size` pixels with a Gaussian, cut off at BLUR_RADIUS pixels."""
-    taps = np.exp(-0.5 * (np.arange(-BLUR_RADIUS, BLUR_RADIUS + 1) / sigma) ** 2)
-    sources = np.pad(np.arange(size), BLUR_RADIUS, mode=border)
+def _log_patches(
+    heatmaps: Float[Array, "n height width K"], points: Float[Array, "n K 2"], decoding: Decoding, kernel_size: int
+) -> Float[Array, "n K 3 3"]:
+    """The logarithms of the 3x3 pixels around points of the blurred heatmaps."""
+    blur = [_blur_matrix(side, decoding.sigma or 0.0, decoding.border, kernel_size) for side in heatmaps.shape[1:3]]
+    return jnp.log(jnp.clip(_neighbourhoods(heatmaps, points, *blur), *LOG_RANGE))
+
+
+def _without_peak(heatmaps: Float[Array, "n height width K"], kernel_size: int) -> Float[Array, "n K 2"]:
+    """What transformers returns for heatmaps without a positive pixel, (x, y) in heatmap pixels.
+
+    It sets the peak to (-1, -1), and its flat index then reads across the borders of the padded heatmaps. Beside and
+    below are copies of the upper left pixel; above and to the left are the lower corners of the heatmap before: of the
+    keypoint before, of the crop before for the first keypoint, and of the last crop for the first of all. If these are
+    0 or below, as they are with a flat background, the point is (-1, -1). If not, it can be anywhere; and if only the
+    right one is above 0, its y in transformers is decided by rounding errors, and is -1 here.
+    """
+    n, height, width, channels = heatmaps.shape
+
+    def corner(x: int, y: int) -> Float[Array, "n K"]:
+        points = jnp.broadcast_to(jnp.asarray([x, y], jnp.float32), (n, channels, 2))
+        return _log_patches(heatmaps, points, TRANSFORMERS, kernel_size)[..., 1, 1]
+
+    own, left, right = corner(0, 0), corner(0, height - 1), corner(width - 1, height - 1)
+    left, right = (jnp.roll(values.reshape(-1), 1).reshape(n, channels) for values in (left, right))
+    # Less the middle, so that equal values cancel exactly.
+    left, right, zero = left - own, right - own, jnp.zeros_like(own)
+    rows = [[right, left, zero], [right, zero, zero], [zero, zero, zero]]
+    return -1.0 - _newton_step(jnp.stack([jnp.stack(row, axis=-1) for row in rows], axis=-2))
+
+
+def _blur_matrix(
+    size: int, sigma: float, border: Literal["reflect", "symmetric"], kernel_size: int
+) -> Float[np.ndarray, "size size"]:
+    """The matrix that blurs a line of `size` pixels with a Gaussian of `kernel_size` pixels."""
+    radius = kernel_size // 2
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    sources = np.pad(np.arange(size), radius, mode=border)
     matrix = np.zeros((size, size))
     for tap, weight in enumerate(taps / taps.sum()):
         np.add.at(matrix, (np.arange(size), sources[tap : tap + size]), weight)
@@ -170,14 +209,20 @@ def _newton_step(patch: Float[Array, "n K 3 3"]) -> Float[Array, "n K 2"]:
 
 
 def decode_regions(
-    heatmaps: Float[Array | np.ndarray, "n height width K"], regions: Regions, *, decode: Decode = "udp"
+    heatmaps: Float[Array | np.ndarray, "n height width K"],
+    regions: Regions,
+    *,
+    decode: Decode = "udp",
+    kernel_size: int = KERNEL_SIZE,
 ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
     """As `decode_heatmaps`, for the regions that were cropped."""
-    if len(heatmaps) != regions.count:
-        raise ValueError(f"heatmaps: expected one row for each of {regions.count} boxes, got {len(heatmaps)}")
+    if heatmaps.shape[0] != regions.count:
+        raise ValueError(f"heatmaps: expected one row for each of {regions.count} boxes, got {heatmaps.shape[0]}")
     heatmaps = jnp.asarray(heatmaps, jnp.float32)
     peaks, scores = find_peaks(heatmaps)
-    points = jnp.where(scores[..., None] > 0, refine(heatmaps, peaks, decode), peaks)
+    refined = refine(heatmaps, peaks, decode, kernel_size=kernel_size)
+    unrefined = _without_peak(heatmaps, kernel_size) if decode == "transformers" else peaks
+    points = jnp.where(scores[..., None] > 0, refined, unrefined)
     height, width = heatmaps.shape[1:3]
     return crop_to_image(points, regions, (height, width), udp=get_decoding(decode).udp), scores
 
@@ -189,6 +234,7 @@ def decode_heatmaps(
     decode: Decode = "udp",
     size: tuple[int, int] | None = None,
     padding: float = BOX_PADDING,
+    kernel_size: int = KERNEL_SIZE,
 ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
     """Keypoints in pixels of the image.
 
@@ -198,6 +244,7 @@ def decode_heatmaps(
         decode: "udp", "transformers", "quarter" or "argmax"; see the top of this file.
         size: height and width of the crops; only their ratio counts. None for the ratio of the heatmaps.
         padding: as in `crop_boxes`.
+        kernel_size: as in `refine`.
 
     Returns:
         keypoints (n, K, 2), float32, (x, y) in pixels of the image; scores (n, K), float32, the peak values.
@@ -211,4 +258,4 @@ def decode_heatmaps(
         boxes = check_boxes(boxes)
     height, width = size or heatmaps.shape[1:3]
     regions = boxes_to_regions(boxes, (height, width), padding=padding)
-    return decode_regions(heatmaps, regions, decode=decode)
+    return decode_regions(heatmaps, regions, decode=decode, kernel_size=kernel_size)

@@ -45,6 +45,9 @@ DatasetIndex: TypeAlias = int | Int[Array, ""] | Int[Array, " n"] | Int[np.ndarr
 # Stochastic depth in one block: the rate at which residual branches are dropped, and a key for each of the two.
 DropPath: TypeAlias = tuple[Float[Array, ""], Key[Array, "2"]]
 
+# Datasets by name or index, in the order of `VitPoseConfig.datasets`: one for all crops, or one for each crop.
+Datasets: TypeAlias = str | int | Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."]
+
 DECONV_FEATURES = 256
 HEAD_INIT = nnx.initializers.normal(0.001)
 
@@ -489,8 +492,10 @@ class VitPose(nnx.Module):
     def __call__(
         self,
         crops: Float[Array, "n height width channels"],
-        dataset_index: str | int | Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."] | None = None,
+        dataset_index: Datasets | None = None,
         *,
+        expert: Datasets | None = None,
+        head: str | None = None,
         drop_path: float = 0.0,
         key: Key[Array, ""] | None = None,
         remat: bool = False,
@@ -504,6 +509,9 @@ class VitPose(nnx.Module):
             crops: normalised, (n, 256, 192, 3) for the usual image size.
             dataset_index: the expert and head to use: one name or index for all crops, or a sequence or integer
                 array with one for each crop. None means the first head (COCO in published checkpoints).
+            expert, head: instead of `dataset_index`, an expert and another dataset's head, which were not trained
+                together: the expert as in `dataset_index`, and the name of one head for all crops. Without `expert`
+                the head's own, without `head` the first one.
             drop_path, key, remat: for training, see `Backbone`.
 
         Returns:
@@ -512,35 +520,51 @@ class VitPose(nnx.Module):
             checked: there, crops of a dataset without a head get NaN.
 
         Raises:
-            ValueError: for a dataset that the model does not know or has no head for, for crops of another size, and
-                for a `drop_path` without a key.
+            ValueError: for a dataset that the model does not know or has no head for, for crops of another size, for a
+                `drop_path` without a key, and for `dataset_index` together with `expert` or `head`.
             TypeError: if a sequence holds anything but names and whole numbers.
         """
         options: dict[str, Any] = {"drop_path": drop_path, "key": key, "remat": remat}
+        if expert is not None or head is not None:
+            if dataset_index is not None:
+                raise ValueError("dataset_index chooses expert and head: expected it without expert and head")
+            indices = self._checked(head if expert is None else expert, crops.shape[0], need_heads=False)
+            return self.decode(self.backbone(crops, indices, **options).tokens, head)
         if dataset_index is None or isinstance(dataset_index, str | int):
             index = self.config.dataset_index(dataset_index)
-            return self._decode(self.config.skeleton(index).name, self.backbone(crops, index, **options).tokens)
+            return self.decode(self.backbone(crops, index, **options).tokens, index)
         indices = self._checked(dataset_index, crops.shape[0])
         tokens = self.backbone(crops, indices, **options).tokens
         channels = max(skeleton.num_keypoints for skeleton in self.config.skeletons)
         result = jnp.full((crops.shape[0], *self.config.heatmap_size, channels), jnp.nan, tokens.dtype)
         for skeleton in self.config.skeletons:
-            heatmaps = self._decode(skeleton.name, tokens)
+            heatmaps = self.decode(tokens, skeleton.name)
             heatmaps = jnp.pad(heatmaps, ((0, 0), (0, 0), (0, 0), (0, channels - skeleton.num_keypoints)))
             in_dataset = jnp.broadcast_to(indices == self.config.dataset_index(skeleton.name), crops.shape[0])
             result = jnp.where(in_dataset[:, None, None, None], heatmaps, result)
         return result
 
-    def _checked(
-        self, dataset_index: Sequence[str | int] | Int[Array, "..."] | Int[np.ndarray, "..."], count: Any
-    ) -> Int[Array, "..."]:
+    def decode(self, tokens: Float[Array, "n tokens dim"], dataset: str | int | None = None) -> Float[Array, "n h w K"]:
+        """The heatmaps of tokens, `BackboneOutput.tokens`, by one head.
+
+        Args:
+            tokens: of the backbone.
+            dataset: name or index of the head's dataset; None means the first head.
+
+        Raises:
+            ValueError: for a dataset that the model does not know or has no head for.
+        """
+        head = self.heads[self.config.skeleton(dataset).name]
+        return head(tokens.reshape(tokens.shape[0], *self.config.grid_size, self.config.hidden_size))
+
+    def _checked(self, dataset_index: Datasets | None, count: Any, *, need_heads: bool = True) -> Int[Array, "..."]:
         """One index, or one for each of `count` crops. A traced array has no values to check."""
         if isinstance(dataset_index, Tracer):
             indices = dataset_index
         else:
             items = np.asarray(dataset_index)
             numbers = [self.config.dataset_index(_as_python(item)) for item in items.ravel()]
-            for number in sorted(set(numbers)):
+            for number in sorted(set(numbers)) if need_heads else ():
                 self.config.skeleton(number)
             indices = jnp.asarray(numbers, jnp.int32).reshape(items.shape)
         if indices.shape not in ((), (count,)):
@@ -596,9 +620,6 @@ class VitPose(nnx.Module):
     def _rebuild(self, config: VitPoseConfig, tensors: Mapping[str, Any]) -> "VitPose":
         abstract = abstract_vitpose(config, dtype=self.backbone.dtype, param_dtype=self.backbone.param_dtype)
         return parameters.fill(abstract, tensors)
-
-    def _decode(self, name: str, tokens: Float[Array, "n tokens dim"]) -> Float[Array, "n rows columns K"]:
-        return self.heads[name](tokens.reshape(tokens.shape[0], *self.config.grid_size, self.config.hidden_size))
 
 
 def abstract_vitpose(
