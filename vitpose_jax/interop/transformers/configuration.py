@@ -28,7 +28,7 @@ class PretrainedConfig:
     """
 
     CALL_DEFAULTS: ClassVar[tuple[str, ...]] = ("output_hidden_states", "output_attentions", "return_dict")
-    model_type: ClassVar[str] = ""
+    model_type: str = ""
     DEFAULTS: ClassVar[dict[str, Any]] = {
         "output_hidden_states": False,
         "output_attentions": False,
