@@ -155,7 +155,7 @@ class VitPoseConfig(PretrainedConfig):
 class RTDetrConfig(PretrainedConfig):
     """The keys of an RT-DETR or RT-DETRv2; keys that are missing have the defaults of transformers."""
 
-    model_type = "rt_detr"
+    model_type: str = "rt_detr"
 
     def __init__(self, backbone_config: Any = None, **values: Any):
         self.model_type = values.pop("model_type", self.model_type)
