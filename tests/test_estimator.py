@@ -242,6 +242,7 @@ def test_the_whole_path_lowers_for_every_platform(dataset_index, flip_test):
     assert [out.shape for out in exported.out_avals] == [
         (4, (17, 133)[dataset_index == 5], 2),
         (4, (17, 133)[dataset_index == 5]),
+        (4, (17, 133)[dataset_index == 5], 2, 2),
     ]
 
 

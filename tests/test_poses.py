@@ -370,3 +370,24 @@ def test_exports_are_json_whatever_the_numbers(numbers):
         assert json.loads(json.dumps(export, allow_nan=False)) == export
     confidences = xyc(poses.to_openpose()["people"][0]["pose_keypoints_2d"])[:, 2]
     assert ((confidences >= 0) & (confidences <= 1)).all()
+
+
+def test_covariances_go_where_the_rows_go():
+    covariances = np.arange(3 * 133 * 4, dtype=np.float32).reshape(3, 133, 2, 2)
+    plain = sample(3, COCO, WHOLEBODY)
+    assert plain.covariances is None and plain[1:].covariances is None
+    parts = (plain.keypoints, plain.scores, plain.boxes, plain.skeletons, plain.skeleton_index, None)
+    poses = Poses.create(*parts, covariances)
+    assert np.isnan(poses.covariances[0, 17:]).all()
+    np.testing.assert_array_equal(poses[[2]].covariances, covariances[2:, :17])
+    key_points = poses.to_supervision()
+    np.testing.assert_array_equal(key_points.data["covariance"], poses.covariances)
+    with pytest.raises(ValueError, match=r"covariances: expected shape \(3, 133, 2, 2\), got \(3, 17, 2, 2\)"):
+        Poses.create(*parts, covariances[:, :17])
+
+
+def test_keypoints_are_visible_from_a_score_on():
+    poses = Poses.create(np.zeros((1, 17, 2)), [np.linspace(0, 1, 17)], [[0, 0, 1, 1]], COCO)
+    assert poses.visible(0.5).sum() == 9 and poses.visible().sum() == 12
+    mixed = sample(3, COCO, WHOLEBODY)
+    assert not mixed.visible(-1)[0, 17:].any()

@@ -33,6 +33,9 @@ BLOCK = 1e-5
 HEATMAPS = 1e-4
 # Keypoints in pixels of the image.
 KEYPOINTS = 1e-2
+# The variances of a Gaussian peak that pixels sample, of which the nearest nine are fitted: relative to the largest
+# (measured: 3e-3).
+PEAK_WIDTH = 1e-2
 # Crops: this fraction of the pixel values may differ by more than one from the reference's.
 CROP_OUTLIERS = 1e-3
 # bfloat16 against float32: heatmaps, as a fraction of their largest value.

@@ -68,7 +68,7 @@ class _PoseItem(Item):
     Attributes:
         request: without boxes until the detector found them.
         box_scores: of the detector.
-        keypoints, scores: filled as batches come back.
+        keypoints, scores, covariances: filled as batches come back.
         pending: the number of boxes whose results have not come back.
     """
 
@@ -77,6 +77,7 @@ class _PoseItem(Item):
     pending: int = dataclasses.field(init=False, default=0)
     keypoints: Float[np.ndarray, "n K 2"] = dataclasses.field(init=False)
     scores: Float[np.ndarray, "n K"] = dataclasses.field(init=False)
+    covariances: Float[np.ndarray, "n K 2 2"] = dataclasses.field(init=False)
 
     def __post_init__(self) -> None:
         if self.request.boxes is not None:
@@ -102,6 +103,7 @@ class _PoseItem(Item):
         self.box_scores, self.pending = box_scores, len(boxes)
         self.keypoints = np.zeros((self.pending, self.request.num_keypoints, 2), np.float32)
         self.scores = np.zeros((self.pending, self.request.num_keypoints), np.float32)
+        self.covariances = np.full((*self.scores.shape, 2, 2), np.nan, np.float32)
         if self.pending == 0:
             self.release_pixels()
 
@@ -109,7 +111,13 @@ class _PoseItem(Item):
         """The result."""
         request = self.request
         return Poses.create(
-            self.keypoints, self.scores, self.boxes, request.skeletons, request.skeleton_index, self.box_scores
+            self.keypoints,
+            self.scores,
+            self.boxes,
+            request.skeletons,
+            request.skeleton_index,
+            self.box_scores,
+            self.covariances,
         )
 
 
@@ -120,14 +128,16 @@ class _Job(NamedTuple):
     batch: Batch
     keypoints: Float[Array, "size K 2"]
     scores: Float[Array, "size K"]
+    covariances: Float[Array, "size K 2 2"]
 
     def collect(self) -> None:
         """Wait for the results and put them into their items."""
-        all_keypoints, all_scores = np.asarray(self.keypoints), np.asarray(self.scores)
-        for (image, box), keypoints, scores in zip(self.batch.rows, all_keypoints, all_scores, strict=False):
+        results = map(np.asarray, (self.keypoints, self.scores, self.covariances))
+        for (image, box), keypoints, scores, covariances in zip(self.batch.rows, *results, strict=False):
             item = self.items[image]
             item.keypoints[box, : len(scores)] = keypoints
             item.scores[box, : len(scores)] = scores
+            item.covariances[box, : len(scores)] = covariances
             item.pending -= 1
 
 
@@ -450,13 +460,13 @@ class PoseEstimator:
         for batch in batches(indices, max_batch=self.max_batch, min_batch=self._min_batch):
             rows = batch.padded
             boxes = np.stack([items[image].boxes[box] for image, box in rows])
-            keypoints, scores = self._program(
+            results = self._program(
                 images._replace(shapes=jax.device_put(images.shapes[rows[:, 0]], self._split)),
                 jax.device_put(boxes, self._split),
                 dataset_index=batch.dataset_index,
                 **options._asdict(),
             )
-            yield _Job(items, batch, keypoints, scores)
+            yield _Job(items, batch, *results)
 
     def _detect(self, images: PackedImages, items: list[_PoseItem]) -> None:
         """Find the boxes of the items that have none."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 from numpy.typing import ArrayLike
 
 from vitpose_jax.pose_formats.openpose import flat_numbers, openpose_person, point_rows
@@ -24,7 +24,7 @@ Row: TypeAlias = tuple[Skeleton, Float[np.ndarray, "k 2"], Float[np.ndarray, " k
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=["keypoints", "scores", "boxes", "skeleton_index", "box_scores"],
+    data_fields=["keypoints", "scores", "boxes", "skeleton_index", "box_scores", "covariances"],
     meta_fields=["skeletons"],
 )
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -40,6 +40,8 @@ class Poses:
         skeletons: static; one, unless datasets were mixed in one call.
         box_scores: of the detector that found the boxes; None if the caller gave them, or if the box is the whole
             image.
+        covariances: how wide the peak of each keypoint is: the covariance matrix of a Gaussian, x first, in square
+            pixels of the image; see `peak_covariances`. NaN without a peak and in unused slots. None if unknown.
     """
 
     keypoints: Float[Array, "n K 2"] | Float[np.ndarray, "n K 2"]
@@ -48,6 +50,7 @@ class Poses:
     skeleton_index: Int[Array, " n"] | Int[np.ndarray, " n"]
     skeletons: tuple[Skeleton, ...]
     box_scores: Float[Array, " n"] | Float[np.ndarray, " n"] | None = None
+    covariances: Float[Array, "n K 2 2"] | Float[np.ndarray, "n K 2 2"] | None = None
 
     @classmethod
     def create(
@@ -58,6 +61,7 @@ class Poses:
         skeletons: Skeleton | Sequence[Skeleton],
         skeleton_index: ArrayLike | None = None,
         box_scores: ArrayLike | None = None,
+        covariances: ArrayLike | None = None,
     ) -> "Poses":
         """Poses on the host, checked; slots that a row's skeleton does not have get NaN and score 0.
 
@@ -68,6 +72,7 @@ class Poses:
             skeletons: one for all rows, or several with a `skeleton_index`.
             skeleton_index: (n,) integers; None for 0 everywhere.
             box_scores: (n,) of a detector, or None.
+            covariances: (n, K, 2, 2), or None.
 
         Raises:
             ValueError: if shapes disagree with each other or with the skeletons, or an index is out of range.
@@ -77,6 +82,7 @@ class Poses:
             raise ValueError("skeletons: expected one or more, got none")
         keypoints, scores, boxes = (np.array(values, np.float32) for values in (keypoints, scores, boxes))
         box_scores = None if box_scores is None else np.array(box_scores, np.float32)
+        covariances = None if covariances is None else np.array(covariances, np.float32)
         n, largest = len(np.atleast_1d(boxes)), max(skeleton.num_keypoints for skeleton in skeletons)
         index = np.zeros(n, np.int32) if skeleton_index is None else np.asarray(skeleton_index).astype(np.int32)
         for name, array, shape in (
@@ -85,6 +91,7 @@ class Poses:
             ("scores", scores, (n, largest)),
             ("skeleton_index", index, (n,)),
             ("box_scores", box_scores, (n,)),
+            ("covariances", covariances, (n, largest, 2, 2)),
         ):
             if array is not None and array.shape != shape:
                 raise ValueError(f"{name}: expected shape {shape}, got {array.shape}")
@@ -93,6 +100,8 @@ class Poses:
         counts = np.array([skeleton.num_keypoints for skeleton in skeletons])
         unused = np.arange(largest) >= counts[index][:, None]
         keypoints[unused], scores[unused] = np.nan, 0
+        if covariances is not None:
+            covariances[unused] = np.nan
         return cls(
             keypoints=keypoints,
             scores=scores,
@@ -100,6 +109,7 @@ class Poses:
             skeleton_index=index,
             skeletons=skeletons,
             box_scores=box_scores,
+            covariances=covariances,
         )
 
     @property
@@ -156,6 +166,7 @@ class Poses:
             skeleton_index=index,
             skeletons=skeletons,
             box_scores=None if self.box_scores is None else self.box_scores[rows],
+            covariances=None if self.covariances is None else self.covariances[rows, :largest],
         )
 
     def _keypoint(self, name: str) -> Float[np.ndarray, "n 2"]:
@@ -169,6 +180,14 @@ class Poses:
             if name in names[index]:
                 points[row] = keypoints[row, names[index].index(name)]
         return points
+
+    def visible(self, threshold: float | int = 0.3) -> Bool[np.ndarray, "n K"]:
+        """Which keypoints have at least this score; not those that are not finite.
+
+        docs/explain/scores.md shows how far keypoints of a score are off.
+        """
+        finite = np.isfinite(np.asarray(self.keypoints)).all(axis=-1)
+        return finite & (np.asarray(self.scores) >= threshold)
 
     def __iter__(self) -> Iterator["Poses"]:
         """Poses of length 1, one for each row."""
@@ -285,8 +304,9 @@ class Poses:
             xy (n, K, 2) in pixels and keypoint_confidence (n, K); detection_confidence (n,), the box scores, or the
             means of the keypoint scores if there are none; class_id (n,), the `skeleton_index`. Its data holds
             "class_name" (n,), the names of the skeletons; "xyxy" (n, 4), the boxes; and "covariance" (n, K, 2, 2) in
-            square pixels for the annotators of ellipses: how much annotators disagree, (sigma * side)^2, where side is
-            the square root of the box's area. It is NaN for skeletons without sigmas.
+            square pixels for the annotators of ellipses: the `covariances`. Poses without them have the disagreement of
+            annotators instead, (sigma * side)^2, where side is the square root of the box's area; it is NaN for
+            skeletons without sigmas.
 
         Raises:
             ImportError: if supervision is not installed.
@@ -311,7 +331,7 @@ class Poses:
             data={
                 "class_name": names,
                 "xyxy": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
-                "covariance": self._covariances(),
+                "covariance": self._disagreement() if self.covariances is None else np.asarray(self.covariances),
             },
         )
 
@@ -337,7 +357,7 @@ class Poses:
         means = [np.where(np.isfinite(scores), scores, 0).mean() for _, _, scores, _ in self.rows()]
         return np.asarray(means, np.float32)
 
-    def _covariances(self) -> Float[np.ndarray, "n K 2 2"]:
+    def _disagreement(self) -> Float[np.ndarray, "n K 2 2"]:
         deviations = np.full(np.shape(self.scores), np.nan, np.float32)
         for row, (skeleton, _, _, box) in enumerate(self.rows()):
             if skeleton.sigmas:

@@ -32,6 +32,7 @@ class People(NamedTuple):
         occupied: whether the box holds a person: a score above the threshold and an area.
         keypoints: (x, y) in pixels of the image.
         scores: of the keypoints.
+        covariances: of the keypoints, in square pixels; see `peak_covariances`.
     """
 
     boxes: Float[Array | np.ndarray, "n 4"]
@@ -39,6 +40,7 @@ class People(NamedTuple):
     occupied: Bool[Array | np.ndarray, " n"]
     keypoints: Float[Array | np.ndarray, "n K 2"]
     scores: Float[Array | np.ndarray, "n K"]
+    covariances: Float[Array | np.ndarray, "n K 2 2"]
 
 
 def find_people(
@@ -76,8 +78,8 @@ def find_people(
     occupied = (box_scores > threshold) & (boxes[:, 2:] > 0).all(axis=-1)
     boxes = jnp.where(occupied[:, None], boxes, jnp.stack([jnp.zeros(()), jnp.zeros(()), width, height]))
     crops = images._replace(shapes=jnp.broadcast_to(shape, (len(boxes), 3)))
-    keypoints, scores = predict(model, crops, boxes, dataset_index=dataset_index, flip_test=flip_test, decode=decode)
-    return People(boxes, box_scores, occupied, keypoints, scores)
+    results = predict(model, crops, boxes, dataset_index=dataset_index, flip_test=flip_test, decode=decode)
+    return People(boxes, box_scores, occupied, *results)
 
 
 class SingleProgramEstimator:
@@ -151,6 +153,7 @@ class SingleProgramEstimator:
             people.boxes[rows],
             skeleton,
             box_scores=people.box_scores[rows],
+            covariances=people.covariances[rows],
         )
 
     @property

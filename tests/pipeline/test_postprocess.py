@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from transformers import VitPoseImageProcessorPil
 from transformers.models.vitpose.modeling_vitpose import flip_back as reference_flip_back
 
-from tests.tolerances import KEYPOINTS, POSITIONS
+from tests.tolerances import FLOAT32, KEYPOINTS, PEAK_WIDTH, POSITIONS
 from vitpose_jax.pipeline import postprocess
 from vitpose_jax.pipeline.regions import Regions, boxes_to_regions
 from vitpose_jax.skeletons import DATASETS
@@ -181,3 +181,43 @@ def test_a_kernel_has_an_odd_number_of_pixels(kernel_size):
 def test_heatmaps_and_boxes_must_go_together(unchecked):
     with pytest.raises(ValueError, match="heatmaps: expected one row for each of 1 boxes, got 2"):
         postprocess.decode_heatmaps(np.ones((2, 8, 6, 3), np.float32), np.ones((1, 4)))
+
+
+@pytest.mark.parametrize("decode", ["udp", "transformers"])
+@given(
+    widths=st.tuples(st.floats(1.5, 4), st.floats(1.5, 4)),
+    angle=st.floats(0, np.pi),
+    rotation=st.sampled_from([None, 30.0]),
+    place=st.tuples(st.floats(20, 28), st.floats(25, 40)),
+)
+def test_the_covariance_of_a_gaussian_peak_is_its_own(decode, widths, angle, rotation, place):
+    turn = np.asarray([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    covariance = turn @ np.diag(np.square(widths)) @ turn.T
+    offset = np.stack(np.mgrid[:HEIGHT, :WIDTH][::-1], axis=-1) - np.asarray(place)
+    heatmap = 0.8 * np.exp(-0.5 * np.einsum("hwi,ij,hwj->hw", offset, np.linalg.inv(covariance), offset))
+    center, scale = jnp.asarray([[100.0, 80.0]]), jnp.asarray([[WIDTH - 1, 3 * (HEIGHT - 1)]], jnp.float32)
+    turned = None if rotation is None else jnp.asarray([rotation])
+    regions = Regions(center, scale, turned)
+    ours = np.asarray(postprocess.peak_covariances(heatmap[None, ..., None].astype(np.float32), regions, decode=decode))
+    # A pixel of the heatmap is one of the image wide and three high, and then turned.
+    places = postprocess.crop_to_image(
+        jnp.asarray([[[0, 0], [1, 0], [0, 1]]], jnp.float32), regions, (HEIGHT, WIDTH), udp=True
+    )
+    jacobian = np.asarray(places[0, 1:] - places[0, 0]).T
+    expected = jacobian @ covariance @ jacobian.T
+    np.testing.assert_allclose(ours[0, 0], expected, rtol=0, atol=PEAK_WIDTH * np.abs(expected).max())
+
+
+def test_there_is_no_covariance_without_a_peak():
+    rng = np.random.default_rng(0)
+    flat, hill = np.zeros((HEIGHT, WIDTH)), gaussians(rng, 1, 1, 0)[0, :, :, 0] + 0.5
+    spike = flat.copy()
+    spike[30, 20] = 1
+    heatmaps = np.stack([flat, -np.ones_like(flat), hill, spike], axis=-1)[None].astype(np.float32)
+    regions = Regions(jnp.full((1, 2), 50.0), jnp.asarray([[WIDTH - 1, HEIGHT - 1]], jnp.float32))
+    ours = np.asarray(postprocess.peak_covariances(heatmaps, regions))
+    assert np.isnan(ours[0, :2]).all() and np.isfinite(ours[0, 2:]).all()
+    # No finer than half a pixel, whatever the heatmap.
+    assert (np.linalg.eigvalsh(ours[0, 2:]) >= postprocess.MIN_VARIANCE - FLOAT32).all()
+    for decode in ("argmax", "quarter"):
+        assert np.isnan(postprocess.peak_covariances(heatmaps, regions, decode=decode)).all()

@@ -4,6 +4,7 @@
       find_peaks     the highest pixel of each heatmap; its value is the score
       refine         points between pixels, Float[n K 2] in heatmap pixels
       crop_to_image  keypoints Float[n K 2], (x, y) in pixels of the image (regions.py)
+      peak_covariances  how wide the peaks are, Float[n K 2 2] in square pixels of the image
 
 The decodings differ in how they refine:
 
@@ -33,6 +34,8 @@ Decode: TypeAlias = Literal["udp", "transformers", "quarter", "argmax"]
 # Pixels on a side of the Gaussian.
 KERNEL_SIZE = 11
 LOG_RANGE = (0.001, 50.0)
+# The smallest variance of a peak, in square heatmap pixels: half a pixel is the finest that one can see.
+MIN_VARIANCE = 0.25
 
 
 class Decoding(NamedTuple):
@@ -194,18 +197,75 @@ def _neighbourhoods(
 
 def _newton_step(patch: Float[Array, "n K 3 3"]) -> Float[Array, "n K 2"]:
     """Inverse Hessian times gradient at the middle of a 3x3 patch [y, x]: minus the way to the peak."""
-    middle = patch[..., 1, 1]
     left, right, above, below = patch[..., 1, 0], patch[..., 1, 2], patch[..., 0, 1], patch[..., 2, 1]
     dx, dy = 0.5 * (right - left), 0.5 * (below - above)
+    dxx, dyy, dxy = _hessian(patch)
+    determinant = dxx * dyy - dxy * dxy
+    safe = jnp.where(determinant == 0, 1.0, determinant)
+    step = jnp.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], axis=-1) / safe[..., None]
+    return jnp.where((determinant == 0)[..., None], 0.0, step)
+
+
+def _hessian(patch: Float[Array, "n K 3 3"]) -> tuple[Float[Array, "n K"], Float[Array, "n K"], Float[Array, "n K"]]:
+    """The second derivatives xx, yy and xy at the middle of a 3x3 patch [y, x]."""
+    middle = patch[..., 1, 1]
+    left, right, above, below = patch[..., 1, 0], patch[..., 1, 2], patch[..., 0, 1], patch[..., 2, 1]
     # The reference adds the same epsilon, so that the Hessian of a flat patch has an inverse.
     epsilon = np.finfo(np.float32).eps
     dxx = right - 2 * middle + left + epsilon
     dyy = below - 2 * middle + above + epsilon
     dxy = 0.5 * (patch[..., 2, 2] - right - below + 2 * middle - left - above + patch[..., 0, 0])
+    return dxx, dyy, dxy
+
+
+def peak_covariances(
+    heatmaps: Float[Array | np.ndarray, "n height width K"], regions: Regions, *, decode: Decode = "udp"
+) -> Float[Array, "n K 2 2"]:
+    """The covariance matrix of the Gaussian that fits each peak, in square pixels of the image.
+
+    The Newton step knows it: minus the inverse of the Hessian of the logarithm, less the variance of the blur. It is
+    how wide the peak is, not how far the keypoint may be off: the targets of the training are Gaussians with a standard
+    deviation of 2 pixels of a heatmap of 64 x 48, so even a sure keypoint is about as wide. A wider one was unsure,
+    along the longer axis of the ellipse.
+
+    Args:
+        heatmaps: of any floating dtype.
+        regions: of the crops.
+        decode: "udp" or "transformers", which blur differently.
+
+    Returns:
+        x comes first. NaN where there is no peak: a highest pixel of 0 or below, or a patch that is not hollow; and for
+        decodings without a Newton step.
+
+    Raises:
+        ValueError: for an unknown decoding.
+    """
+    decoding = get_decoding(decode)
+    heatmaps = jnp.asarray(heatmaps, jnp.float32)
+    (n, height, width, channels), sigma = heatmaps.shape, decoding.sigma
+    if sigma is None:
+        return jnp.full((n, channels, 2, 2), jnp.nan)
+    peaks, scores = find_peaks(heatmaps)
+    dxx, dyy, dxy = _hessian(_log_patches(heatmaps, peaks, decoding, KERNEL_SIZE))
     determinant = dxx * dyy - dxy * dxy
-    safe = jnp.where(determinant == 0, 1.0, determinant)
-    step = jnp.stack([dyy * dx - dxy * dy, dxx * dy - dxy * dx], axis=-1) / safe[..., None]
-    return jnp.where((determinant == 0)[..., None], 0.0, step)
+    is_peak = (scores > 0) & (dxx < 0) & (determinant > 0)
+    safe = jnp.where(is_peak, determinant, 1.0)
+    xx, yy, xy = -dyy / safe - sigma**2, -dxx / safe - sigma**2, dxy / safe
+    # Both axes of the ellipse are at least MIN_VARIANCE long.
+    mean, half = (xx + yy) / 2, (xx - yy) / 2
+    radius = jnp.sqrt(half**2 + xy**2)
+    longer, shorter = jnp.maximum(mean + radius, MIN_VARIANCE), jnp.maximum(mean - radius, MIN_VARIANCE)
+    stretch = (longer - shorter) / 2 / jnp.maximum(radius, np.finfo(np.float32).tiny)
+    middle = (longer + shorter) / 2
+    xx, yy, xy = middle + stretch * half, middle - stretch * half, stretch * xy
+    matrices = jnp.stack([jnp.stack([xx, xy], axis=-1), jnp.stack([xy, yy], axis=-1)], axis=-2)
+    matrices = jnp.where(is_peak[..., None, None], matrices, jnp.nan)
+    # Where the corner of a heatmap and its neighbours in x and y are in the image.
+    corner = jnp.broadcast_to(jnp.asarray([[0, 0], [1, 0], [0, 1]], jnp.float32), (n, 3, 2))
+    origin, right, below = jnp.moveaxis(crop_to_image(corner, regions, (height, width), udp=decoding.udp), 1, 0)
+    jacobian = jnp.stack([right - origin, below - origin], axis=-1)
+    exact = jax.lax.Precision.HIGHEST
+    return jnp.einsum("nij,nkjl,nml->nkim", jacobian, matrices, jacobian, precision=exact)
 
 
 def decode_regions(

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from vitpose_jax.pipeline.packing import PackedImages
-from vitpose_jax.pipeline.postprocess import Decode, decode_regions, flip_back, get_decoding
+from vitpose_jax.pipeline.postprocess import Decode, decode_regions, flip_back, get_decoding, peak_covariances
 from vitpose_jax.pipeline.preprocess import crop_regions, normalize
 from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
 from vitpose_jax.pipeline.warp import Border
@@ -22,7 +22,7 @@ def predict(
     border: Border = "scipy",
     padding: float = BOX_PADDING,
     stretch: bool = False,
-) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"]]:
+) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"], Float[Array, "n K 2 2"]]:
     """From images and boxes to keypoints, for one dataset; jit-able.
 
     Args:
@@ -36,7 +36,8 @@ def predict(
         padding, stretch: of the boxes; see `boxes_to_regions`.
 
     Returns:
-        keypoints (n, K, 2), (x, y) in pixels of each box's image, and scores (n, K), both float32.
+        keypoints (n, K, 2), (x, y) in pixels of each box's image, scores (n, K), and the keypoints' `peak_covariances`
+        (n, K, 2, 2) in square pixels, all float32.
     """
     config, decoding = model.config, get_decoding(decode)
     regions = boxes_to_regions(boxes, config.image_size, padding=padding, stretch=stretch)
@@ -49,4 +50,4 @@ def predict(
         heatmaps = (upright + flip_back(mirrored, flip_indices, shift=not decoding.udp)) / 2
     else:
         heatmaps = model(crops, dataset_index)
-    return decode_regions(heatmaps, regions, decode=decode)
+    return *decode_regions(heatmaps, regions, decode=decode), peak_covariances(heatmaps, regions, decode=decode)
