@@ -308,6 +308,30 @@ def small_open() -> str:
     return markdown(["boxes", "images", *statistics], lines, numbers=7)
 
 
+def calibration_table(rows: list[Row], correlations: dict[str, float]) -> str:
+    """What a keypoint's score says about its distance from the label."""
+    lines = [
+        [
+            f"{row['low']:.1f} to {row['high']:.1f}" if row["high"] is not None else f"{row['low']:.1f} and more",
+            str(row["keypoints"]),
+            f"{row['closeness']:.2f}",
+            f"{100 * row['near']:.0f} %",
+        ]
+        for row in rows
+    ]
+    text = markdown(["score", "keypoints", "mean closeness", "closer than 0.5"], lines, numbers=3)
+    return (
+        f"{text}\n\nCorrelation of ranks with the closeness: {correlations['score']:.2f} of the score, "
+        f"{correlations['width']:.2f} of the width."
+    )
+
+
+def calibration() -> str:
+    """The table of calibration.py."""
+    document = read("small_open/calibration.json")
+    return f"{caption(document)}\n\n{calibration_table(document['rows'], document['rank_correlations'])}"
+
+
 def person_finder() -> str:
     """Accuracy of the bundled finder, as `vitpose-jax evaluate --task detection` wrote it."""
     document = read("person_finder/metrics.json")
@@ -324,6 +348,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "parity": from_rows("parity", parity_table),
     "evaluation-small-open": small_open,
     "evaluation-person-finder": person_finder,
+    "calibration": calibration,
     "speed-cpu": speed_summary,
     "speed-stages": from_rows("cpu_avx512", stages_table),
     "speed-models": from_rows("cpu_avx512_models", stages_table),
