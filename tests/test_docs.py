@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import huggingface_hub
+import numpy as np
 import pytest
 import typer
 from PIL import Image
@@ -27,6 +28,7 @@ from tests.support.reference_rtdetr import tiny_detector
 from tests.support.reference_torch import save, tiny_model
 from vitpose_jax import cli
 from vitpose_jax.bundled import DEMO_IMAGE, DEMO_IMAGES
+from vitpose_jax.interop.transformers import VitPoseImageProcessor
 
 ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -76,6 +78,10 @@ def checkout(tmp_path, monkeypatch) -> pathlib.Path:
         repository = tmp_path / "cache" / f"models--{name.replace('/', '--')}"
         (repository / "snapshots" / COMMIT).mkdir(parents=True)
         write(repository / "snapshots" / COMMIT)
+        if name.startswith("usyd-community"):
+            height, width = tiny_model().config.backbone_config.image_size
+            processor = VitPoseImageProcessor(size={"height": height, "width": width})
+            processor.save_pretrained(repository / "snapshots" / COMMIT)
         (repository / "refs").mkdir()
         (repository / "refs" / "main").write_text(COMMIT)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -162,6 +168,18 @@ def check_from_transformers(namespaces: list[dict], output: str, folder: pathlib
     assert namespaces[-1]["xy"].shape == (2, 17, 2)
 
 
+def check_formats(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    assert output.count("[[") >= 3 and "(2, 1, 17, 2)" in output
+    assert (folder / "labels" / "val" / "astronaut.txt").is_file()
+
+
+def check_scores(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    shown, widths = namespaces[-1]["shown"], namespaces[-1]["widths"]
+    assert shown.shape == (1, 17) and widths.shape == (1, 17, 2)
+    # "some 15 pixels of the image"
+    assert 12 < np.median(widths[shown]) < 25
+
+
 def check_decoding(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
     """The page shows what its block prints."""
     assert [output] == codes("docs/explain/decoding.md", "text")
@@ -176,7 +194,9 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/train.md": check_train,
     "docs/guides/convert.md": check_convert,
     "docs/guides/from-transformers.md": check_from_transformers,
+    "docs/guides/formats.md": check_formats,
     "docs/explain/decoding.md": check_decoding,
+    "docs/explain/scores.md": check_scores,
 }
 # Every block of these pages runs by itself; those of the others run one after another.
 BY_THEMSELVES = {"docs/guides/detect.md"}
