@@ -297,6 +297,25 @@ def speed_summary() -> str:
     return f"{text}\n\n{markdown(header, lines, numbers=3)}"
 
 
+def runtimes() -> str:
+    """The network alone in every runtime that a user could pick, from one run."""
+    document = read("cpu_avx512_runtimes.json")
+    programs = list(dict.fromkeys(row["program"] for row in document["rows"]))
+    lines = []
+    for dtype in document["options"]["dtypes"]:
+        for people in document["options"]["people"]:
+            times = {
+                row["program"]: row["ms"]
+                for row in document["rows"]
+                if (row["dtype"], row["people"]) == (dtype, people)
+            }
+            ours = times["vitpose-jax"]
+            cells = [f"{times[name]:.0f} ({times[name] / ours:.2f}x)" if name in times else "" for name in programs[1:]]
+            lines.append([dtype, str(people), f"{ours:.0f}", *cells])
+    header = ["dtype", "people", *(f"{PROGRAMS.get(name, name)}, ms" for name in programs)]
+    return f"{caption(document)}\n\n{markdown(header, lines, numbers=len(programs))}"
+
+
 def small_open() -> str:
     """Accuracy of the bundled model in annotated boxes and in those of the bundled finder."""
     rows = {"annotated": read("small_open/metrics.json"), "person-finder": read("small_open/metrics_detected.json")}
@@ -353,7 +372,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-stages": from_rows("cpu_avx512", stages_table),
     "speed-models": from_rows("cpu_avx512_models", stages_table),
     "speed-people": from_rows("cpu_avx512_people", stages_table),
-    "speed-bfloat16": from_rows("cpu_avx512_bfloat16", stages_table),
+    "speed-runtimes": runtimes,
+    "speed-bfloat16": from_rows("cpu_avx512_runtimes", stages_table),
     "experts": from_rows("cpu_avx512_experts", experts_table),
     "start": from_rows("cpu_avx512_start", start_table),
     "detection": from_rows("cpu_avx512_detection", detection_table),

@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "ahead",
+    "calibration",
     "detection",
     "figure",
     "gallery",
@@ -173,7 +174,7 @@ def test_the_programs_that_ahead_compiles_have_the_expected_shapes(unchecked):
     shapes = {name: jax.eval_shape(function, *inputs) for name, (function, inputs) in programs.items()}
     rows, columns = config.heatmap_size
     assert shapes["forward"].shape == (2, rows, columns, 17)
-    assert [value.shape for value in shapes["path"]] == [(2, 17, 2), (2, 17)]
+    assert [value.shape for value in shapes["path"]] == [(2, 17, 2), (2, 17), (2, 17, 2, 2)]
     assert {name: leaf.shape for name, leaf in shapes["step"].items()} == {
         name: leaf.shape for name, leaf in programs["step"][1][0].items()
     }

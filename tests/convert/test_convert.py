@@ -66,7 +66,7 @@ def test_heatmaps_equal_those_of_transformers(reference):
     for index in range(model.config.backbone_config.num_experts):
         # The head is the first dataset's. The other experts run through the backbone and this head.
         tokens = converted.backbone(jnp.asarray(crops), index).tokens
-        got = converted._decode(converted.config.skeletons[0].name, tokens)
+        got = converted.decode(tokens)
         expected = heatmaps(model, crops, index)
         assert 0.3 < np.abs(expected).max() < 30
         np.testing.assert_allclose(got, expected, rtol=0, atol=HEATMAPS)

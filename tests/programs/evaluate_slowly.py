@@ -14,9 +14,9 @@ from vitpose_jax.images import load_image
 small, output = map(pathlib.Path, sys.argv[1:])
 
 
-def load_slowly(image):
+def load_slowly(image, **options):
     time.sleep(0.05)
-    return load_image(image)
+    return load_image(image, **options)
 
 
 # Wherever images are read.

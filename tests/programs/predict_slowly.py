@@ -11,9 +11,9 @@ from vitpose_jax.images import load_image
 results.WRITE_SECONDS = 0.2
 
 
-def load_slowly(image):
+def load_slowly(image, **options):
     time.sleep(0.05)
-    return load_image(image)
+    return load_image(image, **options)
 
 
 vitpose_jax.estimator.load_image = load_slowly
