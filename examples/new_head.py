@@ -16,7 +16,7 @@ from flax import nnx
 from vitpose_jax import VitPose, crop_boxes, decode_heatmaps, from_pretrained, load_image
 from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE
 
-STEPS = 300
+STEPS = 400
 PEOPLE = 4
 
 

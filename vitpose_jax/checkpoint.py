@@ -13,6 +13,7 @@ from vitpose_jax.convert import write
 from vitpose_jax.convert.formats import NATIVE
 from vitpose_jax.convert.sources import build_model, open_source
 from vitpose_jax.vitpose.modeling import VitPose
+from vitpose_jax.vitpose.ops import choose_param_dtype
 
 
 def save(model: VitPose, folder: str | Path, *, overwrite: bool = False, int8: bool = False) -> None:
@@ -42,7 +43,7 @@ def load(
     Args:
         folder: as `save` wrote it.
         dtype: in which the model computes.
-        param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
+        param_dtype: in which it stores its parameters; see `from_pretrained`.
         check_finite: as in `from_pretrained`.
 
     Raises:
@@ -50,4 +51,4 @@ def load(
             listing at once all tensors that are missing, unexpected or have a wrong shape.
     """
     source = open_source(Path(folder), formats=(NATIVE,), check_finite=check_finite)
-    return build_model(source, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)
+    return build_model(source, dtype=dtype, param_dtype=choose_param_dtype(dtype, param_dtype))

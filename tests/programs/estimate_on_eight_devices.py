@@ -23,7 +23,7 @@ mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Explicit
 with jax.set_mesh(mesh):
     assert_same_poses(eight(image, boxes, **ARGMAX), PoseEstimator(model, devices=mesh)(image, boxes, **ARGMAX))
     assert len(eight(image).boxes) == len(one(image).boxes)
-keypoints, _ = eight._program(
+keypoints, *_ = eight._program(
     PackedImages(
         jax.device_put(np.zeros((4**9, 3), np.uint8), eight._replicated),
         jax.device_put(np.tile(np.array([0, 9, 9], np.int32), (16, 1)), eight._split),

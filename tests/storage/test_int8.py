@@ -80,7 +80,7 @@ def test_an_int8_model_is_read_back_within_half_a_scale(tmp_path, fields):
     checkpoint.save(again, tmp_path / "again", int8=True)
     for name, values in load_file(tmp_path / "again" / "model.safetensors").items():
         np.testing.assert_allclose(values, stored[name], rtol=FLOAT32, err_msg=name)
-    half = from_pretrained(tmp_path / "int8", dtype=jnp.bfloat16)
+    half = from_pretrained(tmp_path / "int8", dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     assert parameters.flatten(half)["backbone.patch_embed.proj.kernel"].dtype == jnp.bfloat16
 
 

@@ -12,6 +12,7 @@ from vitpose_jax.training.detection.config import DetectionTrainConfig
 
 TINY_FINDER = {
     "scales": [1.0],
+    "score_threshold": 0.36,
     "image_size": 128,
     "stem_features": 8,
     "widths": [8, 16, 16, 16],
