@@ -270,8 +270,6 @@ def test_supervision_draws_poses_with_the_edges_of_their_skeletons():
     ["VertexAnnotator", "VertexEllipseAreaAnnotator", "VertexEllipseOutlineAnnotator", "VertexEllipseHaloAnnotator"],
 )
 def test_supervision_draws_vertices_and_ellipses(name):
-    if not hasattr(supervision, name):
-        pytest.skip(f"this version of supervision has no {name}")
     for poses in (sample(3, COCO), sample(4, COCO, AP10K)):
         assert drawn(getattr(supervision, name)(), poses.to_supervision()).any()
 
@@ -310,7 +308,6 @@ def test_a_keypoint_by_its_name():
 
 
 def test_tables_of_pandas():
-    pytest.importorskip("pandas")
     poses = sample(3, COCO, WHOLEBODY)
     long = poses.to_pandas()
     assert list(long.columns) == ["pose", "skeleton", "keypoint", "x", "y", "score"]

@@ -121,10 +121,11 @@ def draw_poses(
             width = line_width or _line_width(keypoints[visible], box)
             opacity = np.clip(scores, 0, 1) if fade else np.ones_like(scores)
             _draw_person(canvas, skeleton, style, keypoints, visible, width, radius, opacity)
-    for index, (_, keypoints, scores, _) in enumerate(poses.rows() if labels is not None else ()):
+    # Above all lines.
+    for (_, keypoints, scores, _), text in zip(poses.rows(), () if labels is None else labels, strict=False):
         visible = np.isfinite(keypoints).all(axis=-1) & (scores >= threshold)
-        if labels and visible.any():
-            _draw_label(canvas, keypoints[visible].min(axis=0), labels[index])
+        if visible.any():
+            _draw_label(canvas, keypoints[visible].min(axis=0), text)
     return canvas
 
 

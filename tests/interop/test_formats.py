@@ -5,6 +5,7 @@ import pathlib
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
+import pandas
 import pytest
 from PIL import Image
 
@@ -66,7 +67,6 @@ def test_deeplabcut_layouts_are_the_documented_ones():
 
 def test_deeplabcut_tables_are_those_of_pandas(tmp_path):
     """As DeepLabCut and movement read them: by pandas, with the header in the first three or four rows."""
-    pandas = pytest.importorskip("pandas")
     for count, header in ((1, [0, 1, 2]), (2, [0, 1, 2, 3])):
         poses = [sample(count, seed=seed) for seed in range(3)]
         write_deeplabcut(tmp_path / "poses.csv", poses)
@@ -78,8 +78,6 @@ def test_deeplabcut_tables_are_those_of_pandas(tmp_path):
 
 
 def test_deeplabcut_hdf_holds_the_same_table(tmp_path):
-    pandas = pytest.importorskip("pandas")
-    pytest.importorskip("tables")
     poses = [sample(2, seed=seed) for seed in range(3)]
     write_deeplabcut(tmp_path / "poses.csv", poses)
     write_deeplabcut(tmp_path / "poses.h5", poses)

@@ -8,8 +8,8 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from vitpose_jax.detections import Objects
 
 # Two boxes are also of one person if this fraction of the smaller one lies in the other, and they overlap as much as
-# this: the upper half of somebody, and all of him. Measured on photographs of crowds: it removes more wrong boxes than
-# right ones.
+# this: one is of the upper half of a person, the other of the whole person. On photographs of COCO this removes more
+# wrong boxes than right ones.
 INSIDE, PART_IOU = 0.9, 0.4
 
 

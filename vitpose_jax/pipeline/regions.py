@@ -17,6 +17,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Num
 
+from vitpose_jax.pixels.arrays import on_host
+
 BOX_PADDING = 1.25
 # Beyond it float32 does not hold every whole number.
 MAX_COORDINATE = 2.0**24
@@ -54,9 +56,7 @@ def check_boxes(boxes: Any, *, name: str = "boxes") -> Float[np.ndarray, "n 4"]:
         TypeError: if they are not numbers.
     """
     try:
-        if "bfloat16" in str(getattr(boxes, "dtype", "")) and hasattr(boxes, "tolist"):
-            boxes = boxes.tolist()  # PyTorch gives NumPy no bfloat16
-        array = np.asarray(boxes, np.float64)
+        array = np.asarray(on_host(boxes), np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name}: expected n rows of four numbers x y w h, got {str(boxes)[:80]}") from error
     if array.shape == (0,):

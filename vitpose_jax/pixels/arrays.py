@@ -41,6 +41,22 @@ def is_array(image: object) -> bool:
     return hasattr(image, "shape") and hasattr(image, "dtype") and hasattr(image, "__array__")
 
 
+def is_tensor(value: object) -> bool:
+    """Whether this is a tensor of PyTorch, which is not imported for it."""
+    return hasattr(value, "detach") and hasattr(value, "cpu")
+
+
+def on_host(value: Any) -> Any:
+    """A tensor of PyTorch as an array of NumPy, wherever it is; anything else as it is.
+
+    NumPy does not know PyTorch's bfloat16; its numbers are exact in float32.
+    """
+    if not is_tensor(value):
+        return value
+    tensor = value.detach().cpu()
+    return (tensor.float() if "bfloat16" in str(tensor.dtype) else tensor).numpy()
+
+
 def split_batch(images: Any) -> Any:
     """The list of images of a batch, an array of four axes; anything else as it is."""
     return list(images) if is_array(images) and len(images.shape) == 4 else images
@@ -67,26 +83,19 @@ def array_to_rgb(image: Any, channel_order: ChannelOrder = "rgb") -> UInt8[np.nd
         ValueError: for another shape, a tensor whose channels may stand first or last, and floats outside 0 to 1.
         TypeError: for another dtype.
     """
-    is_tensor = hasattr(image, "detach") and hasattr(image, "cpu")
-    array = _to_numpy(image) if is_tensor else np.asarray(image)
+    array = np.asarray(on_host(image))
     if array.dtype != np.uint8 and not _is_float(array.dtype):
         raise TypeError(
             f"image: expected an array of uint8, 0 to 255, or of floats, 0 to 1, got {array.dtype}; "
             "convert it, as in image.astype(numpy.uint8)"
         )
-    array = _channels_last(array, is_tensor=is_tensor)
+    array = _channels_last(array, is_tensor=is_tensor(image))
     if array.dtype != np.uint8:
         array = _floats_to_bytes(array)
     if array.ndim == 2 or array.shape[2] == 1:
         return np.repeat(array.reshape(*array.shape[:2], 1), 3, axis=2)
     array = array[:, :, :3]
     return array[:, :, ::-1] if channel_order == "bgr" else array
-
-
-def _to_numpy(tensor: Any) -> np.ndarray:
-    """A tensor of PyTorch on the host, wherever it is; NumPy has no bfloat16."""
-    tensor = tensor.detach().cpu()
-    return np.asarray(tensor.float() if "bfloat16" in str(tensor.dtype) else tensor)
 
 
 def _is_float(dtype: np.dtype) -> bool:

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vitpose_jax.pipeline.regions import check_boxes
+from vitpose_jax.pixels.arrays import on_host
 
 BoxFormat: TypeAlias = Literal["xywh", "xyxy", "cxcywh", "yolo"]
 
@@ -71,7 +72,7 @@ def read_boxes(boxes: Any, box_format: BoxFormat = "xywh", *, name: str = "boxes
     _check_order(array, box_format, name)
     array = check_boxes(_to_xywh(array, box_format), name=name)
     if scores is not None:
-        scores = np.asarray(_on_host(scores), np.float32)
+        scores = np.asarray(on_host(scores), np.float32)
         if scores.shape != (len(array),) or not np.isfinite(scores).all():
             raise ValueError(f"{name}: expected {len(array)} finite scores of the detector, got {scores.tolist()}")
     return GivenBoxes(array, scores, relative=box_format == "yolo")
@@ -98,19 +99,10 @@ def _axes(value: object) -> int:
     return getattr(value, "ndim", 0)
 
 
-def _on_host(values: Any) -> Any:
-    """A tensor of PyTorch on the host, with a dtype that NumPy has; anything else as it is."""
-    if hasattr(values, "detach") and hasattr(values, "cpu"):
-        values = values.detach().cpu()
-    if "bfloat16" in str(getattr(values, "dtype", "")) and hasattr(values, "tolist"):
-        return values.tolist()
-    return values
-
-
 def _to_array(boxes: Any, name: str, box_format: BoxFormat) -> Float[np.ndarray, "n 4"]:
     order = _ORDERS[box_format]
     try:
-        array = np.asarray(_on_host(boxes), np.float64)
+        array = np.asarray(on_host(boxes), np.float64)
     except (TypeError, ValueError, OverflowError) as error:
         raise TypeError(f"{name}: expected n rows of four numbers {order}, got {str(boxes)[:80]}") from error
     if array.shape == (0,):

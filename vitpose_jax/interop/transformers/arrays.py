@@ -11,8 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vitpose_jax.pixels.arrays import on_host
 from vitpose_jax.storage.text import shorten
 
+# Options of `from_pretrained` that choose the files.
+HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
 # Names of `return_tensors`.
 KINDS = ("np", "jax", "pt")
 
@@ -43,9 +46,7 @@ def kind_of(value: Any) -> str:
 def to_array(value: Any) -> Any:
     """A tensor, an array or lists of numbers as an array of NumPy or JAX."""
     if is_torch(value):
-        value = value.detach().cpu()
-        # NumPy has no bfloat16 of PyTorch's; its numbers are exact in float32.
-        return value.float().numpy() if str(value.dtype) == "torch.bfloat16" else value.numpy()
+        return on_host(value)
     if isinstance(value, list | tuple) and any(map(is_torch, value)):
         return np.stack([to_array(item) for item in value])
     return value if isinstance(value, jax.Array) else np.asarray(value)

@@ -5,8 +5,9 @@ from typing import Any
 
 from vitpose_jax.convert.formats.rtdetr import VERSIONS
 from vitpose_jax.convert.hub import resolve_source
+from vitpose_jax.interop.transformers.arrays import HUB_OPTIONS
 from vitpose_jax.interop.transformers.detection import RTDetrForObjectDetection, RTDetrImageProcessor
-from vitpose_jax.interop.transformers.image_processing import HUB_OPTIONS, VitPoseImageProcessor
+from vitpose_jax.interop.transformers.image_processing import VitPoseImageProcessor
 from vitpose_jax.interop.transformers.modeling import VitPoseForPoseEstimation
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 

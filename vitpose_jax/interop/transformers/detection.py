@@ -13,9 +13,9 @@ from vitpose_jax.convert.detectors import load_detector, write_detector
 from vitpose_jax.convert.formats.hub_keys import read_preprocessor
 from vitpose_jax.convert.formats.rtdetr import images_config
 from vitpose_jax.convert.hub import resolve_source
-from vitpose_jax.interop.transformers.arrays import BatchFeature, ModelOutput, kind_of, to_array, to_kind
+from vitpose_jax.interop.transformers.arrays import HUB_OPTIONS, BatchFeature, ModelOutput, kind_of, to_array, to_kind
 from vitpose_jax.interop.transformers.configuration import RTDetrConfig
-from vitpose_jax.interop.transformers.image_processing import HUB_OPTIONS, as_list, to_pixels
+from vitpose_jax.interop.transformers.image_processing import as_list, to_pixels
 from vitpose_jax.interop.transformers.modeling import LoadOptions, PreTrainedModel
 from vitpose_jax.pipeline.resize import resize, resize_matrix
 from vitpose_jax.rtdetr.config import DetectorConfig

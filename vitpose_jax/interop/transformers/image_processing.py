@@ -11,11 +11,12 @@ import numpy as np
 from vitpose_jax.convert.formats.hub_keys import PREPROCESSOR_FILE, read_preprocessor
 from vitpose_jax.convert.hub import resolve_source
 from vitpose_jax.images import load_image
-from vitpose_jax.interop.transformers.arrays import BatchFeature, is_torch, kind_of, to_array, to_kind
+from vitpose_jax.interop.transformers.arrays import HUB_OPTIONS, BatchFeature, is_torch, kind_of, to_array, to_kind
 from vitpose_jax.pipeline.packing import pack_images, pixel_bucket
 from vitpose_jax.pipeline.postprocess import decode_regions
 from vitpose_jax.pipeline.preprocess import crop_regions, normalize
 from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions, check_boxes
+from vitpose_jax.pixels.arrays import split_batch
 from vitpose_jax.pretrained import describe
 from vitpose_jax.storage import atomic
 from vitpose_jax.storage.text import shorten
@@ -218,10 +219,6 @@ class VitPoseImageProcessor:
         return [check_boxes(np.asarray(row), name=f"boxes[{image}]") for image, row in enumerate(rows)]
 
 
-# Options of from_pretrained that choose the files.
-HUB_OPTIONS = ("revision", "cache_dir", "token", "local_files_only")
-
-
 def _crop(images: list[np.ndarray], rows: list[np.ndarray], size: tuple[int, int], padding: float) -> Any:
     """Pixel values of the crops of all boxes."""
     owners = np.repeat(np.arange(len(images)), [len(row) for row in rows])
@@ -243,10 +240,8 @@ def _sizes(target_sizes: Any, boxes: Any) -> np.ndarray | None:
 
 def as_list(images: Any) -> list[Any]:
     """One image, a list or a batch in one array, as a list."""
-    if isinstance(images, list | tuple):
-        return list(images)
-    is_batch = (is_torch(images) or hasattr(images, "shape")) and len(images.shape) == 4
-    return list(images) if is_batch else [images]
+    images = split_batch(images)
+    return list(images) if isinstance(images, list | tuple) else [images]
 
 
 def _format(value: Any) -> str | None:

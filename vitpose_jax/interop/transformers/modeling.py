@@ -15,7 +15,7 @@ from vitpose_jax import pretrained
 from vitpose_jax.convert import write
 from vitpose_jax.convert.formats.huggingface import HUB_MODEL_TYPE
 from vitpose_jax.convert.hub import resolve_source
-from vitpose_jax.interop.transformers.arrays import ModelOutput, kind_of, parse_dtype, to_array, to_kind
+from vitpose_jax.interop.transformers.arrays import HUB_OPTIONS, ModelOutput, kind_of, parse_dtype, to_array, to_kind
 from vitpose_jax.interop.transformers.configuration import VitPoseConfig
 from vitpose_jax.interop.transformers.devices import Device, device_name, find_device
 from vitpose_jax.pipeline.postprocess import flip_back
@@ -120,12 +120,11 @@ class LoadOptions:
         TypeError: for an unknown argument.
     """
 
-    HUB = ("revision", "cache_dir", "token", "local_files_only")
     # Arguments that choose how transformers computes or reads; here there is one way.
     WITHOUT_EFFECT = ("attn_implementation", "low_cpu_mem_usage", "use_safetensors", "trust_remote_code")
 
     def __init__(self, values: dict[str, Any]):
-        self.hub = {name: values.pop(name) for name in self.HUB if name in values}
+        self.hub = {name: values.pop(name) for name in HUB_OPTIONS if name in values}
         dtype = values.pop("torch_dtype", None)
         dtype = values.pop("dtype", None) or dtype or "float32"
         self.dtype = dtype if isinstance(dtype, str) and dtype == "auto" else parse_dtype(dtype)
