@@ -43,12 +43,12 @@ def test_a_round_trip_returns_the_same_bits(
     )
     folder = tmp_path_factory.mktemp("native") / "new" / "folder"
     checkpoint.save(model, folder)
-    assert_same_model(checkpoint.load(folder, dtype=dtype), model)
+    assert_same_model(checkpoint.load(folder, dtype=dtype, param_dtype=dtype), model)
 
 
 def test_the_caller_chooses_both_dtypes(tmp_path):
     checkpoint.save(smallest_model(), tmp_path)
-    model = checkpoint.load(tmp_path, dtype=jnp.bfloat16)
+    model = checkpoint.load(tmp_path, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
     assert model(jnp.ones((1, 32, 16, 3))).dtype == jnp.bfloat16
     leaves = parameters.flatten(model)
     assert leaves["heads.coco.conv.kernel"].dtype == jnp.bfloat16
