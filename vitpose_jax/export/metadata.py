@@ -30,7 +30,7 @@ class Metadata:
         platforms: on which a StableHLO program runs, in JAX's names: cpu, cuda, rocm, tpu. Empty for ONNX.
         versions: of the packages that wrote the file, by name.
         weights: of a StableHLO file: the names of the tensors that the program takes before its inputs, in order.
-        sha256: of a StableHLO file: of its program and its weights, in this order.
+        sha256: of a StableHLO file: of its program and its weights, in this order; of an ONNX file: of its weights.
     """
 
     part: str

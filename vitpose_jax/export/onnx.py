@@ -13,6 +13,7 @@ older than the one of the training.)
 Weights keep their flat names, with the number of the block in them.
 """
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -106,6 +107,7 @@ def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
         dtype="float32",
         inputs=[array_spec("crops", crops, "float32")],
         outputs=[array_spec("heatmaps", maps, "float32")],
+        sha256=hashlib.sha256(b"".join(graph.constants.values())).hexdigest(),
         versions={"vitpose_jax": __version__, "onnx": onnx.__version__, "opset": str(OPSET)},
     )
     proto = helper.make_model(

@@ -12,6 +12,7 @@ compile them as constants, and the file may be larger than the two gigabytes tha
 import hashlib
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -118,7 +119,7 @@ def load(path: str | os.PathLike[str]) -> ExportedProgram:
     tensors = open_safetensors(path)
     if set(tensors) != {PROGRAM, *metadata.weights}:
         raise ValueError(f"{path}: damaged: its tensors are not those that its metadata names")
-    if jax.default_backend() not in _platform_names(metadata.platforms):
+    if not runs_here(metadata.platforms):
         raise ValueError(
             f"{path}: was exported for {', '.join(metadata.platforms)}, and this is {jax.default_backend()}; "
             "export it with --platforms"
@@ -160,6 +161,8 @@ def read_metadata(path: pathlib.Path) -> Metadata:
     return Metadata.from_json(header[KEY], source=str(path))
 
 
-def _platform_names(platforms: list[str]) -> set[str]:
-    """JAX's backends for the platforms of programs: its backend "gpu" is "cuda" or "rocm" there."""
-    return {name for platform in platforms for name in ({"cuda": "gpu", "rocm": "gpu"}.get(platform, platform), platform)}
+def runs_here(platforms: Sequence[str]) -> bool:
+    """Whether a program for these platforms runs on JAX's default device."""
+    # JAX's backend "gpu" is "cuda" or "rocm" here.
+    names = {"cuda": "gpu", "rocm": "gpu"}
+    return jax.default_backend() in {*platforms, *(names.get(platform, platform) for platform in platforms)}
