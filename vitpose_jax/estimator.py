@@ -278,9 +278,7 @@ class PoseEstimator:
             ImportError: if the runtime is not installed.
         """
         model = ExportedModel.load(path, runtime, dtype=dtype)
-        return cls(
-            model, max_batch=max_batch, border=border, padding=padding, stretch=stretch, detector=detector
-        )
+        return cls(model, max_batch=max_batch, border=border, padding=padding, stretch=stretch, detector=detector)
 
     @overload
     def __call__(

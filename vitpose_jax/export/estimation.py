@@ -1,7 +1,7 @@
 """An exported file in the place of a model: what `PoseEstimator.from_exported` runs.
 
-    network   make_crops -> the file's network, in JAX or another runtime -> read_heatmaps
-    path      the file's program does all of it
+network   make_crops -> the file's network, in JAX or another runtime -> read_heatmaps
+path      the file's program does all of it
 """
 
 import functools

@@ -165,7 +165,9 @@ def _block(graph: _Graph, config: VitPoseConfig, stacked: dict[str, np.ndarray],
     }
 
     def linear(x: str, name: str) -> str:
-        return graph.linear(x, f"{block}.{name}", *(weights.get(f"{block}.{name}.{kind}") for kind in ("kernel", "bias")))
+        return graph.linear(
+            x, f"{block}.{name}", *(weights.get(f"{block}.{name}.{kind}") for kind in ("kernel", "bias"))
+        )
 
     heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
     qkv = linear(_layer_norm(graph, config, tokens, f"{block}.norm1", weights), "attention.qkv")
@@ -179,7 +181,9 @@ def _block(graph: _Graph, config: VitPoseConfig, stacked: dict[str, np.ndarray],
     scale = graph.constant("attention_scale", np.asarray(head_dim**-0.5, np.float32))
     logits = graph.node("Mul", graph.node("MatMul", query, key), scale)
     mixed = graph.node("MatMul", graph.node("Softmax", logits, axis=-1), value)
-    mixed = graph.node("Reshape", graph.node("Transpose", mixed, perm=[0, 2, 1, 3]), graph.shape(0, 0, config.hidden_size))
+    mixed = graph.node(
+        "Reshape", graph.node("Transpose", mixed, perm=[0, 2, 1, 3]), graph.shape(0, 0, config.hidden_size)
+    )
     tokens = graph.node("Add", tokens, linear(mixed, "attention.proj"))
     hidden = linear(_layer_norm(graph, config, tokens, f"{block}.norm2", weights), "mlp.fc1")
     if config.hidden_act == "relu":

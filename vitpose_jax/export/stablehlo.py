@@ -45,7 +45,8 @@ def check_platforms(platforms: Sequence[str]) -> None:
     """
     if not platforms or set(platforms) - set(PLATFORMS) or len(set(platforms)) < len(platforms):
         raise ValueError(
-            f"platforms: expected one or more of {', '.join(PLATFORMS)}, each once, got {', '.join(platforms) or 'none'}"
+            f"platforms: expected one or more of {', '.join(PLATFORMS)}, each once, "
+            f"got {', '.join(platforms) or 'none'}"
         )
 
 
@@ -92,8 +93,7 @@ def build_program(
     )
     stored = _stored_dtypes(model)
     weights = {
-        name: np.asarray(leaf).astype(stored[name])
-        for name, leaf in ((names[id(leaf)], leaf) for leaf in leaves)
+        name: np.asarray(leaf).astype(stored[name]) for name, leaf in ((names[id(leaf)], leaf) for leaf in leaves)
     }
     metadata = Metadata(
         part=part,

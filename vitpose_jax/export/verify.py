@@ -106,8 +106,8 @@ def check_path(
         differences["scores"] = max(differences["scores"], _difference(actual[1], reference[1]))
         if model.backbone.dtype == jnp.float32 and (distances < MAX_DISTANCE).mean() < MOST:
             raise ValueError(
-                f"the export failed its check: expected {MOST:.0%} of the keypoints within {MAX_DISTANCE} pixels of the "
-                f"model's, got {(distances < MAX_DISTANCE).mean():.0%}"
+                f"the export failed its check: expected {MOST:.0%} of the keypoints within {MAX_DISTANCE} pixels of "
+                f"the model's, got {(distances < MAX_DISTANCE).mean():.0%}"
             )
     _check_limit(differences["scores"], largest, model, "scores")
     return Check("jax", tuple(counts), differences, largest, seconds)

@@ -94,8 +94,8 @@ def to_stablehlo(
     counts = _check_batch(batch)
     model = _one_head(model, dataset)
     options = {"flip_test": flip_test, "decode": decode, "border": border, "padding": padding, "stretch": stretch}
-    if part == "network" and (flip_test, decode, border, padding, stretch) != (False, "udp", "scipy", BOX_PADDING, False):
-        raise ValueError("flip_test, decode, border, padding, stretch: expected them with the part 'path'; a network has none")
+    if part == "network" and tuple(options.values()) != (False, "udp", "scipy", BOX_PADDING, False):
+        raise ValueError(f"{', '.join(options)}: expected them with the part 'path'; a network has none")
     if flip_test:
         check_flip_pairs(model.config.skeletons[0])
     start = time.perf_counter()
@@ -105,7 +105,9 @@ def to_stablehlo(
         written = time.perf_counter()
         loaded = load(temporary)
         read = time.perf_counter()
-        check = check_network(loaded, model, counts) if part == "network" else check_path(loaded, model, options, counts)
+        check = (
+            check_network(loaded, model, counts) if part == "network" else check_path(loaded, model, options, counts)
+        )
     return Export(
         path=path,
         reference=None,
@@ -147,7 +149,9 @@ def to_onnx(
         raise ValueError(f"{path}: expected a name that ends with .onnx")
     dtype = np.dtype(model.backbone.dtype)
     if dtype != np.float32:
-        raise ValueError(f"ONNX: expected a model that computes in float32, got {dtype}; runtimes choose it when they load")
+        raise ValueError(
+            f"ONNX: expected a model that computes in float32, got {dtype}; runtimes choose it when they load"
+        )
     runtimes = [name for name in RUNTIMES if importlib.util.find_spec(name)]
     if not runtimes:
         raise ImportError('an ONNX file is run before it is kept: pip install "vitpose-jax[onnxruntime]"')
