@@ -26,6 +26,7 @@ import vitpose_jax
 from tests.support.reference_rtdetr import save as save_detector
 from tests.support.reference_rtdetr import tiny_detector
 from tests.support.reference_torch import save, tiny_model
+from tests.tolerances import REFINED, REFINED_MOST
 from vitpose_jax import cli
 from vitpose_jax.bundled import DEMO_IMAGE, DEMO_IMAGES
 from vitpose_jax.interop.transformers import VitPoseImageProcessor
@@ -164,6 +165,13 @@ def check_convert(namespaces: list[dict], output: str, folder: pathlib.Path) -> 
     assert (folder / "models" / "base-simple-int8" / "model.safetensors").is_file()
 
 
+def check_export(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    """The keypoints of the NumPy file are those of the estimator."""
+    assert output.count("\n") == 4 and "('nose', 'left_eye')" in output
+    keypoints, poses = namespaces[-1]["keypoints"], namespaces[-1]["poses"]
+    assert (np.abs(keypoints - poses.keypoints).max(axis=-1) < REFINED).mean() > REFINED_MOST
+
+
 def check_from_transformers(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
     assert namespaces[-1]["xy"].shape == (2, 17, 2)
 
@@ -193,6 +201,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/evaluate.md": check_evaluate,
     "docs/guides/train.md": check_train,
     "docs/guides/convert.md": check_convert,
+    "docs/guides/export.md": check_export,
     "docs/guides/from-transformers.md": check_from_transformers,
     "docs/guides/formats.md": check_formats,
     "docs/explain/decoding.md": check_decoding,

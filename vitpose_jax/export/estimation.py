@@ -7,7 +7,7 @@ path      the file's program does all of it
 import functools
 import os
 import pathlib
-from typing import Any
+from typing import Any, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -121,10 +121,14 @@ class ExportedPath:
                 of crops.
         """
         self._check({"flip_test": flip_test, "decode": decode})
-        if self._exported.metadata.part == "path":
+        if self._is_path(self._exported):
             return self._exported(images.pixels, np.asarray(images.shapes, np.int32), boxes)
         crops = self._crop(images, boxes, flip_test=flip_test, decode=decode)
         return self._read(self._exported(crops), boxes, flip_test=flip_test, decode=decode)
+
+    @staticmethod
+    def _is_path(exported: ExportedProgram | OnnxNetwork) -> TypeGuard[ExportedProgram]:
+        return isinstance(exported, ExportedProgram) and exported.metadata.part == "path"
 
     def _check(self, options: dict[str, Any]) -> None:
         stored = self._exported.metadata.options
@@ -140,7 +144,7 @@ class ExportedPath:
     @property
     def num_compiled(self) -> int:
         """The number of programs that JAX compiled so far."""
-        if self._exported.metadata.part == "path":
+        if self._is_path(self._exported):
             return self._exported.num_compiled
         network = self._exported.num_compiled if isinstance(self._exported, ExportedProgram) else 0
         return network + self._crop._cache_size() + self._read._cache_size()

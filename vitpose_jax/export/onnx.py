@@ -98,6 +98,9 @@ def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
     heatmaps = decode(graph, config, head, features)
     graph.node("Transpose", heatmaps, name="heatmaps", perm=[0, 2, 3, 1])
 
+    digest = hashlib.sha256()
+    for array in graph.constants.values():
+        digest.update(array.reshape(-1).view(np.uint8).data)
     count = "n" if batch is None else batch
     crops = (count, *config.image_size, config.num_channels)
     maps = (count, *config.heatmap_size, skeleton.num_keypoints)
@@ -107,7 +110,7 @@ def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
         dtype="float32",
         inputs=[array_spec("crops", crops, "float32")],
         outputs=[array_spec("heatmaps", maps, "float32")],
-        sha256=hashlib.sha256(b"".join(graph.constants.values())).hexdigest(),
+        sha256=digest.hexdigest(),
         versions={"vitpose_jax": __version__, "onnx": onnx.__version__, "opset": str(OPSET)},
     )
     proto = helper.make_model(
@@ -165,9 +168,8 @@ def _block(graph: _Graph, config: VitPoseConfig, stacked: dict[str, np.ndarray],
     }
 
     def linear(x: str, name: str) -> str:
-        return graph.linear(
-            x, f"{block}.{name}", *(weights.get(f"{block}.{name}.{kind}") for kind in ("kernel", "bias"))
-        )
+        name = f"{block}.{name}"
+        return graph.linear(x, name, weights[f"{name}.kernel"], weights.get(f"{name}.bias"))
 
     heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
     qkv = linear(_layer_norm(graph, config, tokens, f"{block}.norm1", weights), "attention.qkv")

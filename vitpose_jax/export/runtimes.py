@@ -76,13 +76,15 @@ def load_onnx(path: str | os.PathLike[str], runtime: str = "onnxruntime", *, dty
     if not path.is_file():
         raise ValueError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'none'}")
     if importlib.util.find_spec(runtime) is None:
-        raise ImportError(f'{path} needs the package {runtime}: pip install "vitpose-jax[{runtime}]"')
+        package = "openvino" if runtime == "openvino" else '"vitpose-jax[onnxruntime]"'
+        raise ImportError(f"{path} needs the package {runtime}: pip install {package}")
     return _load_openvino(path, dtype) if runtime == "openvino" else _load_onnxruntime(path, dtype)
 
 
 def _load_onnxruntime(path: pathlib.Path, dtype: str) -> OnnxNetwork:
     import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as errors
+
+    errors: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -95,7 +97,8 @@ def _load_onnxruntime(path: pathlib.Path, dtype: str) -> OnnxNetwork:
     metadata = _metadata(session.get_modelmeta().custom_metadata_map.get(KEY), path)
 
     def run(crops: np.ndarray) -> np.ndarray:
-        return session.run(None, {metadata.inputs[0]["name"]: crops})[0]
+        (heatmaps,) = session.run(None, {metadata.inputs[0]["name"]: crops})
+        return np.asarray(heatmaps)
 
     provider = session.get_providers()[0].removesuffix("ExecutionProvider")
     return OnnxNetwork(run, metadata, runtime="onnxruntime", dtype=dtype, device_kind=provider.lower())
