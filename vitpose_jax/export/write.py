@@ -219,7 +219,7 @@ def describe(export: Export) -> list[str]:
     for check in export.checks:
         differences = ", ".join(f"{name} by {value:.1e}" for name, value in check.differences.items())
         rows[check.runtime] = (
-            f"differs from the model at most: {differences} (largest value {check.largest:.2f}); "
+            f"differs from the model at most: {differences} (largest value {check.largest:.2g}); "
             f"{check.counts[-1]} crops in {check.seconds[0] * 1000:.1f} ms, model {check.seconds[1] * 1000:.1f} ms"
         )
     if export.reference is not None:
