@@ -57,7 +57,7 @@ def test_onnx(capsys, model, tmp_path):
     ],
 )
 def test_mistakes_are_one_line(capsys, model, tmp_path, to, options, message):
-    status, printed, said = run(capsys, "export", model, "--to", to, "--output", tmp_path / "x.onnx", *options)
+    status, printed, said = run(capsys, "export", model, "--to", to, "--output", tmp_path / f"x.{to}", *options)
     assert (status, printed) == (1, "")
     assert said.startswith("vitpose-jax: error: ") and message in said and said.count("\n") == 1
     assert list(tmp_path.iterdir()) == []

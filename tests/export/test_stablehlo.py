@@ -231,6 +231,7 @@ def test_bad_options_leave_no_file(tmp_path, model, network, monkeypatch, unchec
         ({"platforms": ()}, "got none"),
         ({"platforms": ("tpu",)}, "expected this machine's cpu among them"),
         ({"batch": 0}, "batch: expected at least 1, got 0"),
+        ({"path": tmp_path / "new.onnx"}, "expected another name than one of an ONNX file"),
         ({"decode": "guess"}, "decode: expected one of"),
         ({"border": "wide"}, "border: expected one of"),
         ({"flip_test": True}, "expected them with the part 'path'"),

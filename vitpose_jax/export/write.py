@@ -81,6 +81,8 @@ def to_stablehlo(
             kept.
     """
     path = _check_target(path, overwrite)
+    if path.suffix == ".onnx":
+        raise ValueError(f"{path}: expected another name than one of an ONNX file")
     if part not in PARTS:
         raise ValueError(f"part: expected {' or '.join(PARTS)}, got {part!r}")
     check_platforms(platforms)
