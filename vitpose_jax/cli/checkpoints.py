@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vitpose_jax.cli.common import Lenient
+
 
 class Format(enum.StrEnum):
     """Formats that `convert` writes."""
@@ -24,6 +26,7 @@ def convert(
     skeleton: Annotated[str | None, typer.Option(help="The keypoints of the head: coco, crowdpose, ...")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Store int8 weights: a quarter of the bytes.")] = False,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Convert tensors with NaN or infinity, too.")
@@ -33,6 +36,7 @@ def convert(
     from vitpose_jax.convert import convert as run
 
     options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "skeleton": skeleton}
+    options["strict"] = not lenient
     options["check_finite"] = not allow_non_finite
     for folder in run(source, dest, to=to.value, int8=int8, overwrite=overwrite, revision=revision, **options):
         print(folder)
@@ -41,11 +45,12 @@ def convert(
 def info(
     source: Annotated[str, typer.Argument(help="A Hub id, a folder or a checkpoint file.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    lenient: Lenient = False,
 ) -> None:
     """Print what a checkpoint holds, without loading its weights."""
     from vitpose_jax.pretrained import describe
 
-    description = describe(source, revision=revision)
+    description = describe(source, revision=revision, strict=not lenient)
     config = description.config
     rows = {
         "path": description.path,
