@@ -192,6 +192,7 @@ def test_damaged_and_foreign_files(tmp_path, network):
     for path, message in (
         (tmp_path / "nowhere", "cannot be read"),
         (tmp_path, "got a folder"),
+        (tmp_path / "model.onnx", "load_onnx reads ONNX files"),
         (tmp_path / "text", "not an exported file, or truncated"),
         (tmp_path / "cut", "not an exported file, or truncated"),
         (tmp_path / "flipped", "its checksum is not the one"),

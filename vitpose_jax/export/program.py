@@ -115,6 +115,8 @@ def load(path: str | os.PathLike[str]) -> ExportedProgram:
     path = pathlib.Path(path)
     if path.is_dir():
         raise ValueError(f"{path}: expected a file that `vitpose-jax export` wrote, got a folder")
+    if path.suffix == ".onnx":
+        raise ValueError(f"{path}: expected a StableHLO file; load_onnx reads ONNX files")
     metadata = read_metadata(path)
     tensors = open_safetensors(path)
     if set(tensors) != {PROGRAM, *metadata.weights}:
