@@ -1,13 +1,8 @@
 """What the page shows, its server over a real socket, and what the server does not give away."""
 
 import asyncio
-import contextlib
 import json
-import re
-import signal
 import subprocess
-import sys
-import time
 import urllib.error
 import urllib.request
 
@@ -19,6 +14,7 @@ from PIL import Image
 from tests.support import programs
 from tests.support.cli import run
 from tests.support.models import SMALL_PLUS, smallest_model
+from tests.support.server import running
 from vitpose_jax import PoseEstimator
 from vitpose_jax.bundled import DEMO_IMAGE
 from vitpose_jax.web.batcher import Batcher
@@ -88,28 +84,8 @@ def test_a_page_offers_the_datasets_of_the_model():
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """The address of `vitpose-jax web`, which is told to stop at the end as Ctrl-C does."""
-    log = tmp_path_factory.mktemp("server") / "log.txt"
-    arguments = [sys.executable, "-m", "vitpose_jax", "web", "--port", "0", "--max-upload", "3"]
-    with open(log, "w") as output:
-        server = subprocess.Popen(arguments, stdout=output, stderr=output, env=programs.environment())
-    while "Ctrl-C ends it" not in log.read_text():
-        assert server.poll() is None, log.read_text()
-        time.sleep(0.1)
-    url = re.search(r"http://localhost:\d+", log.read_text())[0].replace("localhost", "127.0.0.1")
-    wait_until_up(url)
-    yield url
-    server.send_signal(signal.SIGTERM)
-    assert server.wait(30) in (0, 143, -signal.SIGTERM), log.read_text()
-    assert "Traceback" not in log.read_text()
-
-
-def wait_until_up(url):
-    for _ in range(300):
-        with contextlib.suppress(urllib.error.URLError):
-            urllib.request.urlopen(f"{url}/v1/health", timeout=30).close()
-            return
-        time.sleep(0.1)
+    with running(tmp_path_factory.mktemp("server") / "log.txt") as url:
+        yield url
 
 
 def test_a_client_of_gradio_gets_what_the_page_shows(address, photograph):

@@ -85,18 +85,23 @@ def estimate(
         gradio.Error: with a message for the visitor.
     """
     if path is None:
-        raise gr.Error("Choose an image first.")
+        raise _mistake("Choose an image first.")
     try:
         image = load_image(path)
         poses = batcher(image, dataset=dataset, flip_test=flip_test, decode=decode)
         drawing = _draw(batcher, image, poses, threshold, colour_by, overlay, dataset)
     except (ValueError, TypeError, OSError, BusyError) as error:
         # Without the name that the file has on the server.
-        raise gr.Error(str(error).replace(f"{path}: ", "").replace(path, "the image")) from None
+        raise _mistake(str(error).replace(f"{path}: ", "").replace(path, "the image")) from None
     count = len(poses)
     who = f"{count or 'No'} {'person' if count == 1 else 'people'}"
     summary = f"{who} in an image of {image.shape[1]} x {image.shape[0]} pixels"
     return Results(drawing, summary, _crop_people(image, poses, threshold), _table(poses), _write_json(poses))
+
+
+def _mistake(message: str) -> "gr.Error":
+    # The server's log is spared the traceback.
+    return gr.Error(message, print_exception=False)
 
 
 def _draw(
@@ -224,12 +229,17 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
                     gr.Examples([[str(path)] for path in DEMO_IMAGES], [image])
                 with gr.Column():
                     drawing = gr.Image(
-                        format="png", label="Poses", interactive=False, buttons=["download", "fullscreen"]
+                        format="png",
+                        label="Poses",
+                        elem_id="drawing",
+                        interactive=False,
+                        buttons=["download", "fullscreen"],
                     )
                     summary = gr.Markdown()
-                    file = gr.File(label="All numbers (JSON)", interactive=False)
+                    file = gr.File(label="All numbers (JSON)", elem_id="numbers", interactive=False)
             people = gr.Gallery(
                 label="People",
+                elem_id="people",
                 columns=6,
                 height="auto",
                 object_fit="contain",
@@ -259,7 +269,7 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
                         smooth = gr.Checkbox(False, label="Smooth the keypoints over time")
                         run_video = gr.Button("Follow people", variant="primary")
                     with gr.Column():
-                        tracked = gr.Video(label="Poses", interactive=False, buttons=["download"])
+                        tracked = gr.Video(label="Poses", elem_id="tracked", interactive=False, buttons=["download"])
                         tracks = gr.File(label="Poses of all frames (JSON lines)", interactive=False)
                 run_video.click(
                     functools.partial(_handle_video, track_video),
@@ -299,8 +309,8 @@ def _handle_video(
     progress: "gr.Progress" = gr.Progress(),  # noqa: B008 - gradio looks for this default
 ) -> Any:
     if video is None:
-        raise gr.Error("Choose a video first.")
+        raise _mistake("Choose a video first.")
     try:
         return track_video(video, flip_test=flip_test, threshold=threshold, smooth=smooth, progress=progress)
     except (ValueError, TypeError, OSError, BusyError) as error:
-        raise gr.Error(str(error).replace(f"{video}: ", "").replace(video, "the video")) from None
+        raise _mistake(str(error).replace(f"{video}: ", "").replace(video, "the video")) from None
