@@ -7,3 +7,5 @@
 
 The extra `web` has what they need: `pip install "vitpose-jax[web]"`.
 """
+
+WEB_EXTRA = 'the page needs the package gradio: pip install "vitpose-jax[web]"'

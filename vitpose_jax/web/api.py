@@ -10,13 +10,17 @@ Mistakes are answered with {"error": "..."} and 400, 413 (too many bytes) or 503
 import json
 from typing import Any, get_args
 
-import starlette.concurrency
-from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
-
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.storage.text import printable, shorten
+from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.batcher import Batcher, BusyError
+
+try:
+    import starlette.concurrency
+    from fastapi import APIRouter, Request
+    from fastapi.responses import JSONResponse
+except ImportError:
+    raise ImportError(WEB_EXTRA) from None
 
 # Bytes of an image file.
 MAX_BYTES = 20 * 2**20

@@ -24,12 +24,13 @@ from vitpose_jax.images import load_image
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.preprocess import crop_boxes
 from vitpose_jax.poses import Poses
+from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.batcher import Batcher, BusyError
 
 try:
     import gradio as gr
 except ImportError:
-    raise ImportError('the page needs the package gradio: pip install "vitpose-jax[web]"') from None
+    raise ImportError(WEB_EXTRA) from None
 
 # Seconds between looks for old files, and the age at which they are deleted.
 DELETE_CACHE = (600, 3600)
@@ -155,6 +156,7 @@ def _parts(boxes: np.ndarray) -> Iterator[np.ndarray]:
 def _crop_people(image: np.ndarray, poses: Poses, threshold: float) -> list[tuple[Image.Image, str]]:
     height, width = image.shape[:2]
     drawn = np.asarray(draw_poses(image, poses, threshold=threshold))
+    box_scores = None if poses.box_scores is None else np.asarray(poses.box_scores)
     people = []
     for index, (x, y, box_width, box_height) in enumerate(np.asarray(poses.boxes)[:MAX_SHOWN]):
         margin = 0.1 * max(box_width, box_height)
@@ -162,7 +164,7 @@ def _crop_people(image: np.ndarray, poses: Poses, threshold: float) -> list[tupl
         right, bottom = np.ceil(
             np.clip([x + box_width + margin, y + box_height + margin], [left + 1, top + 1], [width, height])
         ).astype(int)
-        score = "" if poses.box_scores is None else f", score {float(poses.box_scores[index]):.2f}"
+        score = "" if box_scores is None else f", score {box_scores[index]:.2f}"
         people.append((Image.fromarray(drawn[top:bottom, left:right]), f"person {index + 1}{score}"))
     return people
 

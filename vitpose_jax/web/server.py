@@ -14,7 +14,7 @@ try:
     import gradio as gr
     import uvicorn
 except ImportError:
-    raise ImportError('the page needs the package gradio: pip install "vitpose-jax[web]"') from None
+    raise ImportError(WEB_EXTRA) from None
 
 from vitpose_jax.web.api import MAX_BYTES, create_router
 from vitpose_jax.web.batcher import Batcher
