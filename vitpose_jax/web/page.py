@@ -142,8 +142,8 @@ def map_attention(batcher: Batcher, image: np.ndarray, boxes: np.ndarray, datase
     maps = []
     for part in _parts(boxes):
         crops = _crops(batcher, image, part)
-        output = model.backbone(crops, config.dataset_index(dataset), output_attentions=True)
-        last = np.asarray(output.attentions[-1], np.float32)  # n, heads, tokens, tokens
+        attentions: Any = model.backbone(crops, config.dataset_index(dataset), output_attentions=True).attentions
+        last = np.asarray(attentions[-1], np.float32)  # n, heads, tokens, tokens
         maps.append(last.mean(axis=(1, 2))[:, -rows * columns :].reshape(-1, rows, columns))
     return np.concatenate(maps)
 
@@ -156,7 +156,7 @@ def _parts(boxes: np.ndarray) -> Iterator[np.ndarray]:
 def _crop_people(image: np.ndarray, poses: Poses, threshold: float) -> list[tuple[Image.Image, str]]:
     height, width = image.shape[:2]
     drawn = np.asarray(draw_poses(image, poses, threshold=threshold))
-    box_scores = None if poses.box_scores is None else np.asarray(poses.box_scores)
+    scores = None if poses.box_scores is None else np.asarray(poses.box_scores)
     people = []
     for index, (x, y, box_width, box_height) in enumerate(np.asarray(poses.boxes)[:MAX_SHOWN]):
         margin = 0.1 * max(box_width, box_height)
@@ -164,7 +164,7 @@ def _crop_people(image: np.ndarray, poses: Poses, threshold: float) -> list[tupl
         right, bottom = np.ceil(
             np.clip([x + box_width + margin, y + box_height + margin], [left + 1, top + 1], [width, height])
         ).astype(int)
-        score = "" if box_scores is None else f", score {box_scores[index]:.2f}"
+        score = "" if scores is None else f", score {scores[index]:.2f}"
         people.append((Image.fromarray(drawn[top:bottom, left:right]), f"person {index + 1}{score}"))
     return people
 

@@ -6,18 +6,21 @@ import socket
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
-# Nothing is asked of the network: no statistics, no fonts, no look for newer versions.
+from vitpose_jax.web import WEB_EXTRA
+from vitpose_jax.web.api import MAX_BYTES, create_router
+from vitpose_jax.web.batcher import Batcher
+
+# Nothing is asked of the network: no statistics, no fonts, no look for newer versions. gradio reads it when imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 try:
     import fastapi
     import gradio as gr
+    import gradio.themes
     import uvicorn
 except ImportError:
     raise ImportError(WEB_EXTRA) from None
 
-from vitpose_jax.web.api import MAX_BYTES, create_router
-from vitpose_jax.web.batcher import Batcher
 from vitpose_jax.web.page import create_page
 
 # Seconds that requests under way have once the server is told to stop.
@@ -48,13 +51,13 @@ def create_app(
     # Without pages of documentation, which load scripts from the network.
     app = fastapi.FastAPI(title="vitpose-jax", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(create_router(batcher, max_bytes=max_bytes))
-    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return gr.mount_gradio_app(
         app,
         create_page(batcher, model_name=model_name, track_video=track_video),
         path="/",
         max_file_size=max_bytes,
-        theme=gr.themes.Default(**fonts),
+        theme=theme,
         footer_links=["api"],
         show_error=True,
         ssr_mode=False,
