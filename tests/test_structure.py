@@ -52,6 +52,7 @@ ORDER = (
     "evaluation",
     "training",
     "transformers",
+    "web",
     "cli",
 )
 
