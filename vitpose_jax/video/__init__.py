@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from vitpose_jax.video.reader import VideoReader as VideoReader
     from vitpose_jax.video.run import track_file as track_file
     from vitpose_jax.video.smoothing import KeypointSmoother as KeypointSmoother
-    from vitpose_jax.video.track import TrackedFrame as TrackedFrame
-    from vitpose_jax.video.track import track as track
+    from vitpose_jax.video.flow import TrackedFrame as TrackedFrame
+    from vitpose_jax.video.flow import track as track
     from vitpose_jax.video.tracking import Tracker as Tracker
     from vitpose_jax.video.writer import VideoWriter as VideoWriter
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "Frame": "reader",
     "KeypointSmoother": "smoothing",
-    "TrackedFrame": "track",
+    "TrackedFrame": "flow",
     "Tracker": "tracking",
     "VideoReader": "reader",
     "VideoWriter": "writer",
-    "track": "track",
+    "track": "flow",
     "track_file": "run",
 }
 
