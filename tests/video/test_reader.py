@@ -1,3 +1,4 @@
+import itertools
 import subprocess
 import sys
 
@@ -66,7 +67,7 @@ def test_a_broken_frame_is_named_counted_and_passed_over(tmp_path):
         frames = list(reader)
     assert [frame.index for frame in frames] == [0, 1, 3, 4] and reader.broken == 1
     assert len(messages) == 1 and "frame 2 is broken" in messages[0] and str(path) in messages[0]
-    assert all(early.time < late.time for early, late in zip(frames, frames[1:], strict=False))
+    assert all(early.time < late.time for early, late in itertools.pairwise(frames))
 
 
 def test_a_file_that_is_cut_off_gives_the_frames_that_are_there(tmp_path):

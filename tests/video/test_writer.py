@@ -48,11 +48,17 @@ def test_a_source_without_audio_is_fine(tmp_path):
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt, SystemExit, ValueError])
 def test_an_interruption_leaves_a_video_that_plays(tmp_path, interruption):
-    with pytest.raises(interruption), VideoWriter(tmp_path / "out.mp4", (48, 64), 10) as writer:
-        for number, image in enumerate(rectangles(6)):
-            if number == 4:
-                raise interruption
-            writer.add(image, number / 10)
+    def images():
+        yield from rectangles(4)
+        raise interruption
+
+    def write_all() -> None:
+        with VideoWriter(tmp_path / "out.mp4", (48, 64), 10) as writer:
+            for number, image in enumerate(images()):
+                writer.add(image, number / 10)
+
+    with pytest.raises(interruption):
+        write_all()
     with VideoReader(tmp_path / "out.mp4") as reader:
         assert len(list(reader)) == 4
     assert [entry.name for entry in tmp_path.iterdir()] == ["out.mp4"]

@@ -8,12 +8,12 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vitpose_jax.video.flow import TrackedFrame as TrackedFrame
+    from vitpose_jax.video.flow import track as track
     from vitpose_jax.video.reader import Frame as Frame
     from vitpose_jax.video.reader import VideoReader as VideoReader
     from vitpose_jax.video.run import track_file as track_file
     from vitpose_jax.video.smoothing import KeypointSmoother as KeypointSmoother
-    from vitpose_jax.video.flow import TrackedFrame as TrackedFrame
-    from vitpose_jax.video.flow import track as track
     from vitpose_jax.video.tracking import Tracker as Tracker
     from vitpose_jax.video.writer import VideoWriter as VideoWriter
 

@@ -1,7 +1,8 @@
 """`track`: frames in, poses with ids out.
 
     frames      a thread reads and decodes ahead                                            reader.py
-      every n-th    detector and poses, and poses where it missed a track    associate     tracking.py
+      a new scene   all tracks end                                                          cuts.py
+      every n-th    detector and poses, and poses where it missed a track    associate      tracking.py
       between       poses in boxes around the last keypoints                 follow
     TrackedFrame    smoothed, if wanted                                                     smoothing.py
 
@@ -12,7 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
 from vitpose_jax.poses import Poses
 from vitpose_jax.serving.requests import DatasetKey, plain
+from vitpose_jax.video.cuts import CutFinder
 from vitpose_jax.video.reader import Frame, VideoReader
 from vitpose_jax.video.smoothing import KeypointSmoother
 from vitpose_jax.video.threads import frames_ahead
@@ -74,7 +76,7 @@ class PoseTracker:
         self._options: dict[str, Any] = {"dataset": dataset, "flip_test": flip_test, "decode": decode}
         self.tracker = Tracker(skeleton.sigmas) if tracker is None else tracker
         self._smoother = KeypointSmoother() if smooth is True else smooth or None
-        self._last_detected = -1
+        self._last_detected, self._is_cut = -1, CutFinder()
 
     def restore(self, time: float, index: int, poses: Poses, ids: Int[np.ndarray, " n"], *, detected: bool) -> None:
         """Take over a frame of an earlier run."""
@@ -84,7 +86,7 @@ class PoseTracker:
             self._smoother(time, ids.tolist(), keypoints, boxes)
         self._last_detected = index // self._every if detected else self._last_detected
 
-    def run(self, frames: Iterable[Frame], *, live: bool = False) -> Iterator[TrackedFrame]:
+    def run(self, frames: Iterable[Frame], *, live: bool = False) -> Generator[TrackedFrame, None, None]:
         """The people of each frame. A live source is not read ahead of its results."""
         if self._every == 1 and not live:
             yield from self._stream(frames)
@@ -104,11 +106,16 @@ class PoseTracker:
         with contextlib.closing(cast(Any, stream)):
             for poses in stream:
                 frame = waiting.popleft()
+                if self._is_cut(frame.image):
+                    self.tracker.end_all()
                 yield self._finish(frame, poses, self._associate(frame, poses), detected=True)
 
     def _step(self, frame: Frame) -> TrackedFrame:
         # Also when the n-th frame itself is broken, the detector runs once among n.
         detected = self._last_detected != frame.index // self._every
+        if self._is_cut(frame.image):
+            self.tracker.end_all()
+            detected = True
         if not detected:
             boxes = self.tracker.next_boxes()
             scores = [track.box_score for track in self.tracker.active]
@@ -190,15 +197,15 @@ def track(
         tracker=tracker,
     )
     if isinstance(source, str | os.PathLike):
-        source = VideoReader(os.fspath(source), report=report)
+        source = VideoReader(source, report=report)
         return _closing(people.run(frames_ahead(source), live=source.live), source)
     if isinstance(source, VideoReader):
         return people.run(frames_ahead(source), live=source.live)
     return people.run(source, live=True)
 
 
-def _closing(frames: Iterator[TrackedFrame], reader: VideoReader) -> Iterator[TrackedFrame]:
-    with reader, contextlib.closing(cast(Any, frames)):
+def _closing(frames: Generator[TrackedFrame, None, None], reader: VideoReader) -> Iterator[TrackedFrame]:
+    with reader, contextlib.closing(frames):
         yield from frames
 
 

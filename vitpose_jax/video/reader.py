@@ -8,6 +8,7 @@ One frame is in memory at a time, besides those that the decoder holds.
 
 import itertools
 import logging
+import os
 import pathlib
 import re
 import sys
@@ -81,14 +82,14 @@ class VideoReader:
 
     def __init__(
         self,
-        source: str | pathlib.Path,
+        source: str | os.PathLike[str],
         *,
         rate: float | int | None = None,
         report: Callable[[str], None] | None = None,
     ):
         if rate is not None and not 0 < rate < float("inf"):
             raise ValueError(f"rate: expected a positive number of frames per second, got {rate}")
-        self.name, self.broken, self.live = str(source), 0, False
+        self.name, self.broken, self.live = os.fspath(source), 0, False
         self._report = report or _log.warning
         self._container: Any = None
         self._images: list[pathlib.Path] = []

@@ -84,7 +84,7 @@ class KeypointSmoother:
         period = time - state.time
         known = np.isfinite(state.points)
         speeds = np.where(known, (points - np.where(known, state.points, 0)) / period, 0.0)
-        weight = _weight(np.asarray(self._speed_cutoff, np.float64), period)
+        weight = _weight(np.full((1, 1), self._speed_cutoff, np.float64), period)
         speeds = np.where(np.isfinite(speeds), state.speeds + weight * (speeds - state.speeds), 0.0)
         # One cutoff for x and y: a keypoint keeps its direction.
         speed = np.linalg.norm(speeds, axis=-1, keepdims=True) / size
@@ -93,6 +93,6 @@ class KeypointSmoother:
         return _State(time, moved, speeds)
 
 
-def _weight(cutoff: Float[np.ndarray, "*shape"], period: float) -> Float[np.ndarray, "*shape"]:
+def _weight(cutoff: Float[np.ndarray, "K 1"], period: float) -> Float[np.ndarray, "K 1"]:
     """The weight of a new value in a low-pass filter of first order."""
     return 1 / (1 + 1 / (2 * np.pi * cutoff * period))

@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
-from vitpose_jax.evaluation.oks import object_keypoint_similarity
+from vitpose_jax.evaluation.oks import instance_scores, object_keypoint_similarity
 from vitpose_jax.video.matching import assign, box_overlaps
 
 # Keypoints of a lower score say nothing about where a person is.
@@ -28,8 +28,9 @@ SPEED_SECONDS = 0.3
 # Boxes from keypoints: they end this fraction of the person's size beyond the keypoints; their sides shrink at most to
 # this fraction from one frame to the next.
 MARGIN, SHRINK = 0.1, 0.9
-# A new track needs this mean score of its keypoints, and this many of them visible.
-NEW_SCORE, NEW_VISIBLE = 0.3, 3
+# A pose is a person's if the better half of its keypoints has this mean score. A pose with fewer visible keypoints than
+# FEW says nothing about a movement, and begins no track.
+PERSON_SCORE, FEW = 0.3, 3
 
 
 @dataclasses.dataclass(eq=False)
@@ -61,6 +62,8 @@ class Tracker:
 
     Args:
         sigmas: of the skeleton, for OKS; () compares boxes only.
+        new_score: a track begins with this score of a pose: its box score times the mean score of its visible
+            keypoints (`instance_scores`). A weaker pose can only continue a track.
         max_gap: seconds without a detection after which a track ends. A lost person who comes back in time gets the
             old number.
         min_similarity: of a pose and a track, from 0 to 1.
@@ -75,6 +78,7 @@ class Tracker:
         self,
         sigmas: Sequence[float] = (),
         *,
+        new_score: float | int = 0.3,
         max_gap: float | int = 1.5,
         min_similarity: float | int = 0.15,
         pose_weight: float | int = 0.5,
@@ -82,10 +86,17 @@ class Tracker:
     ):
         if not max_gap > 0:
             raise ValueError(f"max_gap: expected a positive number of seconds, got {max_gap}")
-        for name, value in (("min_similarity", min_similarity), ("pose_weight", pose_weight), ("duplicate", duplicate)):
+        limits = {
+            "new_score": new_score,
+            "min_similarity": min_similarity,
+            "pose_weight": pose_weight,
+            "duplicate": duplicate,
+        }
+        for name, value in limits.items():
             if not 0 <= value <= 1:
                 raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
         self._sigmas, self._max_gap, self._duplicate = tuple(sigmas), max_gap, duplicate
+        self._new_score = new_score
         self._min_similarity, self._pose_weight = min_similarity, pose_weight if sigmas else 0.0
         self._tracks: list[Track] = []
         self._next = 1
@@ -99,6 +110,10 @@ class Tracker:
     def num_ids(self) -> int:
         """How many numbers were given so far."""
         return self._next - 1
+
+    def end_all(self) -> None:
+        """End all tracks: a new scene begins, and its people get new numbers."""
+        self._tracks = []
 
     def next_boxes(self) -> Float[np.ndarray, "active 4"]:
         """Where to look for the active tracks in the next frame, x y w h: around their last keypoints."""
@@ -133,7 +148,9 @@ class Tracker:
         for row, track in enumerate(active):
             if is_person(scores[row]):
                 ids[row] = track.id
-        for row in self._duplicates(boxes, keypoints, scores, [(ids[r] > 0, t.detected) for r, t in enumerate(active)]):
+        for row in self._duplicates(
+            boxes, keypoints, scores, [(bool(ids[r]), t.detected) for r, t in enumerate(active)]
+        ):
             ids[row] = 0
         for row, track in enumerate(active):
             track.lost = ids[row] == 0
@@ -167,6 +184,7 @@ class Tracker:
         persons = np.asarray([is_person(row) for row in scores], bool).reshape(-1)
         ids = np.zeros(len(boxes), np.int64)
         box_scores = np.asarray(box_scores, np.float64).reshape(-1)
+        pose_scores = instance_scores(box_scores[:count], scores[:count], VISIBLE)
         # First the tracks that were there in the last frame, then the lost ones.
         rows = np.flatnonzero(persons[:count])
         matched: dict[int, Track] = {}
@@ -196,8 +214,7 @@ class Tracker:
                 track = matched[row]
                 self._move(track, time, boxes[row], keypoints[row], scores[row])
             else:
-                visible = scores[row] >= VISIBLE
-                if visible.sum() < NEW_VISIBLE:
+                if pose_scores[row] < self._new_score or (scores[row] >= VISIBLE).sum() < FEW:
                     continue
                 track = Track(
                     self._next, time, time, np.asarray(boxes[row], np.float64), keypoints[row], scores[row], 0.0
@@ -247,7 +264,7 @@ class Tracker:
         gap = time - track.time
         if gap > 0:
             both = (scores >= VISIBLE) & (track.scores >= VISIBLE)
-            if both.sum() >= NEW_VISIBLE:
+            if both.sum() >= FEW:
                 moved = np.median(keypoints[both] - track.keypoints[both], axis=0)
             else:
                 moved = (box[:2] + box[2:] / 2) - (track.box[:2] + track.box[2:] / 2)
@@ -285,9 +302,7 @@ class Tracker:
         gaps = np.asarray([time - track.time for track in tracks])
         areas = (boxes[:, 2] * boxes[:, 3])[None] * (1 + gaps / SPEED_SECONDS)[:, None] ** 2
         oks = object_keypoint_similarity(points[:, None], keypoints[None], both, areas, self._sigmas)
-        return np.where(
-            both.sum(axis=-1) >= NEW_VISIBLE, (1 - self._pose_weight) * overlap + self._pose_weight * oks, overlap
-        )
+        return np.where(both.sum(axis=-1) >= FEW, (1 - self._pose_weight) * overlap + self._pose_weight * oks, overlap)
 
     def _duplicates(
         self,
@@ -331,7 +346,7 @@ class Tracker:
 def next_box(track: Track) -> Float[np.ndarray, "4"]:
     """x y w h around a track's visible keypoints, with a margin; with too few of them, its last box."""
     visible = (track.scores >= VISIBLE) & np.isfinite(track.keypoints).all(axis=-1)
-    if visible.sum() < NEW_VISIBLE:
+    if visible.sum() < FEW:
         return np.asarray(track.box, np.float64)
     points = track.keypoints[visible].astype(np.float64)
     low, high = points.min(axis=0), points.max(axis=0)
@@ -352,4 +367,4 @@ def is_person(scores: Float[np.ndarray, " K"]) -> bool:
         return False
     # The better half: a person whose legs are hidden is one too.
     best = np.sort(finite)[-max(1, (len(finite) + 1) // 2) :]
-    return bool(best.mean() >= NEW_SCORE)
+    return bool(best.mean() >= PERSON_SCORE)

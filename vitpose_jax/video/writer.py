@@ -1,8 +1,8 @@
 """Writes frames as H.264 in mp4, with their own times and the audio of the source.
 
 The file has a temporary name until it is complete, as all results have. It is completed however the writing ends, by
-Ctrl-C too, so a run that is interrupted leaves a video that plays. A fragmented mp4 would also survive a process that is
-killed without notice, but editors and browsers seek badly in it.
+Ctrl-C too, so a run that is interrupted leaves a video that plays. A fragmented mp4 would also survive a process that
+is killed without notice, but editors and browsers seek badly in it.
 """
 
 import fractions
