@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 from tests.support.walkers import People, people
 from vitpose_jax.skeletons import COCO
 from vitpose_jax.video.matching import assign, box_overlaps
-from vitpose_jax.video.tracking import Track, Tracker, is_person, next_box
+from vitpose_jax.video.tracking import Tracker
+from vitpose_jax.video.tracks import Track, is_person, next_box
 
 
 def run(frames: list[People], *, seconds: float = 0.04, **options) -> list[list[int]]:
@@ -126,7 +127,7 @@ def test_a_track_that_the_detector_misses_goes_on_in_its_own_box():
 def test_restored_tracks_go_on():
     frame = people([(100, 50, 200), (400, 60, 180)])
     tracker = Tracker(COCO.sigmas)
-    tracker.restore(0.0, [7, 3], *frame, True)
+    tracker.restore(0.0, [7, 3], *frame, [0.9, 0.8], detected=True)
     assert tracker.associate(0.04, *frame, [0.9, 0.9]).tolist() == [7, 3]
     assert tracker.num_ids == 7
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, cast
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float, Int, UInt8
 
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
@@ -68,8 +68,7 @@ class PoseTracker:
         decode: Decode = "udp",
         tracker: Tracker | None = None,
     ):
-        if isinstance(every, bool) or int(every) != every or every < 1:
-            raise ValueError(f"every: expected a number of frames, 1 or more, got {every}")
+        check_every(every)
         get_decoding(decode)
         skeleton = estimator.config.skeleton(plain(dataset))
         self._estimator, self._every = estimator, int(every)
@@ -81,10 +80,14 @@ class PoseTracker:
     def restore(self, time: float, index: int, poses: Poses, ids: Int[np.ndarray, " n"], *, detected: bool) -> None:
         """Take over a frame of an earlier run."""
         boxes, keypoints, scores = map(np.asarray, (poses.boxes, poses.keypoints, poses.scores))
-        self.tracker.restore(time, ids.tolist(), boxes, keypoints, scores, detected)
+        self.tracker.restore(time, ids.tolist(), boxes, keypoints, scores, _box_scores(poses), detected=detected)
         if self._smoother is not None:
             self._smoother(time, ids.tolist(), keypoints, boxes)
         self._last_detected = index // self._every if detected else self._last_detected
+
+    def look(self, image: UInt8[np.ndarray, "height width 3"]) -> None:
+        """Look at the last frame of an earlier run, so that a cut after it is seen."""
+        self._is_cut(image)
 
     def run(self, frames: Iterable[Frame], *, live: bool = False) -> Generator[TrackedFrame, None, None]:
         """The people of each frame. A live source is not read ahead of its results."""
@@ -139,8 +142,7 @@ class PoseTracker:
 
     def _associate(self, frame: Frame, poses: Poses, own: list[Any] | None = None) -> Int[np.ndarray, " n"]:
         boxes, keypoints, scores = map(np.asarray, (poses.boxes, poses.keypoints, poses.scores))
-        box_scores = np.ones(len(poses)) if poses.box_scores is None else np.asarray(poses.box_scores)
-        return self.tracker.associate(frame.time, boxes, keypoints, scores, box_scores, own or ())
+        return self.tracker.associate(frame.time, boxes, keypoints, scores, _box_scores(poses), own or ())
 
     def _finish(self, frame: Frame, poses: Poses, ids: Int[np.ndarray, " n"], *, detected: bool) -> TrackedFrame:
         rows = np.flatnonzero(ids)
@@ -152,6 +154,16 @@ class PoseTracker:
         return TrackedFrame(
             index=frame.index, time=frame.time, image=frame.image, poses=poses, track_ids=ids, detected=detected
         )
+
+
+def check_every(every: int) -> None:
+    """Check how often the detector runs.
+
+    Raises:
+        ValueError: if it is not once in a positive number of frames.
+    """
+    if isinstance(every, bool) or int(every) != every or every < 1:
+        raise ValueError(f"every: expected a number of frames, 1 or more, got {every}")
 
 
 def track(
@@ -207,6 +219,10 @@ def track(
 def _closing(frames: Generator[TrackedFrame, None, None], reader: VideoReader) -> Iterator[TrackedFrame]:
     with reader, contextlib.closing(frames):
         yield from frames
+
+
+def _box_scores(poses: Poses) -> Float[np.ndarray, " n"]:
+    return np.ones(len(poses)) if poses.box_scores is None else np.asarray(poses.box_scores, np.float64)
 
 
 def _join(one: Poses, other: Poses) -> Poses:

@@ -28,7 +28,7 @@ from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.serving.requests import DatasetKey, plain
 from vitpose_jax.video.drawing import draw_tracks
-from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame
+from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame, check_every
 from vitpose_jax.video.reader import Frame, VideoReader
 from vitpose_jax.video.results import Format, TrackLines, convert_tracks, read_tracks
 from vitpose_jax.video.threads import Behind, frames_ahead
@@ -103,6 +103,7 @@ def track_file(
     """
     output = None if output is None else pathlib.Path(output)
     lines_path = None if json is None else pathlib.Path(json)
+    check_every(every)
     _check_names(pathlib.Path(source), output, lines_path, formats, overwrite)
     summary = VideoSummary()
     with contextlib.ExitStack() as stack:
@@ -186,8 +187,7 @@ class _Tracked:
         self, frames: Iterator[Frame], *, last: int, live: bool, draw: bool
     ) -> Generator[TrackedFrame | None, None, None]:
         """Frames up to `last` come from the lines; None in the place of one that need not be drawn."""
-        first = None
-        people = None
+        first = previous = None
         if self._earlier is not None:
             records = read_tracks(self._earlier)
             pending = next(records, None)
@@ -195,6 +195,7 @@ class _Tracked:
                 if frame.index > last:
                     first = frame
                     break
+                previous = frame
                 while pending is not None and pending.index < frame.index:
                     pending = next(records, None)
                 if pending is None or pending.index != frame.index:
@@ -216,6 +217,8 @@ class _Tracked:
         if self._earlier is not None:
             for record in read_tracks(self._earlier):
                 people.restore(record.time, record.index, record.poses, record.track_ids, detected=record.detected)
+        if previous is not None:
+            people.look(previous.image)
         yield from people.run(_with(first, frames), live=live)
 
     def _load(self) -> PoseTracker:
@@ -237,8 +240,8 @@ def _open_lines(path: pathlib.Path, reader: VideoReader, settings: dict[str, Any
         raise ValueError(f"{path}: exists already, and a live source cannot be resumed; overwrite it")
     source = pathlib.Path(reader.name)
     settings = {**settings, "source": hash_file(source) if source.is_file() else reader.name, "rate": reader.rate}
-    if not overwrite:
-        check_settings(record, settings, has_results=exists)
+    if exists and not overwrite:
+        check_settings(record, settings, has_results=True)
     lines = TrackLines(path, overwrite=overwrite)
     write_settings(record, settings)
     return lines

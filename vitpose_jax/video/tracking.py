@@ -11,7 +11,6 @@ https://arxiv.org/abs/2110.06864), with OKS beside IoU as in PoseFlow (Xiu et al
 https://arxiv.org/abs/1802.00977). Trackers of boxes know neither keypoints nor the frames between two detections.
 """
 
-import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -20,41 +19,10 @@ from numpy.typing import ArrayLike
 
 from vitpose_jax.evaluation.oks import instance_scores, object_keypoint_similarity
 from vitpose_jax.video.matching import assign, box_overlaps
+from vitpose_jax.video.tracks import FEW, VISIBLE, Track, is_person, next_box
 
-# Keypoints of a lower score say nothing about where a person is.
-VISIBLE = 0.3
-# The time, in seconds, over which a track's speed is averaged, and for which a lost track moves on at it.
+# The time, in seconds, over which a track's speed is averaged, and after which a lost person may be anywhere near.
 SPEED_SECONDS = 0.3
-# Boxes from keypoints: they end this fraction of the person's size beyond the keypoints; their sides shrink at most to
-# this fraction from one frame to the next.
-MARGIN, SHRINK = 0.1, 0.9
-# A pose is a person's if the better half of its keypoints has this mean score. A pose with fewer visible keypoints than
-# FEW says nothing about a movement, and begins no track.
-PERSON_SCORE, FEW = 0.3, 3
-
-
-@dataclasses.dataclass(eq=False)
-class Track:
-    """One person.
-
-    Attributes:
-        id: counted from 1.
-        time: of the last pose, in seconds; `detected`: of the last one in a box of the detector.
-        box: x y w h in pixels: of the detector, or from keypoints.
-        keypoints, scores: of the last pose.
-        speed: of the middle of the box, in pixels per second.
-        lost: no pose in the last frame.
-    """
-
-    id: int
-    time: float
-    detected: float
-    box: Float[np.ndarray, "4"]
-    keypoints: Float[np.ndarray, "K 2"]
-    scores: Float[np.ndarray, " K"]
-    box_score: float
-    speed: Float[np.ndarray, "2"] = dataclasses.field(default_factory=lambda: np.zeros(2))
-    lost: bool = False
 
 
 class Tracker:
@@ -233,9 +201,11 @@ class Tracker:
         boxes: Float[np.ndarray, "n 4"],
         keypoints: Float[np.ndarray, "n K 2"],
         scores: Float[np.ndarray, "n K"],
+        box_scores: ArrayLike,
+        *,
         detected: bool,
     ) -> None:
-        """Take over a frame of an earlier run: its tracks go on with their numbers."""
+        """Take over a frame of an earlier run: its tracks go on with their numbers. Arguments: see `associate`."""
         tracks = {track.id: track for track in self._tracks}
         for track in self._tracks:
             track.lost = True
@@ -247,7 +217,7 @@ class Tracker:
                 box = np.asarray(boxes[row], np.float64)
                 track = Track(number, time, time, box, keypoints[row], scores[row], 0.0)
                 self._tracks.append(track)
-            track.lost = False
+            track.lost, track.box_score = False, float(np.asarray(box_scores)[row])
             track.detected = time if detected else track.detected
             self._next = max(self._next, number + 1)
         self._tracks = [track for track in self._tracks if time - track.detected <= self._max_gap]
@@ -341,30 +311,3 @@ class Tracker:
         areas = np.minimum(boxes[row, 2] * boxes[row, 3], boxes[others, 2] * boxes[others, 3])
         oks = object_keypoint_similarity(keypoints[others], keypoints[row][None], both, areas, self._sigmas)
         return bool((oks > self._duplicate).any())
-
-
-def next_box(track: Track) -> Float[np.ndarray, "4"]:
-    """x y w h around a track's visible keypoints, with a margin; with too few of them, its last box."""
-    visible = (track.scores >= VISIBLE) & np.isfinite(track.keypoints).all(axis=-1)
-    if visible.sum() < FEW:
-        return np.asarray(track.box, np.float64)
-    points = track.keypoints[visible].astype(np.float64)
-    low, high = points.min(axis=0), points.max(axis=0)
-    margin = MARGIN * max(float((high - low).max()), 1.0)
-    low, high = low - margin, high + margin
-    # A hidden leg must not make the box lose the leg for good.
-    missing = np.maximum(SHRINK * track.box[2:] - (high - low), 0)
-    last = track.box[:2] + track.box[2:] / 2 - (low + high) / 2
-    low = low - np.where(last < 0, missing, 0) - np.where(last == 0, missing / 2, 0)
-    high = high + np.where(last > 0, missing, 0) + np.where(last == 0, missing / 2, 0)
-    return np.concatenate([low, high - low])
-
-
-def is_person(scores: Float[np.ndarray, " K"]) -> bool:
-    """Whether the scores of a pose's keypoints are those of a person, and not of a box beside everyone."""
-    finite = scores[np.isfinite(scores)]
-    if not len(finite):
-        return False
-    # The better half: a person whose legs are hidden is one too.
-    best = np.sort(finite)[-max(1, (len(finite) + 1) // 2) :]
-    return bool(best.mean() >= PERSON_SCORE)
