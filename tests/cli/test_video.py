@@ -1,14 +1,13 @@
 import json
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.cli import run
 from tests.support.videos import write_video
 from tests.support.walks import WalkerEstimator, crossing
-from vitpose_jax import PoseEstimator
-from vitpose_jax.bundled import DEMO_IMAGE
+from vitpose_jax import PoseEstimator, load_image
+from vitpose_jax.bundled import GROUP_IMAGE
 from vitpose_jax.video import VideoReader
 
 
@@ -69,9 +68,8 @@ def test_mistakes_are_one_line(tmp_path, capsys, clip, walkers, monkeypatch, arg
 
 def test_the_bundled_models_follow_the_tennis_players(tmp_path, capsys):
     """Six frames of a camera that moves over a photograph, as a folder of images."""
-    with Image.open(DEMO_IMAGE) as image:
-        photograph = np.asarray(image.convert("RGB").resize((image.width // 2, image.height // 2)))
-    height, width = photograph.shape[:2]
+    photograph = load_image(GROUP_IMAGE)
+    width = photograph.shape[1]
     (tmp_path / "frames").mkdir()
     for number in range(6):
         crop = photograph[:, 2 * number : width - 12 + 2 * number]

@@ -13,7 +13,7 @@ import collections
 import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -182,7 +182,8 @@ def track(
 
     Args:
         estimator: its detector finds the people; the bundled finder by default.
-        source: whatever `VideoReader` opens, a `VideoReader`, or frames, such as those of another reader.
+        source: whatever `VideoReader` opens, a `VideoReader`, or frames, such as those of another reader: a list, or an
+            iterable, which is not read ahead of its results.
         every: the detector runs once in so many frames; in between, a person is looked for around the last keypoints.
             With 1 on every frame, and several frames share a batch.
         smooth: filter the keypoints over time (see `KeypointSmoother`), or a smoother with other values. Smoothed
@@ -213,7 +214,7 @@ def track(
         return _closing(people.run(frames_ahead(source), live=source.live), source)
     if isinstance(source, VideoReader):
         return people.run(frames_ahead(source), live=source.live)
-    return people.run(source, live=True)
+    return people.run(source, live=not isinstance(source, Sequence))
 
 
 def _closing(frames: Generator[TrackedFrame, None, None], reader: VideoReader) -> Iterator[TrackedFrame]:
