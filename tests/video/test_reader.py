@@ -1,6 +1,10 @@
+import contextlib
+import functools
+import http.server
 import itertools
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -121,6 +125,27 @@ def test_a_file_of_sound_has_no_video_stream(tmp_path):
         container.mux(stream.encode(frame))
     with pytest.raises(ValueError, match="has no video stream"):
         VideoReader(tmp_path / "a.wav")
+
+
+def test_a_stream_of_the_network(tmp_path):
+    write_video(tmp_path / "a.mp4", rectangles(4))
+    handler = functools.partial(_Quiet, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert len(read(f"http://127.0.0.1:{server.server_port}/a.mp4")) == 4
+        with pytest.raises(ValueError, match=r"none\.mp4: cannot be opened"):
+            VideoReader(f"http://127.0.0.1:{server.server_port}/none.mp4")
+        server.shutdown()
+
+
+class _Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_) -> None:
+        pass
+
+    def copyfile(self, source, outputfile) -> None:
+        # FFmpeg ends a connection when it has what it wants.
+        with contextlib.suppress(OSError):
+            super().copyfile(source, outputfile)
 
 
 def test_cameras_and_streams_that_are_not_there():
