@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from vitpose_jax.video.threads import Behind, frames_ahead
+from vitpose_jax.video.threads import Behind, frames_ahead, newest_frames
 
 
 def test_items_come_in_order_from_another_thread():
@@ -43,6 +43,40 @@ def test_an_error_of_the_items_comes_in_its_turn():
     assert next(ahead) == 1
     with pytest.raises(ValueError, match="broken"):
         next(ahead)
+
+
+def test_of_a_live_source_the_newest_item_comes():
+    turn = threading.Event()
+
+    def items():
+        yield 0
+        turn.wait(10)
+        yield from range(1, 9)
+
+    newest = newest_frames(items())
+    assert next(newest) == 0
+    turn.set()
+    time.sleep(0.1)
+    assert list(newest) == [8]
+
+
+def test_a_live_source_ends_with_its_error_and_can_be_closed():
+    def broken():
+        yield 1
+        raise ValueError("no signal")
+
+    with pytest.raises(ValueError, match="no signal"):
+        assert list(newest_frames(broken())) == [1]
+
+    def endless():
+        while True:
+            time.sleep(0.005)
+            yield 0
+
+    newest = newest_frames(endless())
+    assert next(newest) == 0
+    newest.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("frames")]
 
 
 def test_items_are_handled_in_order_behind():

@@ -26,7 +26,7 @@ from vitpose_jax.serving.requests import DatasetKey, plain
 from vitpose_jax.video.cuts import CutFinder
 from vitpose_jax.video.reader import Frame, VideoReader
 from vitpose_jax.video.smoothing import KeypointSmoother
-from vitpose_jax.video.threads import frames_ahead
+from vitpose_jax.video.threads import frames_ahead, newest_frames
 from vitpose_jax.video.tracking import Tracker
 
 # The detector runs on each frame of this many.
@@ -156,6 +156,11 @@ class PoseTracker:
         )
 
 
+def read_in_thread(reader: VideoReader) -> Generator[Frame, None, None]:
+    """The frames of a reader, which a thread decodes ahead; of a live source always the newest."""
+    return newest_frames(reader) if reader.live else frames_ahead(reader)
+
+
 def check_every(every: int) -> None:
     """Check how often the detector runs.
 
@@ -211,9 +216,9 @@ def track(
     )
     if isinstance(source, str | os.PathLike):
         source = VideoReader(source, report=report)
-        return _closing(people.run(frames_ahead(source), live=source.live), source)
+        return _closing(people.run(read_in_thread(source), live=source.live), source)
     if isinstance(source, VideoReader):
-        return people.run(frames_ahead(source), live=source.live)
+        return people.run(read_in_thread(source), live=source.live)
     return people.run(source, live=not isinstance(source, Sequence))
 
 

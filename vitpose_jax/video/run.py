@@ -28,10 +28,10 @@ from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.serving.requests import DatasetKey, plain
 from vitpose_jax.video.drawing import draw_tracks
-from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame, check_every
+from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame, check_every, read_in_thread
 from vitpose_jax.video.reader import Frame, VideoReader
 from vitpose_jax.video.results import Format, TrackLines, convert_tracks, read_tracks
-from vitpose_jax.video.threads import Behind, frames_ahead
+from vitpose_jax.video.threads import Behind
 from vitpose_jax.video.writer import VideoWriter, check_video_name
 
 
@@ -124,10 +124,11 @@ def track_file(
             stack.callback(lines.close)
         if output is not None and output.exists() and not overwrite and (lines is None or lines.last < 0):
             raise ValueError(f"{output}: exists already; overwrite it or choose another name")
-        people = _Tracked(estimator, lines_path if lines is not None and lines.last >= 0 else None)
-        people.options = {
-            "every": every, "smooth": smooth, "dataset": dataset, "flip_test": flip_test, "decode": decode,
-        }  # fmt: skip
+        people = _Tracked(
+            estimator,
+            lines_path if lines is not None and lines.last >= 0 else None,
+            {"every": every, "smooth": smooth, "dataset": dataset, "flip_test": flip_test, "decode": decode},
+        )
         draw = None
         if output is not None:
             audio = source if pathlib.Path(source).is_file() else None
@@ -145,7 +146,7 @@ def track_file(
             tqdm(total=reader.num_frames, unit="frame", disable=not progress, file=sys.stderr, dynamic_ncols=True)
         )
         try:
-            frames = stack.enter_context(contextlib.closing(frames_ahead(reader)))
+            frames = stack.enter_context(contextlib.closing(read_in_thread(reader)))
             results = people.run(frames, last=last, live=reader.live, draw=draw is not None)
             for frame in stack.enter_context(contextlib.closing(results)):
                 if frame is None or frame.index <= last:
@@ -174,10 +175,14 @@ def track_file(
 class _Tracked:
     """The frames of a run: those of an earlier run from its lines, then those of the estimator."""
 
-    def __init__(self, estimator: PoseEstimator | Callable[[], PoseEstimator], earlier: pathlib.Path | None):
-        self._estimator, self._earlier = estimator, earlier
+    def __init__(
+        self,
+        estimator: PoseEstimator | Callable[[], PoseEstimator],
+        earlier: pathlib.Path | None,
+        options: Mapping[str, Any],
+    ):
+        self._estimator, self._earlier, self._options = estimator, earlier, options
         self._people: PoseTracker | None = None
-        self.options: dict[str, Any] = {}
 
     @property
     def num_ids(self) -> int:
@@ -223,7 +228,7 @@ class _Tracked:
 
     def _load(self) -> PoseTracker:
         estimator = self._estimator if isinstance(self._estimator, PoseEstimator) else self._estimator()
-        return PoseTracker(estimator, **self.options)
+        return PoseTracker(estimator, **self._options)
 
 
 def _with(first: Frame | None, frames: Iterator[Frame]) -> Iterable[Frame]:

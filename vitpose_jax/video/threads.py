@@ -2,6 +2,7 @@
 
 import collections
 import concurrent.futures
+import threading
 from collections.abc import Callable, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
@@ -26,6 +27,43 @@ def frames_ahead(items: Iterable[Item], waiting: int = WAITING) -> Generator[Ite
             pending.append(pool.submit(next, iterator, _END))
             yield item
     finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def newest_frames(items: Iterable[Item]) -> Generator[Item, None, None]:
+    """The newest item of a live source, each time one is wanted: a thread reads all, and drops those that are too many.
+
+    Closing the iterator ends the thread, at the next item. An error of the iterable is raised after the last item.
+    """
+    newest: collections.deque[Item] = collections.deque(maxlen=1)
+    changed, ended, wanted = threading.Event(), threading.Event(), threading.Event()
+    wanted.set()
+
+    def read() -> None:
+        try:
+            for item in items:
+                newest.append(item)
+                changed.set()
+                if not wanted.is_set():
+                    return
+        finally:
+            ended.set()
+            changed.set()
+
+    pool = concurrent.futures.ThreadPoolExecutor(1, "frames")
+    try:
+        reading = pool.submit(read)
+        while True:
+            changed.wait()
+            changed.clear()
+            last = ended.is_set()
+            if newest:
+                yield newest.pop()
+            if last:
+                reading.result()
+                return
+    finally:
+        wanted.clear()
         pool.shutdown(cancel_futures=True)
 
 
