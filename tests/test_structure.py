@@ -52,6 +52,7 @@ ORDER = (
     "video",
     "training",
     "transformers",
+    "web",
     "cli",
 )
 
