@@ -49,6 +49,7 @@ ORDER = (
     "interop",
     "bulk",
     "evaluation",
+    "video",
     "training",
     "transformers",
     "web",
