@@ -33,6 +33,7 @@ SCRIPTS = (
     "tables",
     "train_step",
     "variants",
+    "video",
 )
 # What the scripts import from each other, and the process that start.py times.
 PARTS = ("common", "peers", "start_worker")

@@ -26,6 +26,7 @@ import vitpose_jax
 from tests.support.reference_rtdetr import save as save_detector
 from tests.support.reference_rtdetr import tiny_detector
 from tests.support.reference_torch import save, tiny_model
+from tests.support.videos import rectangles, write_video
 from tests.tolerances import REFINED, REFINED_MOST
 from vitpose_jax import cli
 from vitpose_jax.bundled import DEMO_IMAGE, DEMO_IMAGES
@@ -89,6 +90,7 @@ def checkout(tmp_path, monkeypatch) -> pathlib.Path:
     # Port 9 of this machine refuses at once.
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     label_the_astronaut(tmp_path)
+    write_video(tmp_path / "in.mp4", rectangles(3))
     write_training(tmp_path)
     return tmp_path
 
@@ -181,6 +183,13 @@ def check_formats(namespaces: list[dict], output: str, folder: pathlib.Path) -> 
     assert (folder / "labels" / "val" / "astronaut.txt").is_file()
 
 
+def check_video(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    """The frames of the video, then those of a photograph: everyone keeps the number."""
+    assert [line.split()[0] for line in output.splitlines()] == ["0", "1", "2"]
+    first, *others = namespaces[-1]["numbers"]
+    assert len(first) > 2 and others == [first, first]
+
+
 def check_scores(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
     shown, widths = namespaces[-1]["shown"], namespaces[-1]["widths"]
     assert shown.shape == (1, 17) and widths.shape == (1, 17, 2)
@@ -208,6 +217,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/export.md": check_export,
     "docs/guides/from-transformers.md": check_from_transformers,
     "docs/guides/formats.md": check_formats,
+    "docs/guides/video.md": check_video,
     "docs/guides/web.md": check_web,
     "docs/explain/decoding.md": check_decoding,
     "docs/explain/scores.md": check_scores,

@@ -50,6 +50,7 @@ ORDER = (
     "interop",
     "bulk",
     "evaluation",
+    "video",
     "training",
     "transformers",
     "web",

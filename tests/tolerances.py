@@ -119,3 +119,8 @@ SHARDED_LOSSES = 1e-3
 
 # AP after fine-tuning on a few photographs, on others: it must not fall by more.
 FINE_TUNED = 0.01
+
+# Videos.
+
+# Times in seconds, in units of a container: a millisecond in Matroska (half of it, and some room).
+VIDEO_TIME = 6e-4

@@ -67,6 +67,7 @@ def draw_poses(
     edge_colours: Sequence[Colour] | None = None,
     fade: bool = False,
     labels: Sequence[str] | None = None,
+    person_colours: Sequence[Colour] | None = None,
 ) -> Image.Image:
     """Draw poses on a copy of an image: left sides orange, right sides blue, everything else green.
 
@@ -86,6 +87,7 @@ def draw_poses(
         fade: draw a keypoint the fainter, the lower its score, and an edge as the fainter of its ends; a score of 1 or
             more is opaque.
         labels: a text for each person, written above it.
+        person_colours: of each person where people have colours of their own; None for those of `PEOPLE` in turn.
 
     Returns:
         An RGB image.
@@ -103,6 +105,8 @@ def draw_poses(
         raise ValueError(f"colour_by: expected 'side', 'person', 'keypoint' or None, got {colour_by!r}")
     if labels is not None and len(labels) != len(poses):
         raise ValueError(f"labels: expected one for each of {len(poses)} people, got {len(labels)}")
+    if person_colours is not None and len(person_colours) != len(poses):
+        raise ValueError(f"person_colours: expected one for each of {len(poses)} people, got {len(person_colours)}")
     if edge_colours is not None and keypoint_colours is None:
         raise ValueError("edge_colours: expected keypoint_colours too, got none")
     colour_by = colour_by or ("person" if len(poses) >= MANY_PEOPLE else "side")
@@ -115,7 +119,8 @@ def draw_poses(
             _draw_box(canvas, box, line_width)
         if visible.any():
             if keypoint_colours is None:
-                style = _style(skeleton, PEOPLE[index % len(PEOPLE)] if colour_by == "person" else None, colour_by)
+                person = PEOPLE[index % len(PEOPLE)] if person_colours is None else _rgb(person_colours[index])
+                style = _style(skeleton, person if colour_by == "person" else None, colour_by)
             else:
                 style = _own_style(skeleton, keypoint_colours, edge_colours)
             width = line_width or _line_width(keypoints[visible], box)

@@ -8,6 +8,7 @@ import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
 from vitpose_jax.cli.common import Decode, DType, Lenient, exit_with_failures, named_source, say, show_progress
+from vitpose_jax.cli.drawing import ColourBy, Fade, LineWidth, Radius, Threshold, drawing_options
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,14 +24,6 @@ class Format(enum.StrEnum):
     coco = "coco"
     openpose = "openpose"
     yolo = "yolo"
-
-
-class ColourBy(enum.StrEnum):
-    """What has a colour of its own in a drawing."""
-
-    side = "side"
-    person = "person"
-    keypoint = "keypoint"
 
 
 def predict(
@@ -64,15 +57,13 @@ def predict(
         Format, typer.Option(help="json, openpose, yolo: one file for each image. coco: one for all.")
     ] = Format.json,
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its poses drawn on it.")] = False,
-    threshold: Annotated[float, typer.Option(help="Draw keypoints with at least this score.")] = 0.3,
-    line_width: Annotated[
-        float | None, typer.Option(help="Width of the lines in pixels. Default: fits each person.")
-    ] = None,
-    radius: Annotated[float | None, typer.Option(help="Of the dots in pixels; 0 for none. Default: fits.")] = None,
+    threshold: Threshold = 0.3,
+    line_width: LineWidth = None,
+    radius: Radius = None,
     colour_by: Annotated[
         ColourBy | None, typer.Option(help="What has a colour of its own. Default: sides; from four people on, people.")
     ] = None,
-    fade: Annotated[bool, typer.Option("--fade", help="Draw a keypoint the fainter, the lower its score.")] = False,
+    fade: Fade = False,
     numbers: Annotated[bool, typer.Option("--numbers", help="Write each person's number beside it.")] = False,
     dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
     category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
@@ -124,14 +115,9 @@ def predict(
         whole_image=whole_image,
         format=format.value,
         draw=draw,
-        drawing={
-            "threshold": threshold,
-            "line_width": line_width,
-            "radius": radius,
-            "colour_by": None if colour_by is None else colour_by.value,
-            "fade": fade,
-            "numbers": numbers,
-        },
+        drawing=drawing_options(
+            threshold=threshold, line_width=line_width, radius=radius, colour_by=colour_by, fade=fade, numbers=numbers
+        ),
         dataset=int(dataset) if dataset and dataset.isdecimal() else dataset,
         flip_test=flip_test,
         decode=decode.value,

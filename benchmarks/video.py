@@ -1,0 +1,120 @@
+"""Measures where the time of a video goes: reading, detection, poses, drawing, encoding; each alone and all together.
+
+    python benchmarks/video.py in.mp4
+    python benchmarks/video.py in.mp4 --every 1 --frames 100
+    python benchmarks/video.py in.mp4 --picture docs/video.jpg --show 30 41 81 108 120 189
+
+A stage has the seconds of the clock and those of the processor, of all threads; a busy machine changes the former only.
+The network alone is detection and poses. With --picture it draws some frames side by side instead.
+"""
+
+import argparse
+import pathlib
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+from tables import markdown
+
+from vitpose_jax import PoseEstimator
+from vitpose_jax.video import VideoReader, VideoWriter, track, track_file
+from vitpose_jax.video.drawing import draw_tracks
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("video", help="a video file")
+    parser.add_argument("--every", type=int, default=5, help="the detector runs once in so many frames")
+    parser.add_argument("--frames", type=int, default=250, help="the first frames of the video")
+    parser.add_argument("--picture", type=pathlib.Path, help="draw frames into this file instead")
+    parser.add_argument("--show", nargs="+", type=int, default=[0], help="the frames of the picture, three in a row")
+    return parser
+
+
+def main() -> None:
+    """Measure, or draw."""
+    options = parser().parse_args()
+    estimator = PoseEstimator.from_pretrained()
+    if options.picture is not None:
+        draw_picture(estimator, options.video, options.every, options.show, options.picture)
+        return
+    with VideoReader(options.video) as reader:
+        frames = [frame for _, frame in zip(range(options.frames), reader, strict=False)]
+        size, rate = reader.size, reader.rate
+
+    def read() -> None:
+        with VideoReader(options.video) as reader:
+            for _ in zip(range(options.frames), reader, strict=False):
+                pass
+
+    def detect() -> None:
+        for frame in frames[:: options.every]:
+            estimator.detector(frame.image)
+
+    tracked = list(track(estimator, frames, every=options.every))  # compiles
+
+    def network() -> None:
+        for _ in track(estimator, frames, every=options.every):
+            pass
+
+    drawings: list[np.ndarray] = []
+
+    def draw() -> None:
+        drawings.extend(draw_tracks(frame.image, frame.poses, frame.track_ids) for frame in tracked)
+
+    with tempfile.TemporaryDirectory() as folder:
+
+        def encode() -> None:
+            with VideoWriter(f"{folder}/stage.mp4", size, rate) as writer:
+                for frame, drawing in zip(frames, drawings, strict=True):
+                    writer.add(drawing, frame.time)
+
+        def everything() -> None:
+            track_file(estimator, options.video, output=f"{folder}/all.mp4", every=options.every, overwrite=True)
+
+        rows = [measure(stage) for stage in (read, detect, network, draw, encode, everything)]
+    names = ["read", "detect", "network: detect, poses, tracks", "draw", "encode", "everything, overlapping"]
+    alone = sum(rows[place][1] for place in (0, 2, 3, 4))
+    print(
+        markdown(
+            ["stage", "seconds", "of the processor", "fraction", "frames per second"],
+            [
+                [name, f"{wall:.2f}", f"{cpu:.2f}", f"{cpu / alone:.0%}", f"{len(frames) / wall:.1f}"]
+                for name, (wall, cpu) in zip(names, rows, strict=True)
+            ],
+            numbers=4,
+        )
+    )
+    people = sum(len(frame.poses) for frame in tracked)
+    print(f"{len(frames)} frames of {size[1]} x {size[0]}, {people / len(frames):.2f} people in each")
+    print(f"everything / network alone: {rows[5][0] / rows[2][0]:.2f} of the clock, {rows[5][1] / rows[2][1]:.2f}")
+    print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+def measure(stage: Callable[[], None]) -> tuple[float, float]:
+    """Seconds of the clock and of the processor."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    stage()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def draw_picture(estimator: PoseEstimator, video: str, every: int, show: list[int], path: pathlib.Path) -> None:
+    """Draw some frames, three in a row."""
+    drawings = [
+        Image.fromarray(draw_tracks(frame.image, frame.poses, frame.track_ids))
+        for frame in track(estimator, video, every=every)
+        if frame.index in show
+    ]
+    width, height = drawings[0].size
+    sheet = Image.new("RGB", (3 * width, -(-len(drawings) // 3) * height))
+    for place, drawing in enumerate(drawings):
+        sheet.paste(drawing, (place % 3 * width, place // 3 * height))
+    sheet.save(path, quality=85)
+
+
+if __name__ == "__main__":
+    main()

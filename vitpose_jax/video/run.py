@@ -1,0 +1,272 @@
+"""`track_file`: a video in, a drawn video and JSON lines out; `vitpose-jax video` in Python.
+
+thread     read and decode
+here       detect, estimate, track, write JSON lines
+thread     draw and encode
+"""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from tqdm import tqdm
+
+from vitpose_jax.bulk.report import log
+from vitpose_jax.bulk.settings import (
+    check_settings,
+    detector_settings,
+    estimator_settings,
+    hash_file,
+    write_settings,
+)
+from vitpose_jax.estimator import PoseEstimator
+from vitpose_jax.pipeline.postprocess import Decode
+from vitpose_jax.serving.requests import DatasetKey, plain
+from vitpose_jax.video.drawing import draw_tracks
+from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame, check_every, read_in_thread
+from vitpose_jax.video.reader import Frame, VideoReader
+from vitpose_jax.video.results import Format, TrackLines, convert_tracks, read_tracks
+from vitpose_jax.video.threads import Behind
+from vitpose_jax.video.writer import VideoWriter, check_video_name
+
+
+@dataclasses.dataclass
+class VideoSummary:
+    """What a run over a video did.
+
+    Attributes:
+        frames: the number of frames whose poses this run estimated.
+        resumed: the number of frames whose poses were in the JSON lines already.
+        broken: the number of frames that could not be decoded.
+        ids: the number of tracks.
+        seconds: from the first frame's results on, when all is loaded.
+        written: the files and folders.
+    """
+
+    frames: int = 0
+    resumed: int = 0
+    broken: int = 0
+    ids: int = 0
+    seconds: float = 0.0
+    written: list[pathlib.Path] = dataclasses.field(default_factory=list)
+
+
+def track_file(
+    estimator: PoseEstimator | Callable[[], PoseEstimator],
+    source: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    json: str | os.PathLike[str] | None = None,
+    formats: Sequence[Format] = (),
+    every: int = EVERY,
+    smooth: bool = False,
+    drawing: Mapping[str, Any] | None = None,
+    rate: float | int | None = None,
+    dataset: DatasetKey = None,
+    flip_test: bool = False,
+    decode: Decode = "udp",
+    overwrite: bool = False,
+    progress: bool = False,
+    report: Callable[[str], None] = log,
+    settings: Mapping[str, Any] | None = None,
+) -> VideoSummary:
+    """Track the people of a video, and write a drawn video, JSON lines, or both.
+
+    Frames whose results are in the file of JSON lines already are not estimated again; a drawn video takes their poses
+    from there. Beside NAME.jsonl, NAME.settings.jsonl says what the results depend on: a run with other settings is
+    refused, unless it overwrites. An interruption leaves a video that plays and complete lines.
+
+    Args:
+        estimator: or a function that loads one: it is called only if there is something to do.
+        source: whatever `VideoReader` opens.
+        output: the drawn video, with the audio of the source.
+        json: the JSON lines.
+        formats: more files made of the JSON lines at the end: "coco", "openpose", "deeplabcut"; see `convert_tracks`.
+        every, smooth, dataset, flip_test, decode: see `track`.
+        drawing: keyword arguments of `draw_tracks`.
+        rate: see `VideoReader`.
+        overwrite: replace existing results.
+        progress: show frames per second and the number of people on standard error.
+        report: gets each message, one line.
+        settings: more values for the settings, ready for JSON: with a function that loads the estimator, what names
+            its model.
+
+    Raises:
+        ImportError: without PyAV.
+        FileNotFoundError, ValueError: for a source that cannot be read, results that exist, or have other settings, or
+            would replace the source, formats without `json`, and options that `track` refuses.
+    """
+    output = None if output is None else pathlib.Path(output)
+    lines_path = None if json is None else pathlib.Path(json)
+    check_every(every)
+    _check_names(pathlib.Path(source), output, lines_path, formats, overwrite)
+    summary = VideoSummary()
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(VideoReader(source, rate=rate, report=report))
+        record: dict[str, Any] = {
+            "every": every,
+            "smooth": smooth,
+            "dataset": plain(dataset),
+            "flip_test": flip_test,
+            "decode": str(decode),
+            **(settings or {}),
+        }
+        if isinstance(estimator, PoseEstimator):
+            record |= estimator_settings(estimator) | detector_settings(estimator.detector)
+        lines = None
+        if lines_path is not None:
+            lines = _open_lines(lines_path, reader, record, overwrite=overwrite)
+            stack.callback(lines.close)
+        if output is not None and output.exists() and not overwrite and (lines is None or lines.last < 0):
+            raise ValueError(f"{output}: exists already; overwrite it or choose another name")
+        people = _Tracked(
+            estimator,
+            lines_path if lines is not None and lines.last >= 0 else None,
+            {"every": every, "smooth": smooth, "dataset": dataset, "flip_test": flip_test, "decode": decode},
+        )
+        draw = None
+        if output is not None:
+            audio = source if pathlib.Path(source).is_file() else None
+            writer = stack.enter_context(VideoWriter(output, reader.size, reader.rate, audio=audio, report=report))
+            drawer = Behind[TrackedFrame](
+                lambda frame: writer.add(
+                    draw_tracks(frame.image, frame.poses, frame.track_ids, **(drawing or {})), frame.time
+                )
+            )
+            draw = drawer.put
+            stack.callback(drawer.close)
+        start = None
+        last = -1 if lines is None else lines.last
+        bar = stack.enter_context(
+            tqdm(total=reader.num_frames, unit="frame", disable=not progress, file=sys.stderr, dynamic_ncols=True)
+        )
+        try:
+            frames = stack.enter_context(contextlib.closing(read_in_thread(reader)))
+            results = people.run(frames, last=last, live=reader.live, draw=draw is not None)
+            for frame in stack.enter_context(contextlib.closing(results)):
+                if frame is None or frame.index <= last:
+                    summary.resumed += 1
+                else:
+                    summary.frames += 1
+                    if lines is not None:
+                        lines.add(frame.index, frame.time, frame.poses, frame.track_ids, detected=frame.detected)
+                if frame is not None and draw is not None:
+                    draw(frame)
+                start = start or time.monotonic()
+                bar.update()
+                if frame is not None:
+                    bar.set_postfix(people=len(frame.poses), refresh=False)
+        finally:
+            summary.seconds = 0.0 if start is None else time.monotonic() - start
+            summary.broken, summary.ids = reader.broken, people.num_ids
+    if output is not None and output.exists():
+        summary.written.append(output)
+    if lines_path is not None:
+        summary.written.append(lines_path)
+        summary.written += [convert_tracks(lines_path, format, reader.size) for format in formats]
+    return summary
+
+
+class _Tracked:
+    """The frames of a run: those of an earlier run from its lines, then those of the estimator."""
+
+    def __init__(
+        self,
+        estimator: PoseEstimator | Callable[[], PoseEstimator],
+        earlier: pathlib.Path | None,
+        options: Mapping[str, Any],
+    ):
+        self._estimator, self._earlier, self._options = estimator, earlier, options
+        self._people: PoseTracker | None = None
+
+    @property
+    def num_ids(self) -> int:
+        return 0 if self._people is None else self._people.tracker.num_ids
+
+    def run(
+        self, frames: Iterator[Frame], *, last: int, live: bool, draw: bool
+    ) -> Generator[TrackedFrame | None, None, None]:
+        """Frames up to `last` come from the lines; None in the place of one that need not be drawn."""
+        first = previous = None
+        if self._earlier is not None:
+            records = read_tracks(self._earlier)
+            pending = next(records, None)
+            for frame in frames:
+                if frame.index > last:
+                    first = frame
+                    break
+                previous = frame
+                while pending is not None and pending.index < frame.index:
+                    pending = next(records, None)
+                if pending is None or pending.index != frame.index:
+                    continue  # it was broken in the earlier run
+                if draw:
+                    yield TrackedFrame(
+                        index=frame.index,
+                        time=frame.time,
+                        image=frame.image,
+                        poses=pending.poses,
+                        track_ids=pending.track_ids,
+                        detected=pending.detected,
+                    )
+                else:
+                    yield None
+            if first is None:
+                return
+        people = self._people = self._load()
+        if self._earlier is not None:
+            for record in read_tracks(self._earlier):
+                people.restore(record.time, record.index, record.poses, record.track_ids, detected=record.detected)
+        if previous is not None:
+            people.look(previous.image)
+        yield from people.run(_with(first, frames), live=live)
+
+    def _load(self) -> PoseTracker:
+        estimator = self._estimator if isinstance(self._estimator, PoseEstimator) else self._estimator()
+        return PoseTracker(estimator, **self._options)
+
+
+def _with(first: Frame | None, frames: Iterator[Frame]) -> Iterable[Frame]:
+    if first is not None:
+        yield first
+    yield from frames
+
+
+def _open_lines(path: pathlib.Path, reader: VideoReader, settings: dict[str, Any], *, overwrite: bool) -> TrackLines:
+    """The JSON lines of an earlier run with the same settings, or new ones."""
+    record = path.with_suffix(".settings.jsonl")
+    exists = path.is_file() and path.stat().st_size > 0
+    if reader.live and exists and not overwrite:
+        raise ValueError(f"{path}: exists already, and a live source cannot be resumed; overwrite it")
+    source = pathlib.Path(reader.name)
+    settings = {**settings, "source": hash_file(source) if source.is_file() else reader.name, "rate": reader.rate}
+    if exists and not overwrite:
+        check_settings(record, settings, has_results=True)
+    lines = TrackLines(path, overwrite=overwrite)
+    write_settings(record, settings)
+    return lines
+
+
+def _check_names(
+    source: pathlib.Path,
+    output: pathlib.Path | None,
+    lines: pathlib.Path | None,
+    formats: Sequence[Format],
+    overwrite: bool,
+) -> None:
+    if output is None and lines is None:
+        raise ValueError("expected a drawn video to write, JSON lines, or both; got neither")
+    if formats and lines is None:
+        raise ValueError(f"formats: {', '.join(formats)} are made of the JSON lines, and no file for these is named")
+    if output is not None:
+        check_video_name(output)
+    if lines is not None and lines.suffix.lower() not in (".jsonl", ".ndjson"):
+        raise ValueError(f"{lines}: expected a name that ends in .jsonl: there is one line of JSON for each frame")
+    for path in (output, lines):
+        if path is not None and path.exists() and source.exists() and path.samefile(source):
+            raise ValueError(f"{path}: would replace the source; choose another name")
