@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +37,18 @@ _DTYPES = {
 }
 
 
+class Quantized(NamedTuple):
+    """The integers and scales that a tensor is stored as.
+
+    Attributes:
+        values: int8; or uint8, two int4 values to a byte.
+        scale: what the values are multiplied with, for each output channel or group.
+    """
+
+    values: Any
+    scale: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
     """A tensor in a file: shape and dtype are known, and `np.asarray` reads the numbers, each time it is called.
@@ -44,13 +56,21 @@ class LazyTensor:
     Attributes:
         shape, dtype: of the array that is read.
         read: returns that array.
-        stored: the dtype in the file, if it differs (int8); else None.
+        stored: the dtype in the file, if it differs (int8, or uint8 for int4); else None.
+        read_layer: returns the part with an index along the first axis; None to read everything for it.
+        quantized: the integers and scales, if the tensor is stored as such.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     stored: np.dtype | None = None
+    read_layer: Callable[[int], np.ndarray] | None = None
+    quantized: Quantized | None = None
+
+    def layer(self, index: int) -> np.ndarray:
+        """The part with an index along the first axis."""
+        return self.read()[index] if self.read_layer is None else self.read_layer(index)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.read(), dtype=dtype, copy=copy)
@@ -133,8 +153,13 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
         if header.get_dtype() not in _DTYPES:
             raise ValueError(f"{path}: {printable(name)} has the unknown dtype {header.get_dtype()}")
         dtype = np.dtype(_DTYPES[header.get_dtype()])
-        tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, functools.partial(file.get_tensor, name))
+        read, read_layer = functools.partial(file.get_tensor, name), functools.partial(_read_layer, file, name)
+        tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, read, read_layer=read_layer)
     return tensors
+
+
+def _read_layer(file: Any, name: str, index: int) -> np.ndarray:
+    return file.get_slice(name)[index]
 
 
 def write_folder(
