@@ -351,6 +351,40 @@ def calibration() -> str:
     return f"{caption(document)}\n\n{calibration_table(document['rows'], document['rank_correlations'])}"
 
 
+def quantize_accuracy_table(rows: list[Row]) -> str:
+    """What rounded weights cost: AP, and how far keypoints move."""
+    lines = [
+        [
+            row["setting"],
+            f"{row['AP']:.3f}",
+            f"{row['AP'] - rows[0]['AP']:+.3f}",
+            f"{row['AR']:.3f}",
+            f"{100 * row['moved']['median']:.2f} %",
+            f"{100 * row['moved']['high']:.2f} %",
+        ]
+        for row in rows
+    ]
+    header = ["weights of the blocks", "AP", "difference", "AR", "keypoints move by", "95 % by less than"]
+    return markdown(header, lines, numbers=5)
+
+
+def quantize_memory_table(rows: list[Row]) -> str:
+    """What quantized weights save: bytes of the parameters, peak memory of a process, time of a batch."""
+    lines = [
+        [
+            row["preset"],
+            row["setting"],
+            row["dtype"],
+            *(f"{row[name] / 2**20:.0f} MB" for name in ("start_bytes", "parameter_bytes", "load_bytes", "run_bytes")),
+            f"{row['load_s']:.1f} s",
+            f"{row['ms'] / row['crops']:.0f} ms ({row['ratio']:.2f})",
+        ]
+        for row in rows
+    ]
+    header = ["model", "weights of the blocks", "computed in", "JAX alone", "parameters", "peak, loaded", "peak, run"]
+    return markdown([*header, "loading", "a crop"], lines, numbers=6)
+
+
 def person_finder() -> str:
     """Accuracy of the bundled finder, as `vitpose-jax evaluate --task detection` wrote it."""
     document = read("person_finder/metrics.json")

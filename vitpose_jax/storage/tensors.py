@@ -3,7 +3,9 @@
 import dataclasses
 import functools
 import json
+import math
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,19 +149,45 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or truncated ({printable(error)})") from error
+    # safetensors maps the whole file, and what was read stays in the memory of the process as long as its handle. So it
+    # only checks the file, and each tensor is read by a mapping of its own.
+    places, content = _places(path), _Content(path)
     tensors = {}
     for name in file.keys():  # noqa: SIM118 (it is not a mapping)
         header = file.get_slice(name)
         if header.get_dtype() not in _DTYPES:
             raise ValueError(f"{path}: {printable(name)} has the unknown dtype {header.get_dtype()}")
-        dtype = np.dtype(_DTYPES[header.get_dtype()])
-        read, read_layer = functools.partial(file.get_tensor, name), functools.partial(_read_layer, file, name)
-        tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, read, read_layer=read_layer)
+        dtype, shape = np.dtype(_DTYPES[header.get_dtype()]), tuple(header.get_shape())
+        where = (dtype, shape, places[name])
+        read, read_layer = functools.partial(content.read, *where), functools.partial(content.read_layer, *where)
+        tensors[name] = LazyTensor(shape, dtype, read, read_layer=read_layer)
     return tensors
 
 
-def _read_layer(file: Any, name: str, index: int) -> np.ndarray:
-    return file.get_slice(name)[index]
+class _Content:
+    """An open file, from which arrays are read. It stays the same file if another takes its name."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+
+    def read(self, dtype: np.dtype, shape: tuple[int, ...], place: int) -> np.ndarray:
+        """The array that begins at a byte."""
+        if math.prod(shape) == 0:
+            return np.empty(shape, dtype)
+        return np.array(np.memmap(self._file, dtype, "r", place, shape))
+
+    def read_layer(self, dtype: np.dtype, shape: tuple[int, ...], place: int, index: int) -> np.ndarray:
+        """Its part with an index along the first axis."""
+        return self.read(dtype, shape[1:], place + index * math.prod(shape[1:]) * dtype.itemsize)
+
+
+def _places(path: Path) -> dict[str, int]:
+    """Where each tensor of a valid safetensors file begins, in bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def write_folder(
