@@ -265,6 +265,16 @@ def num_bytes(module: nnx.Module) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(nnx.state(module)))
 
 
+def num_parameters(module: nnx.Module) -> int:
+    """The number of parameters of a module: of its `nnx.Param`s, and the weights of quantized kernels."""
+    total = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(module, nnx.Param)))
+    for path, variable in nnx.to_flat_state(nnx.state(module, QuantizedVariable)):
+        values = variable.get_value()
+        if path[-1] == "values":
+            total += values.size * (2 if values.dtype == DTYPES["int4"] else 1)
+    return total
+
+
 def check_not_quantized(model: Any, purpose: str) -> None:
     """Check that a model is not quantized.
 
