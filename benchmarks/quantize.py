@@ -14,6 +14,7 @@ settings in turn.
 """
 
 import argparse
+import functools
 import json
 import math
 import pathlib
@@ -28,13 +29,17 @@ from common import TINY, arguments, report, timed_rows, vitpose_config
 from quantize_worker import SETTINGS, program
 from tables import quantize_accuracy_table, quantize_memory_table
 
-from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig, from_pretrained
+from vitpose_jax import VitPose, VitPoseConfig, from_pretrained, load_image
 from vitpose_jax.convert.engine import plan, source_shapes
 from vitpose_jax.convert.formats import HUGGINGFACE
 from vitpose_jax.convert.formats.format import vitpose_shapes
 from vitpose_jax.datasets import read_dataset
 from vitpose_jax.datasets.dataset import Dataset
-from vitpose_jax.evaluation import evaluate
+from vitpose_jax.evaluation.journal import DECIMALS
+from vitpose_jax.evaluation.scoring import measure, to_results
+from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket
+from vitpose_jax.pipeline.predict import predict
+from vitpose_jax.serving.program import Program
 from vitpose_jax.storage import int4, int8, parameters
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 from vitpose_jax.vitpose.quantized import is_quantized, num_bytes
@@ -42,8 +47,8 @@ from vitpose_jax.vitpose.quantized import is_quantized, num_bytes
 MODEL = "vitpose-small-open"
 WORKER = pathlib.Path(__file__).with_name("quantize_worker.py")
 BATCH = 4
-# Images whose keypoints are compared, and the lowest score of such a keypoint.
-COMPARED, LOWEST = 16, 0.3
+# Boxes in a batch whose accuracy is measured, and the lowest score of a keypoint whose distance counts.
+PEOPLE, LOWEST = 16, 0.3
 
 Round = Callable[[np.ndarray], np.ndarray]
 
@@ -86,31 +91,47 @@ def models() -> Iterator[tuple[str, VitPose]]:
     )
 
 
-def keypoints(estimator: PoseEstimator, dataset: Dataset) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Keypoints (n, K, 2) of the first images, their scores (n, K), and the square roots of the boxes' areas (n,)."""
-    samples = [sample for sample in dataset.samples[:COMPARED] if len(sample.boxes)]
-    poses = [estimator(sample.path, sample.boxes) for sample in samples]
-    sides = [np.sqrt(sample.boxes[:, 2] * sample.boxes[:, 3]) for sample in samples]
-    return (
-        np.concatenate([each.keypoints for each in poses]),
-        np.concatenate([each.scores for each in poses]),
-        np.concatenate(sides),
-    )
+def batches(dataset: Dataset) -> list[tuple[PackedImages, np.ndarray]]:
+    """The images and boxes of a dataset in batches of one shape, so that each model compiles one program."""
+    rows = [(sample.path, box) for sample in dataset.samples for box in sample.boxes]
+    rows += [rows[-1]] * (-len(rows) % PEOPLE)
+    groups = [rows[start : start + PEOPLE] for start in range(0, len(rows), PEOPLE)]
+    packed = []
+    for group in groups:
+        paths = list(dict.fromkeys(path for path, _ in group))
+        images = [load_image(path) for path in paths]
+        index = np.asarray([paths.index(path) for path, _ in group])
+        packed.append((pack_images(images), index, np.stack([box for _, box in group])))
+    length = pixel_bucket(max(len(images.pixels) for images, _, _ in packed))
+    for place, (images, index, boxes) in enumerate(packed):
+        pixels = np.zeros((length, 3), np.uint8)
+        pixels[: len(images.pixels)] = images.pixels
+        packed[place] = (PackedImages(pixels, images.shapes[index]), boxes.astype(np.float32))
+    return packed
 
 
 def measure_accuracy(images: pathlib.Path, annotations: pathlib.Path, limit: int | None) -> list[dict]:
-    """One row for each setting: AP, AR, bytes, and the distance of keypoints from those of float32."""
-    dataset, rows, reference = read_dataset("coco", annotations, images), [], None
+    """One row for each setting: AP, AR, and the distance of keypoints from those of the first."""
+    dataset = read_dataset("coco", annotations, images)
+    dataset = dataset if limit is None else dataset.first(limit)
+    inputs, rows, reference = batches(dataset), [], None
+    counts = [len(sample.boxes) for sample in dataset.samples]
+    boxes = np.concatenate([sample.boxes for sample in dataset.samples])
     for name, model in models():
-        estimator = PoseEstimator(model, border="opencv")
-        points, scores, sides = keypoints(estimator, dataset)
-        reference = reference or (points, scores)
-        distances = np.linalg.norm(points - reference[0], axis=-1) / sides[:, None]
-        distances = distances[reference[1] >= LOWEST]
-        metrics = evaluate(estimator, dataset, flip_test=True, limit=limit).metrics
+        run = Program(model, functools.partial(predict, border="opencv"), options=("flip_test",))
+        results = [run(*batch, flip_test=True)[:2] for batch in inputs]
+        points, scores = (np.concatenate([np.asarray(part) for part in parts]) for parts in zip(*results, strict=True))
+        poses = np.concatenate([points, scores[..., None]], axis=-1)[: len(boxes)].astype(np.float64).round(DECIMALS)
+        by_image = dict(enumerate(np.split(poses, np.cumsum(counts)[:-1])))
+        metrics = measure(dataset, by_image, to_results(dataset, by_image))
+        reference = poses if reference is None else reference
+        sides = np.sqrt(boxes[:, 2] * boxes[:, 3])
+        distances = np.linalg.norm(poses[..., :2] - reference[..., :2], axis=-1) / sides[:, None]
+        distances = distances[reference[..., 2] >= LOWEST]
         moved = {"median": float(np.median(distances)), "high": float(np.quantile(distances, 0.95))}
-        rows.append({"setting": name, "AP": metrics["AP"], "AR": metrics["AR"], "moved": moved})
-        print(rows[-1], file=sys.stderr, flush=True)
+        row = {"setting": name, "AP": metrics["AP"], "AR": metrics["AR"], "moved": moved, "bytes": num_bytes(model)}
+        print(row, file=sys.stderr, flush=True)
+        rows.append(row)
     return rows
 
 
@@ -173,7 +194,7 @@ def main() -> None:
     if options.images is not None:
         rows = measure_accuracy(options.images, options.annotations, options.limit)
         options.images, options.annotations = options.images.name, options.annotations.name
-        report(quantize_accuracy_table(rows), rows, options, model=MODEL, bytes=num_bytes(from_pretrained(MODEL)))
+        report(quantize_accuracy_table(rows), rows, options, model=MODEL)
         return
     rows = [
         row

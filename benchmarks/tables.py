@@ -356,6 +356,7 @@ def quantize_accuracy_table(rows: list[Row]) -> str:
     lines = [
         [
             row["setting"],
+            f"{row['bytes'] / 2**20:.0f} MB",
             f"{row['AP']:.3f}",
             f"{row['AP'] - rows[0]['AP']:+.3f}",
             f"{row['AR']:.3f}",
@@ -364,8 +365,8 @@ def quantize_accuracy_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    header = ["weights of the blocks", "AP", "difference", "AR", "keypoints move by", "95 % by less than"]
-    return markdown(header, lines, numbers=5)
+    header = ["weights of the blocks", "parameters", "AP", "difference", "AR", "keypoints move by", "95 % by less than"]
+    return markdown(header, lines, numbers=6)
 
 
 def quantize_memory_table(rows: list[Row]) -> str:

@@ -13,7 +13,14 @@ from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, write_folder
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
-from vitpose_jax.vitpose.quantized import Kind, Quantization, dequantize_tensors, quantize_tensors, stored_names
+from vitpose_jax.vitpose.quantized import (
+    Kind,
+    Quantization,
+    check_group_size,
+    dequantize_tensors,
+    quantize_tensors,
+    stored_names,
+)
 
 from .engine import scatter
 from .formats import WRITTEN_FORMATS
@@ -123,6 +130,7 @@ def write(
             `folder` holds a checkpoint and `overwrite` is not set.
     """
     kind, format = stored_kind(to, int8=int8, int4=int4), _written_format(to)
+    check_group_size(kind, group_size)
     param_dtype = model.backbone.param_dtype
     documents = format.make_documents(model.config, param_dtype=param_dtype)
     tensors: Mapping[str, Any] = parameters.flatten(model)
@@ -147,7 +155,9 @@ def _same_quantization(model: VitPose, kind: Kind, group_size: int | None) -> Qu
     sizes = {} if group_size is None else {"group_size": group_size}
     old = model.quantization
     if old is not None and (old.kind != kind or group_size not in (None, old.group_size)):
-        raise ValueError(f"{kind}: expected a model in floating point or {kind}, got {old}")
+        raise ValueError(
+            f"{kind}: expected a model in floating point or {kind}, got {old.kind} with groups of {old.group_size}"
+        )
     return old or Quantization(kind=kind, **sizes)
 
 

@@ -24,8 +24,15 @@ from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor, read_json
 from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
-from vitpose_jax.vitpose.quantized import DTYPES, Kind, Quantization, is_quantized, quantize_tensors
-from vitpose_jax.vitpose.quantized import group_size as stored_group_size
+from vitpose_jax.vitpose.quantized import (
+    DTYPES,
+    Kind,
+    Quantization,
+    check_group_size,
+    is_quantized,
+    quantize_tensors,
+    stored_group_size,
+)
 
 from .engine import arrange
 from .formats import VITPOSE_FORMATS

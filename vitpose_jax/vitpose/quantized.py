@@ -220,7 +220,7 @@ def dequantized(values: Any, scale: Any) -> LazyTensor:
     )
 
 
-def group_size(stored: Quantized) -> int:
+def stored_group_size(stored: Quantized) -> int:
     """The number of inputs that share a scale in a stored int4 kernel."""
     return 2 * stored.values.shape[-2] // stored.scale.shape[-2]
 
@@ -228,7 +228,7 @@ def group_size(stored: Quantized) -> int:
 def _same(stored: Quantized, quantization: Quantization) -> bool:
     if stored.values.dtype != DTYPES[quantization.kind]:
         return False
-    return quantization.kind == "int8" or group_size(stored) == quantization.group_size
+    return quantization.kind == "int8" or stored_group_size(stored) == quantization.group_size
 
 
 def _layer(tensor: Any, index: int) -> np.ndarray:
@@ -273,6 +273,16 @@ def num_parameters(module: nnx.Module) -> int:
         if path[-1] == "values":
             total += values.size * (2 if values.dtype == DTYPES["int4"] else 1)
     return total
+
+
+def check_group_size(kind: str | None, group_size: int | None) -> None:
+    """Check that a group size comes with int4 only.
+
+    Raises:
+        ValueError: if it does not.
+    """
+    if group_size is not None and kind != "int4":
+        raise ValueError(f"group_size: expected only with int4, got {group_size} with {kind or 'floating point'}")
 
 
 def check_not_quantized(model: Any, purpose: str) -> None:
