@@ -155,9 +155,8 @@ def _same_quantization(model: VitPose, kind: Kind, group_size: int | None) -> Qu
     sizes = {} if group_size is None else {"group_size": group_size}
     old = model.quantization
     if old is not None and (old.kind != kind or group_size not in (None, old.group_size)):
-        raise ValueError(
-            f"{kind}: expected a model in floating point or {kind}, got {old.kind} with groups of {old.group_size}"
-        )
+        got = old.kind if old.kind == "int8" else f"int4 with groups of {old.group_size}"
+        raise ValueError(f"{kind}: expected a model in floating point or of the same kind, got {got}")
     return old or Quantization(kind=kind, **sizes)
 
 

@@ -135,10 +135,7 @@ def choose_quantization(source: Source, quantize: str | None, group_size: int | 
     Raises:
         ValueError: for an unknown kind, for a `group_size` without int4, and for one that does not divide the inputs.
     """
-    if group_size is not None and quantize != "int4":
-        raise ValueError(
-            f"group_size: expected it with int4 only, got {group_size} with {quantize or 'no quantization'}"
-        )
+    check_group_size(quantize, group_size)
     if quantize is None:
         return None
     if group_size is None and quantize == "int4":

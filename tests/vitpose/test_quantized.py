@@ -23,6 +23,8 @@ WIDTH = 16
 FIELDS = {**SMALLEST, "hidden_size": WIDTH}
 CONFIG = VitPoseConfig(**FIELDS)
 EXPERTS = VitPoseConfig(**{**FIELDS, **PLUS})
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 KINDS = [("int8", None), ("int4", 8), ("int4", WIDTH)]
 
 
@@ -52,8 +54,10 @@ def test_jax_and_numpy_read_the_same_weights(seed, group_size):
     np.testing.assert_array_equal(read, int4.dequantize(packed, scale))
 
 
-@pytest.mark.parametrize("source", ["plain", "experts", "hub"])
-@pytest.mark.parametrize(("kind", "group_size"), KINDS)
+@pytest.mark.parametrize(
+    ("source", "kind", "group_size"),
+    [("plain", "int8", None), ("hub", "int4", WIDTH), ("experts", "int8", None), ("experts", "int4", 8)],
+)
 def test_a_quantized_model_equals_its_twin(folders, source, kind, group_size):
     model = from_pretrained(folders / source, quantize=kind, group_size=group_size)
     plain = from_pretrained(folders / source)
@@ -68,15 +72,15 @@ def test_a_quantized_model_equals_its_twin(folders, source, kind, group_size):
         np.testing.assert_allclose(heatmaps, expected, rtol=0, atol=HEATMAPS * np.abs(expected).max())
         assert (heatmaps != np.asarray(plain(crops, dataset))).any()
     # Every kernel of the blocks, and nothing else.
-    names = {
-        name.removesuffix(quantized.VALUES) for name, leaf in parameters.flatten(model).items() if is_integer(leaf)
-    }
+    leaves = parameters.flatten(model).items()
+    integers = [name for name, leaf in leaves if not jnp.issubdtype(leaf.dtype, jnp.floating)]
+    names = {name.removesuffix(quantized.VALUES) for name in integers}
     assert names == {name for name in parameters.shapes(plain) if ".blocks." in name and name.endswith("kernel")}
 
 
 def test_computed_in_bfloat16(folders):
     crops = random_crops(EXPERTS)
-    for kind, group_size in KINDS:
+    for kind, group_size in KINDS[:2]:
         model = from_pretrained(folders / "experts", quantize=kind, group_size=group_size, dtype="bfloat16")
         expected = np.asarray(
             in_floating_point(from_pretrained(folders / "experts", quantize=kind, group_size=group_size))(crops)
@@ -120,9 +124,7 @@ def test_kernels_are_rounded_layer_by_layer():
         read.append(index)
         return weights[index]
 
-    tensor = quantized.LazyTensor(
-        weights.shape, weights.dtype, lambda: pytest.fail("reads everything"), read_layer=layer
-    )
+    tensor = LazyTensor(weights.shape, weights.dtype, lambda: pytest.fail("reads everything"), read_layer=layer)
     tensors = quantized.quantize_tensors({name: tensor}, quantized.Quantization(kind="int4", group_size=4))
     scale, values = np.asarray(tensors[name + ".scale"]), np.asarray(tensors[name + ".values"])
     assert read == [0, 1, 2]
@@ -132,7 +134,7 @@ def test_kernels_are_rounded_layer_by_layer():
 
 def test_one_dataset_another_size_and_windows(folders):
     """What rebuilds a model keeps its integers: `specialize` joins the expert's to those of the second layer."""
-    for kind, group_size in KINDS:
+    for kind, group_size in KINDS[:2]:
         model = from_pretrained(folders / "experts", quantize=kind, group_size=group_size)
         crops = random_crops(model.config)
         plain = model.specialize("aic")
@@ -179,7 +181,7 @@ def test_the_compiled_program_widens_one_layer_at_a_time(kind, dtype):
 def test_an_estimator(folders):
     image = np.random.default_rng(0).integers(0, 256, (40, 30, 3), np.uint8)
     source = folders / "plain"
-    for kind, group_size in KINDS:
+    for kind, group_size in KINDS[1:2]:
         estimator = PoseEstimator.from_pretrained(source, quantize=kind, group_size=group_size)
         expected = PoseEstimator(in_floating_point(estimator.model))(image, [[2, 3, 20, 30]])
         poses = estimator(image, [[2, 3, 20, 30]])
@@ -200,7 +202,6 @@ def test_training_needs_floating_point(folders):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"quantize": "int3"}, "quantize: expected 'int8' or 'int4', got 'int3'"),
         (
             {"quantize": "int4"},
             r"group_size: expected a divisor of the 16 inputs of a layer \(2, 4, 8, ..., 16\), got 128",
@@ -210,7 +211,14 @@ def test_training_needs_floating_point(folders):
         ({"group_size": 4}, "group_size: expected only with int4, got 4 with floating point"),
     ],
 )
-def test_errors(folders, options, message):
+def test_errors_of_group_sizes(folders, options, message):
     for load in (checkpoint.load, from_pretrained):
         with pytest.raises(ValueError, match=message):
             load(folders / "plain", **options)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_unknown_kinds(folders):
+    for load in (checkpoint.load, from_pretrained):
+        with pytest.raises(ValueError, match="quantize: expected 'int8' or 'int4', got 'int3'"):
+            load(folders / "plain", quantize="int3")
