@@ -3,6 +3,7 @@
     python benchmarks/quantize.py --images coco_val/images --annotations coco_val/person_keypoints.json
     python benchmarks/quantize.py --presets plus-huge
     python benchmarks/quantize.py --presets tiny --rounds 1     # shows that it runs
+    python benchmarks/quantize.py --products
 
 With images: AP of the bundled model in the annotated boxes, with the flip test, at each setting; and how far keypoints
 move. "clipped" chooses the range of each group by the squared error; "everything" rounds patch embedding and head, too.
@@ -11,6 +12,9 @@ The bundled file has int8 kernels already, so its float32 model is one of rounde
 With presets: a checkpoint with random weights in the Hub's format is written to a temporary folder. A fresh process for
 each setting loads it and runs one crop; its peak memory is what Linux reports (VmHWM). Then one process runs all
 settings in turn.
+
+With products: the linear layers of the base model, 16 crops. "w8a8" rounds the tokens to int8, too, each with a scale
+of its own, and multiplies integers.
 """
 
 import argparse
@@ -23,11 +27,12 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from common import TINY, arguments, report, timed_rows, vitpose_config
 from quantize_worker import SETTINGS, program
-from tables import quantize_accuracy_table, quantize_memory_table
+from tables import quantize_accuracy_table, quantize_memory_table, quantize_products_table
 
 from vitpose_jax import VitPose, VitPoseConfig, from_pretrained, load_image
 from vitpose_jax.convert.engine import plan, source_shapes
@@ -41,6 +46,7 @@ from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket
 from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.serving.program import Program
 from vitpose_jax.storage import int4, int8, parameters
+from vitpose_jax.vitpose import products
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 from vitpose_jax.vitpose.quantized import is_quantized, num_bytes
 
@@ -49,18 +55,29 @@ WORKER = pathlib.Path(__file__).with_name("quantize_worker.py")
 BATCH = 4
 # Boxes in a batch whose accuracy is measured, and the lowest score of a keypoint whose distance counts.
 PEOPLE, LOWEST = 16, 0.3
+# Fractions of the largest weight of a group that are tried as its range.
+RANGES = np.linspace(1.0, 0.7, 7)
 
 Round = Callable[[np.ndarray], np.ndarray]
 
 
-def rounded_int4(group_size: int, clip: bool = False) -> Round:
-    """The weights that int4 makes of a kernel (..., in, out)."""
-    return lambda weights: int4.dequantize(*int4.quantize(weights, group_size, clip=clip))
+def rounded_int4(group_size: int, *, clip: bool = False) -> Round:
+    """The weights that int4 makes of a kernel (..., in, out); with `clip` in the range with the least squared error."""
 
+    def function(weights: np.ndarray) -> np.ndarray:
+        if not clip:
+            return int4.dequantize(*int4.quantize(weights, group_size))
+        groups = weights.reshape(*weights.shape[:-2], -1, group_size, weights.shape[-1])
+        largest = np.abs(groups).max(axis=-2, keepdims=True)
+        result, least = np.zeros_like(groups), np.full(largest.shape, np.inf, np.float32)
+        for fraction in RANGES:
+            scale = largest * np.float32(fraction / int4.LARGEST)
+            tried = np.clip(np.rint(groups / scale), -int4.LARGEST, int4.LARGEST) * scale
+            error = np.square(tried - groups).sum(axis=-2, keepdims=True)
+            result, least = np.where(error < least, tried, result), np.minimum(error, least)
+        return result.reshape(weights.shape)
 
-def rounded_int8(weights: np.ndarray) -> np.ndarray:
-    """The weights that int8 makes of a kernel (..., in, out)."""
-    return int8.dequantize(*int8.round_kernel("backbone.blocks.", weights))
+    return function
 
 
 def rounded_model(model: VitPose, function: Round, *, everything: bool = False) -> VitPose:
@@ -178,6 +195,45 @@ def measure_process(folder: str, setting: str, dtype: str) -> dict:
     return row
 
 
+def product_programs(rows: int, inputs: int, outputs: int) -> dict[str, Callable[[], object]]:
+    """One linear layer in four ways; "int8" is the product, "w8a8" also rounds the tokens and scales the result."""
+    x = jax.random.normal(jax.random.key(0), (rows, inputs))
+    kernel = jax.random.normal(jax.random.key(1), (inputs, outputs))
+    scale = jnp.abs(kernel).max(axis=0) / int8.LARGEST
+    values = jnp.rint(kernel / scale).astype(jnp.int8)
+    rounded = jnp.rint(x * int8.LARGEST / jnp.abs(x).max()).astype(jnp.int8)
+    integer = functools.partial(jnp.matmul, preferred_element_type=jnp.int32)
+
+    def w8a8(x: jax.Array, values: jax.Array) -> jax.Array:
+        token_scale = jnp.abs(x).max(axis=-1, keepdims=True) / int8.LARGEST
+        return integer(jnp.rint(x / token_scale).astype(jnp.int8), values) * token_scale * scale
+
+    half = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    functions = {
+        "float32": (jnp.matmul, x, kernel),
+        "bfloat16": (products.matmul, *half),
+        "int8": (integer, rounded, values),
+        "w8a8": (w8a8, x, values),
+    }
+    compiled = {name: (jax.jit(function), a, b) for name, (function, a, b) in functions.items()}
+    return {name: lambda f=f, a=a, b=b: f(a, b) for name, (f, a, b) in compiled.items()}
+
+
+def measure_products(rounds: int) -> list[dict]:
+    """Milliseconds of the linear layers of the base model, by kind of product."""
+    config, rows = VitPoseConfig.preset("base"), []
+    dim, hidden, tokens = config.hidden_size, config.mlp_features, PEOPLE * config.num_patches
+    for name, inputs, outputs in (
+        ("qkv", dim, 3 * dim),
+        ("proj", dim, dim),
+        ("fc1", dim, hidden),
+        ("fc2", hidden, dim),
+    ):
+        label = {"layer": name, "tokens": tokens, "inputs": inputs, "outputs": outputs}
+        rows += timed_rows(label, product_programs(tokens, inputs, outputs), rounds=rounds, baseline="float32")[0]
+    return rows
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = arguments(__doc__ or "", presets=[], dtypes=["bfloat16"], rounds=5)
@@ -185,6 +241,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--images", type=pathlib.Path, help="images of COCO")
     options.add_argument("--annotations", type=pathlib.Path, help="their person_keypoints file")
     options.add_argument("--limit", type=int, help="only the first images")
+    options.add_argument("--products", action="store_true", help="time products of int8 tokens with int8 weights")
     return options
 
 
@@ -195,6 +252,10 @@ def main() -> None:
         rows = measure_accuracy(options.images, options.annotations, options.limit)
         options.images, options.annotations = options.images.name, options.annotations.name
         report(quantize_accuracy_table(rows), rows, options, model=MODEL)
+        return
+    if options.products:
+        rows = measure_products(options.rounds)
+        report(quantize_products_table(rows), rows, options)
         return
     rows = [
         row

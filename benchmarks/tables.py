@@ -386,6 +386,15 @@ def quantize_memory_table(rows: list[Row]) -> str:
     return markdown([*header, "loading", "a crop"], lines, numbers=6)
 
 
+def quantize_products_table(rows: list[Row]) -> str:
+    """Products of int8 tokens with int8 weights, beside those of floating-point numbers."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        line = cells.setdefault(row["layer"], [f"{row['layer']}, {row['inputs']} to {row['outputs']}"])
+        line.append(f"{row['ms']:.1f} ms ({row['ratio']:.2f})")
+    return markdown(["layer", "float32", "bfloat16", "int8 alone", "w8a8"], cells.values(), numbers=4)
+
+
 def person_finder() -> str:
     """Accuracy of the bundled finder, as `vitpose-jax evaluate --task detection` wrote it."""
     document = read("person_finder/metrics.json")

@@ -9,7 +9,7 @@ from safetensors.numpy import load_file, save_file
 
 from tests.support.cli import run
 from tests.support.models import assert_same_model, smallest_model
-from tests.tolerances import FLOAT32, HALF_A_SCALE
+from tests.tolerances import HALF_A_SCALE
 from vitpose_jax import checkpoint, from_pretrained
 from vitpose_jax.convert import convert, write
 from vitpose_jax.pretrained import describe
@@ -49,22 +49,6 @@ def test_rounding_changes_a_weight_by_at_most_half_a_scale(case):
     assert packed.shape == (*lead, inputs // 2, outputs) and scale.shape == (*lead, inputs // size, outputs)
     changes = np.abs(int4.dequantize(packed, scale) - weights)
     assert (changes <= 0.5 * (1 + HALF_A_SCALE) * np.repeat(scale, size, axis=-2)).all()
-
-
-@settings(max_examples=50)
-@given(weights_and_group_size())
-def test_clipping_never_increases_the_squared_error(case):
-    weights, size = case
-    plain, clipped = (int4.dequantize(*int4.quantize(weights, size, clip=clip)) for clip in (False, True))
-    errors = [np.square(np.float64(read) - weights).sum() for read in (clipped, plain)]
-    assert errors[0] <= errors[1] * (1 + HALF_A_SCALE) + np.square(FLOAT32 * np.float64(weights)).sum()
-
-
-def test_clipping_cuts_off_an_outlier():
-    weights = np.concatenate([np.tile([0.4, -0.4, 0.3, -0.2], 31), [1, 0, 0, 0]]).astype(np.float32)[:, None]
-    plain, clipped = (int4.dequantize(*int4.quantize(weights, 128, clip=clip)) for clip in (False, True))
-    assert clipped.max() < plain.max()
-    assert np.square(clipped - weights).sum() < np.square(plain - weights).sum()
 
 
 @pytest.mark.parametrize(("inputs", "size"), [(12, 5), (12, 0), (12, 24)])

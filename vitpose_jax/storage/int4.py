@@ -18,20 +18,15 @@ from .int8 import SCALE
 LARGEST = 7
 GROUP_SIZE = 128
 
-# Fractions of the largest weight that are tried as the range of a group; see `quantize`.
-_RANGES = np.linspace(1.0, 0.7, 7)
-
 
 def quantize(
-    weights: Float[np.ndarray, "*n inputs outputs"], group_size: int = GROUP_SIZE, *, clip: bool = False
+    weights: Float[np.ndarray, "*n inputs outputs"], group_size: int = GROUP_SIZE
 ) -> tuple[UInt8[np.ndarray, "*n half_inputs outputs"], Float32[np.ndarray, "*n groups outputs"]]:
-    """Round weights to int4.
+    """Round weights to int4. A weight changes by at most half a scale, which is 1/14 of the largest of its group.
 
     Args:
         weights: finite.
         group_size: number of inputs that share a scale; it divides the number of inputs.
-        clip: choose for each group the range with the smallest squared error, and cut off what is outside. Otherwise
-            the range goes to the largest weight, and a weight changes by at most half a scale.
 
     Returns:
         The packed values, and the scales.
@@ -43,15 +38,8 @@ def quantize(
     check_group_size(inputs, group_size)
     groups = weights.astype(np.float32).reshape(*lead, inputs // group_size, group_size, outputs)
     largest = np.abs(groups).max(axis=-2, keepdims=True, initial=0)
-    smallest = np.finfo(np.float32).tiny
-    scale = np.maximum(largest / LARGEST, smallest)
-    if clip:
-        best = np.full(scale.shape, np.inf, np.float32)
-        for fraction in _RANGES:
-            tried = np.maximum(largest * np.float32(fraction / LARGEST), smallest)
-            error = np.square(_rounded(groups, tried) * tried - groups).sum(axis=-2, keepdims=True)
-            scale, best = np.where(error < best, tried, scale), np.minimum(error, best)
-    values = _rounded(groups, scale).astype(np.int8).reshape(weights.shape)
+    scale = np.maximum(largest / LARGEST, np.finfo(np.float32).tiny)
+    values = np.rint(groups / scale).astype(np.int8).reshape(weights.shape)
     return pack(values), scale[..., 0, :]
 
 
@@ -115,7 +103,3 @@ def problems(tensors: Mapping[str, Any]) -> Iterable[str]:
         fits = len(scale) == len(shape) and (*scale[:-2], scale[-1]) == (*shape[:-2], shape[-1])
         if not fits or not scale[-2] or 2 * shape[-2] % scale[-2]:
             yield f"{name}{SCALE}: expected shape {expected}, got {scale}"
-
-
-def _rounded(groups: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    return np.clip(np.rint(groups / scale), -LARGEST, LARGEST)
