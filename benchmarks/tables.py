@@ -356,7 +356,7 @@ def quantize_accuracy_table(rows: list[Row]) -> str:
     lines = [
         [
             row["setting"],
-            f"{row['bytes'] / 2**20:.0f} MB",
+            f"{row['bytes'] / 1e6:.0f} MB",
             f"{row['AP']:.3f}",
             f"{row['AP'] - rows[0]['AP']:+.3f}",
             f"{row['AR']:.3f}",
@@ -370,20 +370,14 @@ def quantize_accuracy_table(rows: list[Row]) -> str:
 
 
 def quantize_memory_table(rows: list[Row]) -> str:
-    """What quantized weights save: bytes of the parameters, peak memory of a process, time of a batch."""
+    """What quantized weights save: bytes of the parameters, peak memory of a process; and the time of a batch."""
+    sizes = ("start_bytes", "parameter_bytes", "load_bytes", "run_bytes")
     lines = [
-        [
-            row["preset"],
-            row["setting"],
-            row["dtype"],
-            *(f"{row[name] / 2**20:.0f} MB" for name in ("start_bytes", "parameter_bytes", "load_bytes", "run_bytes")),
-            f"{row['load_s']:.1f} s",
-            f"{row['ms'] / row['crops']:.0f} ms ({row['ratio']:.2f})",
-        ]
+        [row["preset"], row["setting"], *(f"{row[name] / 1e9:.2f} GB" for name in sizes), f"{row['ratio']:.1f}"]
         for row in rows
     ]
-    header = ["model", "weights of the blocks", "computed in", "JAX alone", "parameters", "peak, loaded", "peak, run"]
-    return markdown([*header, "loading", "a crop"], lines, numbers=6)
+    header = ["model", "weights of the blocks", "JAX alone", "parameters", "peak, loaded", "peak, run", "relative time"]
+    return markdown(header, lines, numbers=5)
 
 
 def quantize_products_table(rows: list[Row]) -> str:
@@ -391,8 +385,8 @@ def quantize_products_table(rows: list[Row]) -> str:
     cells: dict[str, list[str]] = {}
     for row in rows:
         line = cells.setdefault(row["layer"], [f"{row['layer']}, {row['inputs']} to {row['outputs']}"])
-        line.append(f"{row['ms']:.1f} ms ({row['ratio']:.2f})")
-    return markdown(["layer", "float32", "bfloat16", "int8 alone", "w8a8"], cells.values(), numbers=4)
+        line.append(f"{row['ratio']:.2f}")
+    return markdown(["layer", "float32", "bfloat16", "int8 alone", "W8A8"], cells.values(), numbers=4)
 
 
 def person_finder() -> str:
@@ -412,6 +406,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation-small-open": small_open,
     "evaluation-person-finder": person_finder,
     "calibration": calibration,
+    "quantize-accuracy": from_rows("quantize_accuracy", quantize_accuracy_table),
+    "quantize-memory": from_rows("quantize_memory", quantize_memory_table),
+    "quantize-products": from_rows("quantize_products", quantize_products_table),
     "speed-cpu": speed_summary,
     "speed-stages": from_rows("cpu_avx512", stages_table),
     "speed-models": from_rows("cpu_avx512_models", stages_table),
