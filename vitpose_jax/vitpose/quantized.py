@@ -13,6 +13,7 @@ embedding, positions, norms, biases and heads stay in floating point. A quantize
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
@@ -235,6 +236,14 @@ def _layer(tensor: Any, index: int) -> np.ndarray:
     return tensor.layer(index) if isinstance(tensor, LazyTensor) else np.asarray(tensor[index])
 
 
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An empty array whose memory JAX takes over on CPUs, instead of copying it: it begins at a multiple of 64."""
+    size = math.prod(shape) * dtype.itemsize
+    memory = np.empty(size + 64, np.uint8)
+    start = -memory.ctypes.data % 64
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
 class _Pair:
     """Computes the values and the scales of a stacked kernel together; keeps one until it is read too."""
 
@@ -251,7 +260,7 @@ class _Pair:
     def _take(self, part: str) -> np.ndarray:
         if part not in self._waiting:
             shape = tuple(self._tensor.shape)
-            values = np.empty(self._quantization.values_shape(shape), DTYPES[self._quantization.kind])
+            values = _aligned(self._quantization.values_shape(shape), DTYPES[self._quantization.kind])
             scale = np.empty(self._quantization.scale_shape(shape), np.float32)
             for index in range(shape[0]):
                 weights = np.asarray(_layer(self._tensor, index), np.float32)
