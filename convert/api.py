@@ -47,6 +47,7 @@ def convert(
     cache_dir: str | Path | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    strict: bool = True,
     check_finite: bool = True,
 ) -> list[Path]:
     """Convert a checkpoint. Weights keep the dtype they are stored in; int8 and int4 weights become float32.
@@ -66,6 +67,7 @@ def convert(
             are interpolated.
         skeleton: the keypoints of the head, for a checkpoint with one head that does not name them.
         revision, cache_dir, token, local_files_only: for the Hub, as in `hub.resolve_source`.
+        strict: as in `from_pretrained`.
         check_finite: as in `from_pretrained`. Kernels that are not finite cannot be stored as int8 or int4.
 
     Returns:
@@ -82,7 +84,7 @@ def convert(
         source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
     dest = Path(dest)
-    opened = open_source(path, config=config, image_size=image_size, check_finite=check_finite)
+    opened = open_source(path, config=config, image_size=image_size, strict=strict, check_finite=check_finite)
     if not split and dataset is None:
         check_writable(opened.config, to)  # before gigabytes are read
     # Rounded while it is read: a large model is never in memory in floating point.

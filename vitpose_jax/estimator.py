@@ -228,7 +228,7 @@ class PoseEstimator:
         """
         model = from_pretrained(source, **kwargs)
         if detector is not None and not isinstance(detector, Detector):
-            common = ("dtype", "param_dtype", "cache_dir", "token", "local_files_only")
+            common = ("dtype", "param_dtype", "cache_dir", "token", "local_files_only", "strict")
             detector = Detector.from_pretrained(detector, **{key: kwargs[key] for key in common if key in kwargs})
         return cls(
             model,

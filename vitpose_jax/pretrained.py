@@ -36,6 +36,7 @@ def from_pretrained(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    strict: bool = True,
     check_finite: bool = True,
 ) -> VitPose:
     """Load a model.
@@ -61,6 +62,8 @@ def from_pretrained(
         cache_dir: cache folder of huggingface_hub; None for its default.
         token: for private repositories; None for the one that huggingface_hub has stored.
         local_files_only: do not use the network.
+        strict: an unknown key of config.json, as a later version may write, is an error, because it may matter; False
+            passes over it, with a warning.
         check_finite: raise an error for a tensor with NaN, an infinity or a negative variance; False loads it all the
             same, for research.
 
@@ -77,7 +80,7 @@ def from_pretrained(
     path = resolve_source(
         source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
-    opened = open_source(path, config=config, image_size=image_size, check_finite=check_finite)
+    opened = open_source(path, config=config, image_size=image_size, strict=strict, check_finite=check_finite)
     quantization = choose_quantization(opened, quantize, group_size)
     model = build_model(opened, dtype=dtype, param_dtype=param_dtype, quantization=quantization)
     return adapt(model, skeleton=skeleton, image_size=image_size)
@@ -115,11 +118,12 @@ def describe(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | None = None,
     local_files_only: bool = False,
+    strict: bool = True,
 ) -> Description:
     """Describe a checkpoint without reading its weights. Names and shapes of all tensors are checked.
 
     Args:
-        source, revision, config, image_size, cache_dir, token, local_files_only: as in `from_pretrained`.
+        source, revision, config, image_size, cache_dir, token, local_files_only, strict: as in `from_pretrained`.
 
     Raises:
         ValueError: as `from_pretrained`.
@@ -127,7 +131,7 @@ def describe(
     path = resolve_source(
         source, revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
     )
-    opened = open_source(path, config=config, image_size=image_size)
+    opened = open_source(path, config=config, image_size=image_size, strict=strict)
     trainable = nnx.to_flat_state(nnx.state(abstract_vitpose(opened.config), nnx.Param))
     stored = {tensor.stored for tensor in opened.tensors.values()}
     kind = next((kind for kind in ("int4", "int8") if DTYPES[kind] in stored), None)

@@ -20,9 +20,9 @@ from vitpose_jax.finder.modeling import abstract_finder
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 
-from .format import Format, Rule, Tensors, config_path
+from .format import Format, Rule, Tensors, config_path, known_keys
 from .hub_keys import check_counts
-from .native import VERSION, dequantize_tensors, parse_fields
+from .native import HEADER, VERSION, dequantize_tensors, field_names, parse_fields
 
 FINDER_MODEL_TYPE = "vitpose_jax_finder"
 
@@ -51,9 +51,14 @@ def make_documents(config: FinderConfig, *, param_dtype: DTypeLike | None = None
     return {CONFIG_FILE: {"model_type": FINDER_MODEL_TYPE, "format": VERSION, **config.to_dict()}}
 
 
-def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> FinderConfig:
+def _read_config(
+    path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None, strict: bool = True
+) -> FinderConfig:
     path = config_path(path)
     values = read_json(path)
+    if values.get("format") == VERSION:
+        known = {*HEADER, *field_names(FinderConfig)}
+        values = known_keys(values, known, source=str(path), strict=strict)
     check_counts(values, ("depths",), tensors, str(path))
     return parse_config(values, source=str(path))
 
@@ -63,7 +68,9 @@ def _rules(config: FinderConfig) -> Iterable[Rule]:
     return ((name, name, "same") for name in finder_shapes(config))
 
 
-def _default_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> FinderConfig:
+def _default_config(
+    path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None, strict: bool = True
+) -> FinderConfig:
     return FinderConfig()
 
 

@@ -24,7 +24,8 @@ serve both decoders, with and without experts.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ import numpy as np
 
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor
+from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 
@@ -46,6 +48,9 @@ Tensors = Mapping[str, LazyTensor]
 CLASS_TOKEN = "never read: the network has no class token"
 STEP_COUNTER = "counts training steps, which BatchNorm with a fixed momentum does not use"
 MOVING_AVERAGE = "counts the updates of a moving average of the weights"
+
+# What to do about unknown keys of a config.json.
+HOW_TO_PASS_OVER = "strict=False or --lenient passes over them"
 
 
 @functools.lru_cache(maxsize=8)
@@ -74,8 +79,8 @@ class Format:
         mark: name of a tensor that tells the format from the others.
         model_types: values of "model_type" in config.json that name this format; () for a format without a config.json.
         read_config: (path, tensors, **hints) -> configuration. `path` is the folder or file; the hints of a whole
-            model are `image_size`, those of a backbone `config`, the configuration to start from. Raises ValueError
-            for a configuration that the library does not know or cannot do.
+            model are `image_size` and `strict`, those of a backbone `config`, the configuration to start from. Raises
+            ValueError for a configuration that the library does not know or cannot do.
         make_documents: (config, param_dtype=dtype) -> JSON objects by file name, config.json among them. Raises
             ValueError for a model that the format cannot describe. `read_only` if the format is only read.
         rules: where each tensor goes. A function of the configuration, if the names depend on it. In a plain
@@ -100,6 +105,47 @@ class Format:
     prepare: Callable[..., Tensors] = as_stored
     finish: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] | None = None
     pytorch: bool = True
+
+
+def known_keys(
+    values: Mapping[str, Any],
+    known: Collection[str],
+    parts: Mapping[str, Collection[str]] | None = None,
+    *,
+    source: str,
+    strict: bool,
+) -> dict[str, Any]:
+    """The known keys of a config.json; one message names the others, and what they hold.
+
+    Args:
+        values: the content of the file.
+        known: the keys that this library knows.
+        parts: keys whose value is an object, or a list of objects, with the keys known in it.
+        source: the file, for the message.
+        strict: whether the message is an error or a warning.
+
+    Raises:
+        ValueError: for unknown keys, if `strict`.
+    """
+    unknown: list[str] = []
+
+    def keep(part: Any, known: Collection[str], prefix: str) -> Any:
+        if isinstance(part, list):
+            return [keep(one, known, prefix) for one in part]
+        if not isinstance(part, Mapping):
+            return part
+        unknown.extend(f"{prefix}{key} ({shorten(value)})" for key, value in part.items() if key not in known)
+        return {key: value for key, value in part.items() if key in known}
+
+    result = keep(values, known, "")
+    for key, known_in_part in (parts or {}).items():
+        if key in result:
+            result[key] = keep(result[key], known_in_part, f"{key}.")
+    if unknown and strict:
+        raise ValueError(f"{source}: unknown keys, which may matter: {join(unknown)}; {HOW_TO_PASS_OVER}")
+    if unknown:
+        warnings.warn(f"{source}: passed over unknown keys, which may matter: {join(unknown)}", stacklevel=2)
+    return result
 
 
 def config_path(path: Path) -> Path:

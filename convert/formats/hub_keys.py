@@ -1,7 +1,7 @@
 """Keys of config.json that `transformers` writes for pose networks and for detectors.
 
-Every key is used, must have a certain value, or is ignored for a reason given below. Any other key is an error:
-it may change what the network computes.
+Every key is used, must have a certain value, or is ignored for a reason given below. Any other key is an error,
+because it may change what the network computes, unless the checkpoint is opened with strict=False.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,6 +10,8 @@ from typing import Any
 
 from vitpose_jax.storage.tensors import LazyTensor, read_json
 from vitpose_jax.storage.text import join, printable, shorten
+
+from .format import HOW_TO_PASS_OVER
 
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
@@ -89,7 +91,7 @@ def key_problems(
             if value not in fixed[key]:
                 yield f"{prefix}{key}: expected {fixed[key][-1]!r}, got {shorten(value)}"
         elif key not in used and key not in ignored:
-            yield f"{prefix}{printable(key)}: unknown, and it may matter; got {shorten(value)}"
+            yield (f"{prefix}{printable(key)}: unknown, and it may matter; got {shorten(value)} ({HOW_TO_PASS_OVER})")
 
 
 def check_counts(

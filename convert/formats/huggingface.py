@@ -18,8 +18,9 @@ from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 from vitpose_jax.vitpose.config import IMAGENET_MEAN, IMAGENET_STD, VitPoseConfig, read_skeleton
 
-from .format import STEP_COUNTER, Format, Rule, Tensors, config_path
+from .format import STEP_COUNTER, Format, Rule, Tensors, config_path, known_keys
 from .hub_keys import (
+    FIXED_KEYS,
     HUB_ACTIVATIONS,
     IGNORED_BACKBONE_KEYS,
     IGNORED_KEYS,
@@ -50,6 +51,8 @@ USED_BACKBONE_KEYS = words(
 
 # Both levels have an initializer_range. The backbone's is used; the decoder has a value of its own here.
 IGNORED_TOP_KEYS = IGNORED_KEYS | {"initializer_range": "the backbone's is used"}
+KNOWN_KEYS = {*USED_KEYS, *IGNORED_TOP_KEYS, *FIXED_KEYS}
+KNOWN_BACKBONE_KEYS = {*USED_BACKBONE_KEYS, *IGNORED_BACKBONE_KEYS, *FIXED_KEYS}
 
 # preprocessor_config.json: image_mean and image_std are used, and these keys must have these values. All others are
 # ignored, also `size`: a crop has the network's image_size here.
@@ -241,9 +244,14 @@ def _skeleton(values: Mapping[str, Any]) -> Skeleton:
     return Skeleton(name="custom", keypoints=names, flip_pairs=flip_pairs_from_names(names), edges=edges)
 
 
-def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> VitPoseConfig:
+def _read_config(
+    path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None, strict: bool = True
+) -> VitPoseConfig:
     path = config_path(path)
     values = read_json(path)
+    if not strict:
+        parts = {"backbone_config": KNOWN_BACKBONE_KEYS}
+        values = known_keys(values, KNOWN_KEYS, parts, source=str(path), strict=False)
     check_counts(values, ("num_labels",), tensors, str(path))
     if isinstance(values.get("backbone_config"), Mapping):
         check_counts(values["backbone_config"], ("num_hidden_layers", "num_experts"), tensors, str(path))

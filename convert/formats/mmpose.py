@@ -51,7 +51,9 @@ def _rules() -> tuple[Rule, ...]:
     )
 
 
-def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> VitPoseConfig:
+def _read_config(
+    path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None, strict: bool = True
+) -> VitPoseConfig:
     renamed = {_original_name(name): tensor for name, tensor in tensors.items()}
     if _POSITIONS in renamed:
         renamed[_POSITIONS] = _with_class_token(renamed[_POSITIONS])

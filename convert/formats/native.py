@@ -6,22 +6,26 @@ be stored as int8 (`storage/int8.py`) or int4 (`storage/int4.py`). They are read
 that keeps them so in memory (`vitpose/quantized.py`).
 """
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from jax.typing import DTypeLike
 
+from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.storage import int4, int8, parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
 from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.quantized import DTYPES, dequantized
 
-from .format import Format, Rule, Tensors, config_path, vitpose_shapes
+from .format import Format, Rule, Tensors, config_path, known_keys, vitpose_shapes
 
 NATIVE_MODEL_TYPE = "vitpose_jax"
 VERSION = 1
+# The keys of a config.json beside those of the configuration.
+HEADER = ("model_type", "format")
 
 Config = TypeVar("Config")
 
@@ -56,11 +60,16 @@ def parse_fields(
     for key, expected in (("model_type", model_type), ("format", VERSION)):
         if values.get(key) != expected:
             raise ValueError(f"{source}: expected {key} {expected!r}, got {shorten(values.get(key))}")
-    fields = {name: value for name, value in values.items() if name not in ("model_type", "format")}
+    fields = {name: value for name, value in values.items() if name not in HEADER}
     try:
         return from_dict(fields)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise ValueError(f"{source}: {printable(error, LONGEST_MESSAGE)}") from error
+
+
+def field_names(config_class: type) -> set[str]:
+    """The names of the fields of a dataclass."""
+    return {field.name for field in dataclasses.fields(config_class)}
 
 
 def make_documents(config: VitPoseConfig, *, param_dtype: DTypeLike | None = None) -> dict[str, dict[str, Any]]:
@@ -86,9 +95,15 @@ def dequantize_tensors(tensors: Tensors, *, source: str) -> dict[str, LazyTensor
     return result
 
 
-def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> VitPoseConfig:
+def _read_config(
+    path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None, strict: bool = True
+) -> VitPoseConfig:
     path = config_path(path)
-    return parse_config(read_json(path), source=str(path))
+    values = read_json(path)
+    known, parts = {*HEADER, *field_names(VitPoseConfig)}, {"skeletons": field_names(Skeleton)}
+    if values.get("format") == VERSION:
+        values = known_keys(values, known, parts, source=str(path), strict=strict)
+    return parse_config(values, source=str(path))
 
 
 def _rules(config: VitPoseConfig) -> Iterable[Rule]:

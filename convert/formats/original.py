@@ -164,7 +164,9 @@ def _count(tensors: Tensors, pattern: str, source: str) -> int:
     return count
 
 
-def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> VitPoseConfig:
+def _read_config(
+    path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None, strict: bool = True
+) -> VitPoseConfig:
     return infer_config(tensors, source=str(path), image_size=image_size)
 
 

@@ -17,7 +17,7 @@ from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
 from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 
-from .format import STEP_COUNTER, Format, Tensors, config_path
+from .format import STEP_COUNTER, Format, Tensors, config_path, known_keys
 from .hub_keys import (
     FIXED_KEYS,
     HUB_ACTIVATIONS,
@@ -114,6 +114,8 @@ IGNORED_DETECTOR_KEYS: dict[str, str] = {
     "freeze_backbone_batch_norms": "BatchNorm uses its running statistics in both cases",
 }
 IGNORED_RESNET_KEYS = IGNORED_DETECTOR_KEYS | IGNORED_BACKBONE_KEYS
+KNOWN_KEYS = {*V2_KEYS, *IGNORED_DETECTOR_KEYS, *FIXED_DETECTOR_KEYS}
+KNOWN_BACKBONE_KEYS = {*RESNET_KEYS, *IGNORED_RESNET_KEYS, *FIXED_DETECTOR_KEYS}
 
 # preprocessor_config.json: size, rescale_factor, do_normalize, image_mean and image_std are used; these keys must have
 # one of these values; all others are ignored.
@@ -313,9 +315,14 @@ def _hub_value(field: str, value: Any) -> Any:
     return int(value) if field == "temperature" else value
 
 
-def _read_config(path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None) -> DetectorConfig:
+def _read_config(
+    path: Path, tensors: Tensors, *, image_size: tuple[int, int] | None = None, strict: bool = True
+) -> DetectorConfig:
     path = config_path(path)
     values = read_json(path)
+    if not strict:
+        parts = {"backbone_config": KNOWN_BACKBONE_KEYS}
+        values = known_keys(values, KNOWN_KEYS, parts, source=str(path), strict=False)
     check_counts(values, _COUNTS, tensors, str(path))
     if isinstance(values.get("backbone_config"), Mapping):
         check_counts(values["backbone_config"], ("depths",), tensors, str(path))

@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vitpose_jax.cli.common import Lenient
+
 
 class Format(enum.StrEnum):
     """Formats that `convert` writes."""
@@ -28,6 +30,7 @@ def convert(
         int | None, typer.Option(help="With --int4: inputs that share a scale.", show_default="128")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     allow_non_finite: Annotated[
         bool, typer.Option("--allow-non-finite", help="Convert tensors with NaN or infinity, too.")
@@ -38,6 +41,7 @@ def convert(
 
     options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "skeleton": skeleton}
     options |= {"int8": int8, "int4": int4, "group_size": group_size, "check_finite": not allow_non_finite}
+    options["strict"] = not lenient
     for folder in run(source, dest, to=to.value, overwrite=overwrite, revision=revision, **options):
         print(folder)
 
@@ -45,11 +49,12 @@ def convert(
 def info(
     source: Annotated[str, typer.Argument(help="A Hub id, a folder or a checkpoint file.")],
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    lenient: Lenient = False,
 ) -> None:
     """Print what a checkpoint holds, without loading its weights."""
     from vitpose_jax.pretrained import describe
 
-    description = describe(source, revision=revision)
+    description = describe(source, revision=revision, strict=not lenient)
     config = description.config
     rows = {
         "path": description.path,

@@ -3,7 +3,7 @@
 import enum
 import pathlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -27,6 +27,12 @@ class DType(enum.StrEnum):
     bfloat16 = "bfloat16"
     float16 = "float16"
     auto = "auto"
+
+
+# An option that commands have that open a checkpoint.
+Lenient = Annotated[
+    bool, typer.Option("--lenient", help="Pass over unknown keys of a config.json, which may matter, with a warning.")
+]
 
 
 def say(message: str) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER
-from vitpose_jax.cli.common import DType, exit_with_failures, named_source, say, show_progress
+from vitpose_jax.cli.common import DType, Lenient, exit_with_failures, named_source, say, show_progress
 
 if TYPE_CHECKING:
     from vitpose_jax.detections import Detections
@@ -32,6 +32,7 @@ def detect(
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its boxes drawn on it.")] = False,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find people in images. `predict --boxes` reads the results."""
@@ -48,6 +49,7 @@ def detect(
             detector,
             dtype=dtype.value,
             revision=revision,
+            strict=not lenient,
             threshold=threshold,
             max_detections=max_detections,
             labels=label or LABELS,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER
-from vitpose_jax.cli.common import Decode, DType, say
+from vitpose_jax.cli.common import Decode, DType, Lenient, say
 
 if TYPE_CHECKING:
     from vitpose_jax.datasets.protocols import Protocol
@@ -85,6 +85,7 @@ def evaluate(
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit on the Hub of the model; detection: of the detector.")
     ] = None,
+    lenient: Lenient = False,
 ) -> None:
     """Measure a model on a dataset by the protocol of the paper, or a detector's boxes of people as COCO does."""
     if task is Task.detection:
@@ -111,6 +112,7 @@ def evaluate(
             output,
             dtype=dtype,
             revision=revision,
+            strict=not lenient,
             max_batch=max_batch,
             limit=limit,
             overwrite=overwrite,
@@ -134,7 +136,7 @@ def evaluate(
     from vitpose_jax.evaluation.scoring import check_nms
 
     # Quick checks come before anything is read.
-    protocol = _find_protocol(dataset, model, revision)
+    protocol = _find_protocol(dataset, model, revision, strict=not lenient)
     nms = "soft" if soft_nms else "hard"
     check_nms(protocol, nms)
     if protocol.metric == "pckh" and head_boxes is None:
@@ -170,6 +172,7 @@ def evaluate(
         model,
         dtype=dtype.value,
         revision=revision,
+        strict=not lenient,
         max_batch=max_batch,
         border="opencv",
         stretch=protocol.stretch,
@@ -185,7 +188,7 @@ def evaluate(
     if detector is None:
         evaluations = {"": run(estimator, samples, output=output, limit=limit, **flow, **options)}
     else:
-        finder = Detector.from_pretrained(detector, dtype=dtype.value)
+        finder = Detector.from_pretrained(detector, dtype=dtype.value, strict=not lenient)
         found = {
             "min_score": MIN_SCORE if min_score is None else min_score,
             "detector_name": detector,
@@ -201,7 +204,7 @@ def evaluate(
         _print_evaluations(evaluations, output, detections)
 
 
-def _find_protocol(dataset: str, model: str, revision: str | None) -> "Protocol":
+def _find_protocol(dataset: str, model: str, revision: str | None, *, strict: bool) -> "Protocol":
     """The protocol of a known dataset; for another name, that of the model's skeleton of this name.
 
     Raises:
@@ -214,7 +217,7 @@ def _find_protocol(dataset: str, model: str, revision: str | None) -> "Protocol"
     key = canonical_name(dataset)
     if key in PROTOCOLS:
         return PROTOCOLS[key]
-    own = {skeleton.name: skeleton for skeleton in describe(model, revision=revision).config.skeletons}
+    own = {skeleton.name: skeleton for skeleton in describe(model, revision=revision, strict=strict).config.skeletons}
     if dataset not in own:
         names = ", ".join(dict.fromkeys([*PROTOCOLS, *own]))
         raise ValueError(f"no dataset named {dataset!r} to evaluate; expected one of {names}")
@@ -236,6 +239,7 @@ def _evaluate_detection(
     *,
     dtype: DType,
     revision: str | None,
+    strict: bool,
     max_batch: int | None,
     limit: int | None,
     overwrite: bool,
@@ -246,7 +250,7 @@ def _evaluate_detection(
     from vitpose_jax.evaluation.detector_runner import evaluate_detector
 
     evaluation = evaluate_detector(
-        Detector.from_pretrained(detector, dtype=dtype.value, revision=revision, max_batch=max_batch),
+        Detector.from_pretrained(detector, dtype=dtype.value, revision=revision, strict=strict, max_batch=max_batch),
         annotations,
         images,
         output,

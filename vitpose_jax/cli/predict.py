@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import Decode, DType, exit_with_failures, named_source, say, show_progress
+from vitpose_jax.cli.common import Decode, DType, Lenient, exit_with_failures, named_source, say, show_progress
 
 if TYPE_CHECKING:
     import numpy as np
@@ -84,6 +84,7 @@ def predict(
     decode: Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")] = Decode.udp,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in images."""
@@ -109,8 +110,11 @@ def predict(
         finder = None
         # The estimator loads the bundled finder by itself, and says for which skeletons it cannot.
         if find_boxes and (detector != DEFAULT_FINDER or label or min_score is not None):
-            finder = Detector.from_pretrained(detector, dtype=compute, threshold=min_score, labels=label or LABELS)
-        return PoseEstimator.from_pretrained(model, dtype=compute, revision=revision, detector=finder)
+            wanted = {"threshold": min_score, "labels": label or LABELS}
+            finder = Detector.from_pretrained(detector, dtype=compute, strict=not lenient, **wanted)
+        return PoseEstimator.from_pretrained(
+            model, dtype=compute, revision=revision, strict=not lenient, detector=finder
+        )
 
     summary = predict_files(
         load,
