@@ -32,7 +32,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import TINY, arguments, report, timed_rows, vitpose_config
 from quantize_worker import SETTINGS, program
-from tables import quantize_accuracy_table, quantize_memory_table, quantize_products_table
+from tables import quantize_accuracy_table, quantize_memory_table, quantize_products_table, quantize_time_table
 
 from vitpose_jax import VitPose, VitPoseConfig, from_pretrained, load_image
 from vitpose_jax.convert.engine import plan, source_shapes
@@ -263,7 +263,7 @@ def main() -> None:
         for dtype in options.dtypes
         for row in measure_memory(preset, dtype, options.settings, options.rounds)
     ]
-    report(quantize_memory_table(rows), rows, options)
+    report(f"{quantize_memory_table(rows)}\n\n{quantize_time_table(rows)}", rows, options)
 
 
 if __name__ == "__main__":
