@@ -238,8 +238,8 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = arguments(__doc__ or "", presets=[], dtypes=["bfloat16"], rounds=5)
     options.add_argument("--settings", nargs="+", default=list(SETTINGS)[1:], choices=list(SETTINGS))
-    options.add_argument("--images", type=pathlib.Path, help="images of COCO")
-    options.add_argument("--annotations", type=pathlib.Path, help="their person_keypoints file")
+    options.add_argument("--images", help="images of COCO")
+    options.add_argument("--annotations", help="their person_keypoints file")
     options.add_argument("--limit", type=int, help="only the first images")
     options.add_argument("--products", action="store_true", help="time products of int8 tokens with int8 weights")
     return options
@@ -249,8 +249,7 @@ def main() -> None:
     """Measure, print, write."""
     options = parser().parse_args()
     if options.images is not None:
-        rows = measure_accuracy(options.images, options.annotations, options.limit)
-        options.images, options.annotations = options.images.name, options.annotations.name
+        rows = measure_accuracy(pathlib.Path(options.images), pathlib.Path(options.annotations), options.limit)
         report(quantize_accuracy_table(rows), rows, options, model=MODEL)
         return
     if options.products:
