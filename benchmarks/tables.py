@@ -197,6 +197,20 @@ def start_table(rows: list[Row]) -> str:
     return markdown(["program", *columns, "peak memory"], cells, numbers=6)
 
 
+def clients_table(rows: list[Row]) -> str:
+    """Requests a second of the HTTP interface, by the number of clients."""
+    cells = [
+        [
+            str(row["clients"]),
+            f"{row['requests_per_second']:.1f}",
+            f"{row['ms']:.0f} ms",
+            f"{row['images_per_call']:.1f}",
+        ]
+        for row in rows
+    ]
+    return markdown(["clients", "requests a second", "median time of a request", "images in a call"], cells, numbers=3)
+
+
 def variants_table(rows: list[Row]) -> str:
     """Time of every variant, a column for each number of crops; the first of each part is the one in use."""
     batches = sorted({row["batch"] for row in rows})
@@ -422,6 +436,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-bfloat16": from_rows("cpu_avx512_runtimes", stages_table),
     "experts": from_rows("cpu_avx512_experts", experts_table),
     "start": from_rows("cpu_avx512_start", start_table),
+    "clients": from_rows("cpu_avx512_clients", clients_table),
     "detection": from_rows("cpu_avx512_detection", detection_table),
     "train-step": from_rows("cpu_avx512_train_step", train_step_table),
     "variants": from_rows("variants", variants_table),

@@ -22,6 +22,7 @@ BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "ahead",
     "calibration",
+    "clients",
     "detection",
     "figure",
     "gallery",

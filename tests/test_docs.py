@@ -192,6 +192,10 @@ def check_decoding(namespaces: list[dict], output: str, folder: pathlib.Path) ->
     assert [output] == codes("docs/explain/decoding.md", "text")
 
 
+def check_web(namespaces, printed, folder):
+    assert len(namespaces[-1]["poses"]) == 12
+
+
 CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "README.md": check_readme,
     "docs/quickstart.md": check_quickstart,
@@ -203,6 +207,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/quantize.md": check_quantize,
     "docs/guides/from-transformers.md": check_from_transformers,
     "docs/guides/formats.md": check_formats,
+    "docs/guides/web.md": check_web,
     "docs/explain/decoding.md": check_decoding,
     "docs/explain/scores.md": check_scores,
 }

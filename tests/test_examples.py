@@ -145,12 +145,37 @@ def test_the_notebook(tmp_path, monkeypatch):
     np.testing.assert_allclose(values["keypoints"][0], values["first"].keypoints[0], rtol=0, atol=KEYPOINTS)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (EXAMPLES / "notebooks").glob("*.ipynb")))
+def test_the_longer_notebooks(name, tmp_path, monkeypatch):
+    """They run, and were saved with what they show."""
+    monkeypatch.chdir(tmp_path)
+    path = EXAMPLES / "notebooks" / f"{name}.ipynb"
+    assert path.stat().st_size < MAX_NOTEBOOK
+    badge, install, *cells = json.loads(path.read_text())["cells"]
+    assert f"examples/notebooks/{name}.ipynb)" in "".join(badge["source"]) and "%pip install" in "".join(
+        install["source"]
+    )
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert sum(bool(cell["outputs"]) for cell in code) >= 3
+    values: dict[str, Any] = {}
+    for number, cell in enumerate(code):
+        exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), values)
+    if name == "fine_tuning":
+        assert values["losses"][-1] < values["losses"][0] and values["after"] > values["before"] - 0.05
+    if name == "conversion_and_parity":
+        np.testing.assert_allclose(values["ours"], values["theirs"], rtol=0, atol=HEATMAPS)
+        np.testing.assert_allclose(values["poses"].keypoints, values["expected"], rtol=0, atol=KEYPOINTS)
+
+
 def test_the_page_names_every_example_and_every_example_has_a_test():
     page = (EXAMPLES / "README.md").read_text()
     names = {path.name for path in EXAMPLES.iterdir() if path.suffix in (".py", ".ipynb", ".toml", ".json")}
     assert {link for link in names if f"]({link})" in page} == names
     tests = {name.removeprefix("test_") for name in globals() if name.startswith("test_")}
     assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
+    for path in EXAMPLES.glob("notebooks/*"):
+        assert f"]({path.relative_to(EXAMPLES)})" in page
     # tests/interop/test_transformers_listings.py runs these.
     for path in EXAMPLES.glob("from_transformers/*"):
         assert f"]({path.relative_to(EXAMPLES)})" in page

@@ -51,6 +51,7 @@ ORDER = (
     "evaluation",
     "training",
     "transformers",
+    "web",
     "cli",
 )
 

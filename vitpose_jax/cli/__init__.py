@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vitpose_jax import __version__
-from vitpose_jax.cli import checkpoints, demo, detect, evaluate, predict, train
+from vitpose_jax.cli import checkpoints, demo, detect, evaluate, predict, train, web
 from vitpose_jax.cli.common import say
 
 app = typer.Typer(
@@ -36,6 +36,7 @@ COMMANDS = (
     detect.detect,
     evaluate.evaluate,
     train.train,
+    web.web,
     checkpoints.convert,
     checkpoints.info,
     checkpoints.init,

@@ -1,0 +1,102 @@
+"""The HTTP interface, by a client and a server in this process."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from tests.support.images import random_image
+from tests.support.models import smallest_model
+from vitpose_jax import PoseEstimator
+from vitpose_jax.skeletons import COCO
+from vitpose_jax.web.api import create_router
+from vitpose_jax.web.batcher import Batcher
+
+BOXES = [[10, 20, 60, 90], [40, 5, 50, 100]]
+
+
+def png(image) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def batcher():
+    batcher = Batcher(PoseEstimator(smallest_model()))
+    yield batcher
+    batcher.close()
+
+
+@pytest.fixture(scope="module")
+def client(batcher):
+    app = FastAPI()
+    app.include_router(create_router(batcher, max_bytes=200_000))
+    with TestClient(app) as client:
+        yield client
+
+
+@pytest.mark.parametrize("options", [{}, {"flip_test": "true", "decode": "argmax", "dataset": "coco"}])
+def test_an_image_and_boxes_give_what_the_estimator_gives(client, batcher, options):
+    image = random_image()
+    answer = client.post("/v1/poses", params={"boxes": json.dumps(BOXES), **options}, content=png(image))
+    assert answer.status_code == 200
+    call = {**options, "flip_test": "flip_test" in options}
+    assert answer.json() == json.loads(json.dumps(batcher.estimator(image, np.asarray(BOXES), **call).to_dict()))
+
+
+def test_no_boxes_are_no_people(client):
+    answer = client.post("/v1/poses", params={"boxes": "[]"}, content=png(random_image()))
+    assert (answer.status_code, answer.json()) == (200, {"poses": []})
+
+
+@pytest.mark.parametrize(
+    ("params", "content", "status", "message"),
+    [
+        ({}, b"", 400, "expected the bytes of an image file as the body, got nothing"),
+        ({}, b"x" * 200_001, 413, "at most 200000 bytes"),
+        ({"boxes": "[]"}, b"not an image", 400, "no format that Pillow reads"),
+        ({"boxes": "[[1, 2"}, None, 400, r"boxes: expected a JSON list \[\[x, y, width, height\], \.\.\.\], got"),
+        ({"boxes": "[" * 20_000}, None, 400, "boxes: expected a JSON list"),
+        ({"boxes": '{"a": 1}'}, None, 400, "boxes: expected a JSON list, got"),
+        ({"boxes": "[[1, 2, 3]]"}, None, 400, "boxes"),
+        ({"boxes": "[[1, 2, -3, 4]]"}, None, 400, "boxes"),
+        ({"boxes": "[[NaN, 2, 3, 4]]"}, None, 400, "boxes"),
+        ({"boxes": "[]", "dataset": "martians"}, None, 400, "martians"),
+        ({"boxes": "[]", "flip_test": "perhaps"}, None, 400, "flip_test: expected true or false, got 'perhaps'"),
+        ({"boxes": "[]", "decode": "magic"}, None, 400, "decode: expected one of udp, .*, got 'magic'"),
+        ({"box": "[]"}, None, 400, "box: expected one of boxes, dataset, flip_test, decode"),
+    ],
+)
+def test_mistakes_are_answered_in_words(client, params, content, status, message):
+    import re
+
+    answer = client.post("/v1/poses", params=params, content=png(random_image()) if content is None else content)
+    assert answer.status_code == status
+    assert list(answer.json()) == ["error"] and re.search(message, answer.json()["error"])
+    assert len(answer.json()["error"]) < 600
+
+
+def test_paths_and_urls_are_not_read(client, tmp_path):
+    """The body is the file itself: a server must not open what a visitor names."""
+    (tmp_path / "image.png").write_bytes(png(random_image()))
+    for name in (f"{tmp_path}/image.png", f"file://{tmp_path}/image.png", "http://localhost:1/image.png"):
+        answer = client.post("/v1/poses", params={"boxes": "[]"}, content=name.encode())
+        assert answer.status_code == 400 and "no format that Pillow reads" in answer.json()["error"]
+
+
+def test_a_busy_server_says_so(client, batcher, monkeypatch):
+    monkeypatch.setattr(batcher, "max_waiting", 0)
+    answer = client.post("/v1/poses", params={"boxes": "[]"}, content=png(random_image()))
+    assert answer.status_code == 503 and "try again later" in answer.json()["error"]
+
+
+def test_model_and_health(client):
+    assert client.get("/v1/health").json() == {"status": "ok", "waiting": 0, "max_waiting": 64}
+    model = client.get("/v1/model").json()
+    assert model["image_size"] == [32, 16] and model["skeletons"]["coco"]["keypoints"] == list(COCO.keypoints)
+    assert client.get("/v1/poses").status_code == 405

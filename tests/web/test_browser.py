@@ -1,0 +1,67 @@
+"""The page in a real browser: a photograph is dropped, and everybody in it is shown.
+
+Needs playwright and Chromium, so it is not part of the default run: python -m pytest -m browser.
+VITPOSE_CHROMIUM names another executable than /usr/bin/chromium.
+"""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.support.server import running
+from vitpose_jax.bundled import GROUP_IMAGE
+
+pytestmark = pytest.mark.browser
+CHROMIUM = os.environ.get("VITPOSE_CHROMIUM", "/usr/bin/chromium")
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    with running(tmp_path_factory.mktemp("server") / "log.txt") as url:
+        yield url
+
+
+@pytest.fixture
+def page(address):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1300})
+        elsewhere = []
+        page.on("request", lambda request: elsewhere.append(request.url) if _elsewhere(request.url, address) else None)
+        page.goto(address)
+        page.get_by_role("button", name="Find people").wait_for()
+        yield page
+        browser.close()
+    assert elsewhere == [], "the page asked other hosts"
+
+
+def _elsewhere(url, address):
+    return not url.startswith((address, "data:", "blob:"))
+
+
+def test_a_photograph_is_dropped_and_everybody_is_shown(page, tmp_path):
+    page.locator("input[type=file]").first.set_input_files(str(GROUP_IMAGE))
+    page.get_by_role("button", name="Find people").click()
+    page.get_by_text("12 people in an image of 640 x 480 pixels").wait_for(timeout=60_000)
+    drawing = page.locator("#drawing img").first
+    drawing.wait_for()
+    drawing.screenshot(path=tmp_path / "drawing.png")
+    # Lines in the strong colours of people, which the photograph lacks in its green wall.
+    pixels = np.asarray(Image.open(tmp_path / "drawing.png").convert("HSV"), int)
+    assert ((pixels[..., 1] > 150) & (pixels[..., 2] > 240)).mean() > 0.005
+    assert page.locator("#people img").count() >= 12
+    with page.expect_download() as download:
+        page.locator("#numbers a").first.click()
+    download.value.save_as(tmp_path / "poses.json")
+    assert len(json.loads((tmp_path / "poses.json").read_text())["poses"]) == 12
+    page.screenshot(path=os.environ.get("VITPOSE_SCREENSHOT", tmp_path / "page.png"))
+
+
+def test_a_mistake_is_said_in_words(page):
+    page.get_by_role("button", name="Find people").click()
+    page.get_by_text("Choose an image first.").first.wait_for(timeout=30_000)

@@ -1,0 +1,42 @@
+"""`vitpose-jax web`: a page in the browser, and an HTTP interface."""
+
+from typing import Annotated
+
+import typer
+
+from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
+from vitpose_jax.cli.common import DType, Lenient, say
+
+
+def web(
+    model: Annotated[str, typer.Option(help="A Hub id, a folder or a file.", metavar="SOURCE")] = DEFAULT_MODEL,
+    detector: Annotated[
+        str, typer.Option(help="Finds the people: a Hub id or a folder of an RT-DETR.", metavar="SOURCE")
+    ] = DEFAULT_FINDER,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
+    max_upload: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 20,
+    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
+    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
+    lenient: Lenient = False,
+) -> None:
+    """Open a page in the browser that finds people and their keypoints, with an HTTP interface beside it."""
+    from vitpose_jax.detector import Detector
+    from vitpose_jax.estimator import PoseEstimator
+    from vitpose_jax.web.batcher import Batcher
+    from vitpose_jax.web.server import create_app, open_port, serve
+
+    listening = open_port(host, port)
+    say(f"loading {model} and {detector}")
+    finder = None
+    if detector != DEFAULT_FINDER:
+        finder = Detector.from_pretrained(detector, dtype=dtype.value, strict=not lenient)
+    estimator = PoseEstimator.from_pretrained(
+        model, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder
+    )
+    say(f"compiling for {estimator.device_kind}")
+    estimator.warmup()
+    app = create_app(Batcher(estimator), model_name=model, max_bytes=max_upload * 1_000_000)
+    name = "localhost" if host == "127.0.0.1" else host
+    say(f"http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    serve(app, listening)

@@ -1,0 +1,11 @@
+"""A page in the browser and an HTTP interface, both on one estimator.
+
+    batcher.py   requests of many threads, put together into calls of the estimator
+    api.py       POST an image, get poses as JSON
+    page.py      the page: images, the camera, drawings, tables
+    server.py    both in one server, which `vitpose-jax web` starts
+
+The extra `web` has what they need: `pip install "vitpose-jax[web]"`.
+"""
+
+WEB_EXTRA = 'the page needs the package gradio: pip install "vitpose-jax[web]"'

@@ -1,0 +1,115 @@
+"""The HTTP interface: an image goes in, poses come out as JSON.
+
+    POST /v1/poses    the bytes of an image file; ?boxes=[[x,y,width,height]]&dataset=coco&flip_test=true&decode=udp
+    GET  /v1/model    the model's skeletons
+    GET  /v1/health   whether the server takes requests
+
+Mistakes are answered with {"error": "..."} and 400, 413 (too many bytes) or 503 (too many requests).
+"""
+
+import json
+from typing import Any, get_args
+
+from vitpose_jax.pipeline.postprocess import Decode
+from vitpose_jax.storage.text import printable, shorten
+from vitpose_jax.web import WEB_EXTRA
+from vitpose_jax.web.batcher import Batcher, BusyError
+
+try:
+    import starlette.concurrency
+    from fastapi import APIRouter, Request
+    from fastapi.responses import JSONResponse
+except ImportError:
+    raise ImportError(WEB_EXTRA) from None
+
+# Bytes of an image file.
+MAX_BYTES = 20 * 2**20
+# Characters of an error message.
+LONGEST_ERROR = 500
+
+_OPTIONS = ("boxes", "dataset", "flip_test", "decode")
+
+
+class _RefusedError(Exception):
+    """A request that is answered with a status and a message."""
+
+    def __init__(self, status: int, message: str):
+        super().__init__(message)
+        self.status = status
+
+
+def create_router(batcher: Batcher, *, max_bytes: int = MAX_BYTES) -> APIRouter:
+    """The routes.
+
+    Args:
+        batcher: what computes.
+        max_bytes: of an image file; a longer request is refused while it is read.
+    """
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/poses")
+    async def poses(request: Request) -> JSONResponse:
+        try:
+            options = _read_options(dict(request.query_params))
+            content = await _read_body(request, max_bytes)
+            found = await starlette.concurrency.run_in_threadpool(batcher, content, **options)
+        except _RefusedError as error:
+            return _refuse(error.status, error)
+        except BusyError as error:
+            return _refuse(503, error)
+        except (ValueError, TypeError) as error:
+            return _refuse(400, error)
+        return JSONResponse(found.to_dict())
+
+    @router.get("/model")
+    async def model() -> JSONResponse:
+        config = batcher.estimator.model.config
+        skeletons = {skeleton.name: skeleton.to_dict() for skeleton in config.skeletons}
+        return JSONResponse({"image_size": list(config.image_size), "skeletons": skeletons})
+
+    @router.get("/health")
+    async def health() -> JSONResponse:
+        return JSONResponse({"status": "ok", "waiting": batcher.waiting, "max_waiting": batcher.max_waiting})
+
+    return router
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > max_bytes:
+            raise _RefusedError(413, f"expected an image file of at most {max_bytes} bytes, got more")
+    if not content:
+        raise _RefusedError(400, "expected the bytes of an image file as the body, got nothing")
+    return bytes(content)
+
+
+def _read_options(query: dict[str, str]) -> dict[str, Any]:
+    unknown = sorted(set(query) - set(_OPTIONS))
+    if unknown:
+        raise _RefusedError(400, f"{printable(unknown[0])}: expected one of {', '.join(_OPTIONS)}")
+    options: dict[str, Any] = {"dataset": query.get("dataset")}
+    if "boxes" in query:
+        try:
+            options["boxes"] = json.loads(query["boxes"])
+        except (ValueError, RecursionError):
+            raise _RefusedError(
+                400, f"boxes: expected a JSON list [[x, y, width, height], ...], got {shorten(query['boxes'])}"
+            ) from None
+        if not isinstance(options["boxes"], list):
+            raise _RefusedError(400, f"boxes: expected a JSON list, got {shorten(query['boxes'])}")
+    flip_test = query.get("flip_test", "false").lower()
+    if flip_test not in ("true", "false", "1", "0"):
+        raise _RefusedError(400, f"flip_test: expected true or false, got {shorten(flip_test)}")
+    options["flip_test"] = flip_test in ("true", "1")
+    options["decode"] = query.get("decode", "udp")
+    if options["decode"] not in get_args(Decode):
+        raise _RefusedError(
+            400, f"decode: expected one of {', '.join(get_args(Decode))}, got {shorten(options['decode'])}"
+        )
+    return options
+
+
+def _refuse(status: int, error: Exception) -> JSONResponse:
+    return JSONResponse({"error": printable(error, LONGEST_ERROR)}, status_code=status)

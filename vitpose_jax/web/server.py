@@ -1,0 +1,94 @@
+"""One server for the page and the HTTP interface, on one estimator."""
+
+import contextlib
+import os
+import socket
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+from vitpose_jax.web import WEB_EXTRA
+from vitpose_jax.web.api import MAX_BYTES, create_router
+from vitpose_jax.web.batcher import Batcher
+
+# Nothing is asked of the network: no statistics, no fonts, no look for newer versions. gradio reads it when imported.
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+try:
+    import fastapi
+    import gradio as gr
+    import gradio.themes
+    import uvicorn
+except ImportError:
+    raise ImportError(WEB_EXTRA) from None
+
+from vitpose_jax.web.page import create_page
+
+# Seconds that requests under way have once the server is told to stop.
+GRACE = 20
+
+
+def create_app(
+    batcher: Batcher,
+    *,
+    model_name: str,
+    max_bytes: int = MAX_BYTES,
+    track_video: Callable[..., Any] | None = None,
+) -> "fastapi.FastAPI":
+    """The page at /, the HTTP interface at /v1.
+
+    Args:
+        batcher: what computes; closed when the server stops.
+        model_name: shown on the page.
+        max_bytes: of a file that is sent.
+        track_video: see `create_page`.
+    """
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: "fastapi.FastAPI") -> AsyncIterator[None]:
+        yield
+        batcher.close()
+
+    # Without pages of documentation, which load scripts from the network.
+    app = fastapi.FastAPI(title="vitpose-jax", docs_url=None, redoc_url=None, lifespan=lifespan)
+    app.include_router(create_router(batcher, max_bytes=max_bytes))
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    return gr.mount_gradio_app(
+        app,
+        create_page(batcher, model_name=model_name, track_video=track_video),
+        path="/",
+        max_file_size=max_bytes,
+        theme=theme,
+        footer_links=["api"],
+        show_error=True,
+        ssr_mode=False,
+        enable_monitoring=False,
+        mcp_server=False,
+    )
+
+
+def open_port(host: str = "127.0.0.1", port: int = 7860) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: the address; by default only this machine reaches it.
+        port: 0 for any that is free.
+
+    Raises:
+        OSError: if the port is taken, or the address is not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise OSError(f"{host}:{port}: {error.strerror or error}") from None
+
+
+def serve(app: "fastapi.FastAPI", listening: socket.socket) -> None:
+    """Run until the process is told to stop; requests under way are answered.
+
+    Args:
+        app: of `create_app`.
+        listening: of `open_port`.
+    """
+    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
+    uvicorn.Server(config).run(sockets=[listening])
