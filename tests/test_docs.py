@@ -166,6 +166,13 @@ def check_convert(namespaces: list[dict], output: str, folder: pathlib.Path) -> 
     assert (folder / "models" / "base-simple-int8" / "model.safetensors").is_file()
 
 
+def check_quantize(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    namespace = namespaces[-1]
+    assert len(namespace["poses"].keypoints) >= 1
+    assert namespace["same"].quantization == namespace["smaller"].model.quantization
+    assert namespace["floating"].quantization is None
+
+
 def check_from_transformers(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
     assert namespaces[-1]["xy"].shape == (2, 17, 2)
 
@@ -206,6 +213,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/evaluate.md": check_evaluate,
     "docs/guides/train.md": check_train,
     "docs/guides/convert.md": check_convert,
+    "docs/guides/quantize.md": check_quantize,
     "docs/guides/from-transformers.md": check_from_transformers,
     "docs/guides/formats.md": check_formats,
     "docs/guides/video.md": check_video,
