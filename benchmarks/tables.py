@@ -365,6 +365,48 @@ def calibration() -> str:
     return f"{caption(document)}\n\n{calibration_table(document['rows'], document['rank_correlations'])}"
 
 
+def quantize_accuracy_table(rows: list[Row]) -> str:
+    """What rounded weights cost: AP, and how far keypoints move."""
+    lines = [
+        [
+            row["setting"],
+            # Settings that the library does not have are computed by a float32 model with rounded weights.
+            "" if row is not rows[0] and row["bytes"] == rows[0]["bytes"] else f"{row['bytes'] / 1e6:.0f} MB",
+            f"{row['AP']:.3f}",
+            f"{row['AP'] - rows[0]['AP']:+.3f}",
+            f"{row['AR']:.3f}",
+            f"{100 * row['moved']['median']:.2f} %",
+            f"{100 * row['moved']['high']:.2f} %",
+        ]
+        for row in rows
+    ]
+    header = ["weights of the blocks", "parameters", "AP", "difference", "AR", "keypoints move by", "95 % by less than"]
+    return markdown(header, lines, numbers=6)
+
+
+def quantize_memory_table(rows: list[Row]) -> str:
+    """What quantized weights save: bytes of the parameters, peak memory of a process."""
+    sizes = ("start_bytes", "parameter_bytes", "load_bytes", "run_bytes")
+    lines = [[row["preset"], row["setting"], *(f"{row[name] / 1e9:.2f} GB" for name in sizes)] for row in rows]
+    header = ["model", "weights of the blocks", "JAX alone", "parameters", "peak, loaded", "peak, run"]
+    return markdown(header, lines, numbers=4)
+
+
+def quantize_time_table(rows: list[Row]) -> str:
+    """The time of a batch, relative to parameters in float32."""
+    lines = [[row["preset"], row["dtype"], row["setting"], str(row["crops"]), f"{row['ratio']:.1f}"] for row in rows]
+    return markdown(["model", "computed in", "weights of the blocks", "crops", "relative time"], lines, numbers=2)
+
+
+def quantize_products_table(rows: list[Row]) -> str:
+    """Products of int8 tokens with int8 weights, beside those of floating-point numbers."""
+    cells: dict[str, list[str]] = {}
+    for row in rows:
+        line = cells.setdefault(row["layer"], [f"{row['layer']}, {row['inputs']} to {row['outputs']}"])
+        line.append(f"{row['ratio']:.2f}")
+    return markdown(["layer", "float32", "bfloat16", "int8 alone", "W8A8"], cells.values(), numbers=4)
+
+
 def person_finder() -> str:
     """Accuracy of the bundled finder, as `vitpose-jax evaluate --task detection` wrote it."""
     document = read("person_finder/metrics.json")
@@ -382,6 +424,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "evaluation-small-open": small_open,
     "evaluation-person-finder": person_finder,
     "calibration": calibration,
+    "quantize-accuracy": from_rows("quantize_accuracy", quantize_accuracy_table),
+    "quantize-memory": from_rows("quantize_memory", quantize_memory_table),
+    "quantize-time": from_rows("quantize_time", quantize_time_table),
+    "quantize-products": from_rows("quantize_products", quantize_products_table),
     "speed-cpu": speed_summary,
     "speed-stages": from_rows("cpu_avx512", stages_table),
     "speed-models": from_rows("cpu_avx512_models", stages_table),

@@ -18,6 +18,7 @@ from vitpose_jax.storage.text import join
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.vitpose.positions import resize_positions
+from vitpose_jax.vitpose.quantized import check_not_quantized
 
 from .formats import BACKBONE_FORMATS, VITPOSE_FORMATS
 from .formats.backbones import backbone_shapes
@@ -59,6 +60,7 @@ def load_backbone(source: str | Path | VitPose, config: VitPoseConfig) -> Arrays
             listing at once all tensors that are missing, unexpected or have a wrong shape.
     """
     if isinstance(source, VitPose):
+        check_not_quantized(source, "load_backbone")
         model, where = source, "the ViTPose"
     else:
         model, where = load_vitpose(source), str(source)

@@ -174,13 +174,25 @@ def _parse_target(target: str) -> tuple[str, list[str], list[str]]:
 
 
 def _checked(name: str, tensor: LazyTensor, source: str) -> LazyTensor:
-    return dataclasses.replace(tensor, read=functools.partial(_read_checked, name, tensor, source))
+    check = functools.partial(_check_finite, name, tensor, source)
+    quantized = tensor.quantized
+    if quantized is not None:
+        # Integers are finite: the scale is what matters.
+        read_scale = quantized.scale.read
+        scale = dataclasses.replace(quantized.scale, read=lambda: check(read_scale()))
+        quantized = quantized._replace(scale=scale)
+    return dataclasses.replace(
+        tensor,
+        read=lambda: check(tensor.read()),
+        read_layer=None if tensor.read_layer is None else lambda index: check(tensor.layer(index)),
+        quantized=quantized,
+    )
 
 
-def _read_checked(name: str, tensor: LazyTensor, source: str) -> np.ndarray:
-    array = tensor.read()
+def _check_finite(name: str, tensor: LazyTensor, source: str, array: np.ndarray) -> np.ndarray:
     if not all_finite(array):
-        scale = f" from int8 and {name}{int8.SCALE}" if tensor.stored == np.int8 else ""
+        kind = {np.dtype(np.int8): "int8", np.dtype(np.uint8): "int4"}.get(tensor.stored) if tensor.stored else None
+        scale = f" from {kind} and {name}{int8.SCALE}" if kind else ""
         raise ValueError(f"{source}: {name}: expected finite numbers, got NaN or infinity{scale}")
     if name.endswith(_VARIANCES) and array.size and array.min() < 0:
         raise ValueError(f"{source}: {name}: expected variances of 0 or more, got {array.min()}")
@@ -208,7 +220,15 @@ def _ignored(format: Format, config: Any, names: Iterable[str]) -> dict[str, str
 
 def _target(shape: tuple[int, ...], pieces: list[Piece], tensors: Tensors) -> LazyTensor:
     dtype = functools.reduce(np.promote_types, (tensors[source].dtype for source, _, _ in pieces))
-    return LazyTensor(shape, dtype, functools.partial(_assemble, shape, dtype, pieces, tensors))
+
+    def read_layer(layer: int) -> np.ndarray:
+        parts = [(source, index[1:], transform) for source, index, transform in pieces if index[0] == layer]
+        return _assemble(shape[1:], dtype, parts, tensors)
+
+    # In stacked blocks, the first index of every piece is the layer.
+    stacked = all(index and isinstance(index[0], int) for _, index, _ in pieces)
+    read = functools.partial(_assemble, shape, dtype, pieces, tensors)
+    return LazyTensor(shape, dtype, read, read_layer=read_layer if stacked else None)
 
 
 def _assemble(shape: tuple[int, ...], dtype: np.dtype, pieces: list[Piece], tensors: Tensors) -> np.ndarray:

@@ -11,8 +11,9 @@ No weights are read before a model is built.
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +24,15 @@ from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor, read_json
 from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
+from vitpose_jax.vitpose.quantized import (
+    DTYPES,
+    Kind,
+    Quantization,
+    check_group_size,
+    is_quantized,
+    quantize_tensors,
+    stored_group_size,
+)
 
 from .engine import arrange
 from .formats import VITPOSE_FORMATS
@@ -116,16 +126,51 @@ def check_tensors(format: Format, config: Any, tensors: Tensors, *, name: str, c
     return Source(format=format, config=config, tensors=arranged, ignored=ignored, check_finite=check_finite)
 
 
-def build_model(source: Source, *, dtype: DTypeLike, param_dtype: DTypeLike) -> VitPose:
+def choose_quantization(source: Source, quantize: str | None, group_size: int | None) -> Quantization | None:
+    """The quantization of a model that is read from a source.
+
+    Args:
+        source: of a ViTPose.
+        quantize: "int8" or "int4"; None for a model in floating point.
+        group_size: of int4; None for that of the file, or 128 if it is not int4.
+
+    Raises:
+        ValueError: for an unknown kind, for a `group_size` without int4, and for one that does not divide the inputs.
+    """
+    check_group_size(quantize, group_size)
+    if quantize is None:
+        return None
+    if group_size is None and quantize == "int4":
+        stored = {
+            stored_group_size(tensor.quantized)
+            for name, tensor in source.tensors.items()
+            if is_quantized(name) and tensor.quantized and tensor.stored == DTYPES["int4"]
+        }
+        group_size = stored.pop() if len(stored) == 1 else None
+    sizes = {} if group_size is None else {"group_size": group_size}
+    quantization = Quantization(kind=cast(Kind, quantize), **sizes)
+    for name, tensor in source.tensors.items():
+        if is_quantized(name):
+            quantization.scale_shape(tensor.shape)  # raises for a wrong group size, before gigabytes are read
+    return quantization
+
+
+def build_model(
+    source: Source, *, dtype: DTypeLike, param_dtype: DTypeLike, quantization: Quantization | None = None
+) -> VitPose:
     """The model of a source.
 
     Args:
         source: of a ViTPose.
         dtype: in which the model computes.
         param_dtype: in which it stores its parameters; norms are always float32.
+        quantization: of the kernels of the blocks, which are rounded while they are read; None for `param_dtype`.
     """
-    abstract = abstract_vitpose(source.config, dtype=dtype, param_dtype=param_dtype)
-    return parameters.fill_checked(abstract, source.tensors, check_finite=source.check_finite)
+    abstract = abstract_vitpose(source.config, dtype=dtype, param_dtype=param_dtype, quantization=quantization)
+    tensors: Mapping[str, Any] = source.tensors
+    if quantization is not None:
+        tensors = quantize_tensors(tensors, quantization)
+    return parameters.fill_checked(abstract, tensors, check_finite=source.check_finite)
 
 
 def adapt(
@@ -172,9 +217,8 @@ def _with_skeleton(model: VitPose, skeleton: Skeleton) -> VitPose:
         )
     experts = tuple(skeleton.name if name == old.name else name for name in config.experts)
     config = config.replace(skeletons=(skeleton,), experts=experts)
-    dtypes = {"dtype": model.backbone.dtype, "param_dtype": model.backbone.param_dtype}
     tensors = {
         re.sub(rf"^heads\.{re.escape(old.name)}\.", f"heads.{skeleton.name}.", name): leaf
         for name, leaf in parameters.flatten(model).items()
     }
-    return parameters.fill_checked(abstract_vitpose(config, **dtypes), tensors)
+    return model.rebuild(config, tensors)

@@ -28,6 +28,7 @@ SCRIPTS = (
     "gallery",
     "parity",
     "plot",
+    "quantize",
     "speed",
     "start",
     "tables",
@@ -35,8 +36,8 @@ SCRIPTS = (
     "variants",
     "video",
 )
-# What the scripts import from each other, and the process that start.py times.
-PARTS = ("common", "peers", "start_worker")
+# What the scripts import from each other, and the processes that start.py and quantize.py start.
+PARTS = ("common", "peers", "quantize_worker", "start_worker")
 
 
 def load(name: str) -> types.ModuleType:

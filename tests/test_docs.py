@@ -174,6 +174,13 @@ def check_export(namespaces: list[dict], output: str, folder: pathlib.Path) -> N
     assert (np.abs(keypoints - poses.keypoints).max(axis=-1) < REFINED).mean() > REFINED_MOST
 
 
+def check_quantize(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    namespace = namespaces[-1]
+    assert len(namespace["poses"].keypoints) >= 1
+    assert namespace["same"].quantization == namespace["smaller"].model.quantization
+    assert namespace["floating"].quantization is None
+
+
 def check_from_transformers(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
     assert namespaces[-1]["xy"].shape == (2, 17, 2)
 
@@ -215,6 +222,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/train.md": check_train,
     "docs/guides/convert.md": check_convert,
     "docs/guides/export.md": check_export,
+    "docs/guides/quantize.md": check_quantize,
     "docs/guides/from-transformers.md": check_from_transformers,
     "docs/guides/formats.md": check_formats,
     "docs/guides/video.md": check_video,

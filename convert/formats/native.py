@@ -2,23 +2,23 @@
 
 config.json holds the fields of `VitPoseConfig` with `"model_type": "vitpose_jax"` and a format version;
 model.safetensors holds every parameter and running statistic under its flat name (`parameters.flatten`). Kernels may
-be stored as int8 (`storage/int8.py`); they are read as float32.
+be stored as int8 (`storage/int8.py`) or int4 (`storage/int4.py`). They are read as float32, or as they are by a model
+that keeps them so in memory (`vitpose/quantized.py`).
 """
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from jax.typing import DTypeLike
 
 from vitpose_jax.skeletons import Skeleton
-from vitpose_jax.storage import int8, parameters
+from vitpose_jax.storage import int4, int8, parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
 from vitpose_jax.storage.text import LONGEST_MESSAGE, printable, shorten
 from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.quantized import DTYPES, dequantized
 
 from .format import Format, Rule, Tensors, config_path, known_keys, vitpose_shapes
 
@@ -78,7 +78,7 @@ def make_documents(config: VitPoseConfig, *, param_dtype: DTypeLike | None = Non
 
 
 def dequantize_tensors(tensors: Tensors, *, source: str) -> dict[str, LazyTensor]:
-    """The tensors of a native file, with each int8 kernel and its scale combined to one float32 tensor.
+    """The tensors of a native file, with each int8 or int4 kernel and its scale combined to one float32 tensor.
 
     Args:
         tensors: as they are stored.
@@ -87,13 +87,11 @@ def dequantize_tensors(tensors: Tensors, *, source: str) -> dict[str, LazyTensor
     Raises:
         ValueError: listing at once all scales that are missing or have a wrong shape.
     """
-    parameters.raise_problems(int8.problems(tensors), source=source)
+    parameters.raise_problems([*int8.problems(tensors), *int4.problems(tensors)], source=source)
     result = dict(tensors)
     for name, tensor in tensors.items():
-        if tensor.dtype == np.int8:
-            scale = result.pop(name + int8.SCALE)
-            read = functools.partial(_dequantize, tensor, scale)
-            result[name] = LazyTensor(tensor.shape, np.dtype(np.float32), read, tensor.dtype)
+        if tensor.dtype in DTYPES.values():
+            result[name] = dequantized(tensor, result.pop(name + int8.SCALE))
     return result
 
 
@@ -111,10 +109,6 @@ def _read_config(
 def _rules(config: VitPoseConfig) -> Iterable[Rule]:
     # Names and arrays are the model's own.
     return ((name, name, "same") for name in vitpose_shapes(config))
-
-
-def _dequantize(values: LazyTensor, scale: LazyTensor) -> np.ndarray:
-    return int8.dequantize(values.read(), scale.read().astype(np.float32))
 
 
 NATIVE = Format(

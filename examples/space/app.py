@@ -3,10 +3,12 @@
 from vitpose_jax import PoseEstimator
 from vitpose_jax.web.batcher import Batcher
 from vitpose_jax.web.page import create_page
+from vitpose_jax.web.video import create_video_tracker
 
 MODEL = "vitpose-small-open"  # or a Hub id such as "usyd-community/vitpose-plus-small"
 
-demo = create_page(Batcher(PoseEstimator.from_pretrained(MODEL)), model_name=MODEL)
+estimator = PoseEstimator.from_pretrained(MODEL)
+demo = create_page(Batcher(estimator), model_name=MODEL, track_video=create_video_tracker(estimator))
 
 if __name__ == "__main__":
     demo.launch()

@@ -16,6 +16,7 @@ from transformers import VitPoseImageProcessorPil
 from tests.support import reference_rtdetr, reference_torch
 from vitpose_jax.bundled import GROUP_IMAGE
 from vitpose_jax.skeletons import COCO
+from vitpose_jax.vitpose.quantized import Quantization
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "from_transformers"
@@ -30,7 +31,11 @@ def repositories(tmp_path_factory):
     folder = tmp_path_factory.mktemp("hub")
     detector = reference_rtdetr.tiny_detector(id2label={0: "person"}, label2id={"person": 0})
     reference_rtdetr.save(detector, folder / "detector")
-    for name, fields in (("pose", {}), ("experts", {"num_experts": 6})):
+    for name, fields in (
+        ("pose", {}),
+        ("experts", {"num_experts": 6}),
+        ("huge", {"num_experts": 6, "hidden_size": 128}),
+    ):
         model = reference_torch.tiny_model(**fields)
         model.config.edges = [list(edge) for edge in COCO.edges]  # as the published ones have
         model.save_pretrained(folder / name)
@@ -39,7 +44,7 @@ def repositories(tmp_path_factory):
         "PekingU/rtdetr_r50vd_coco_o365": folder / "detector",
         "usyd-community/vitpose-base-simple": folder / "pose",
         "usyd-community/vitpose-plus-base": folder / "experts",
-        "usyd-community/vitpose-plus-huge": folder / "experts",
+        "usyd-community/vitpose-plus-huge": folder / "huge",
     }
 
 
@@ -70,9 +75,9 @@ def test_detect_and_draw(run):
 
 
 def test_quantize(run):
-    with pytest.warns(UserWarning, match="stored in bfloat16 instead"):
-        values = run("quantize")
+    values = run("quantize")
     assert_poses(values)
+    assert values["model"].network.quantization == Quantization(kind="int4", group_size=128)
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PyTorch's, in np.array(tensor)

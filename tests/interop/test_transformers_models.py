@@ -5,7 +5,6 @@ import sys
 import types
 
 import huggingface_hub
-import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -20,6 +19,7 @@ from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
 from vitpose_jax.interop import transformers as ours
 from vitpose_jax.interop.transformers.devices import Device, find_device
 from vitpose_jax.skeletons import COCO
+from vitpose_jax.vitpose.quantized import Quantization
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -191,12 +191,46 @@ def test_a_native_checkpoint(plain):
     assert len(model.config.edges) == 19
 
 
-def test_a_quantization_that_does_not_exist_here(plain):
-    for config in (ours.TorchAoConfig("int4_weight_only", group_size=128), object()):
-        with pytest.warns(UserWarning, match="stored in bfloat16 instead"):
-            model = ours.VitPoseForPoseEstimation.from_pretrained(plain, quantization_config=config)
-        assert model.network.backbone.param_dtype == jnp.bfloat16 and model.dtype == jnp.float32
+class Int4WeightOnlyConfig:
+    """As torchao's."""
+
+    group_size = 12
+
+
+@pytest.mark.parametrize(
+    ("config", "quantization"),
+    [
+        (ours.TorchAoConfig("int4_weight_only", group_size=24), Quantization(kind="int4", group_size=24)),
+        (ours.TorchAoConfig(Int4WeightOnlyConfig()), Quantization(kind="int4", group_size=12)),
+        (ours.TorchAoConfig("int8_weight_only"), Quantization(kind="int8")),
+    ],
+)
+def test_quantized_models(plain, tmp_path, config, quantization):
+    model = ours.VitPoseForPoseEstimation.from_pretrained(plain, quantization_config=config)
+    assert model.network.quantization == quantization
+    assert model.num_parameters() == ours.VitPoseForPoseEstimation.from_pretrained(plain).num_parameters()
+    crops = np.random.default_rng(0).normal(size=(2, 3, 64, 48)).astype(np.float32)
+    heatmaps = model(crops).heatmaps
+    model.save_pretrained(tmp_path)
+    reference = transformers.VitPoseForPoseEstimation.from_pretrained(tmp_path).eval()
+    with torch.no_grad():
+        expected = reference(torch.tensor(crops)).heatmaps
+    np.testing.assert_allclose(heatmaps, expected, rtol=0, atol=HEATMAPS)
+
+
+def test_unknown_quantizations(plain):
     assert "int4_weight_only" in repr(ours.TorchAoConfig("int4_weight_only"))
+    for config in (ours.TorchAoConfig("float8_weight_only"), object()):
+        with pytest.raises(ValueError, match="expected a TorchAoConfig with int4_weight_only or int8_weight_only, got"):
+            ours.VitPoseForPoseEstimation.from_pretrained(plain, quantization_config=config)
+    with pytest.raises(ValueError, match="group_size: expected a divisor of the 24 inputs"):
+        ours.VitPoseForPoseEstimation.from_pretrained(plain, quantization_config=ours.TorchAoConfig("int4_weight_only"))
+
+
+def test_detectors_are_not_quantized(detector):
+    config = ours.TorchAoConfig("int8_weight_only")
+    with pytest.raises(ValueError, match="quantization_config: expected none for a detector"):
+        ours.RTDetrForObjectDetection.from_pretrained(detector[1], quantization_config=config)
 
 
 def test_without_torch(monkeypatch):

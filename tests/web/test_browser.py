@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.support.server import running
+from tests.support.videos import rectangles, write_video
 from vitpose_jax.bundled import GROUP_IMAGE
 
 pytestmark = pytest.mark.browser
@@ -65,3 +66,16 @@ def test_a_photograph_is_dropped_and_everybody_is_shown(page, tmp_path):
 def test_a_mistake_is_said_in_words(page):
     page.get_by_role("button", name="Find people").click()
     page.get_by_text("Choose an image first.").first.wait_for(timeout=30_000)
+
+
+def test_people_of_a_video_are_tracked(page, tmp_path):
+    clip = os.environ.get("VITPOSE_CLIP") or write_video(tmp_path / "clip.mp4", rectangles(4, (96, 128)))
+    page.get_by_role("tab", name="Video").click()
+    page.locator("#clip input[type=file]").set_input_files(str(clip))
+    page.locator("#clip video").wait_for(timeout=60_000)
+    page.get_by_role("button", name="Follow people").click()
+    page.locator("#tracked video").wait_for(timeout=600_000)
+    assert page.locator("#tracked video").evaluate("video => video.readyState >= 1 || video.src.length > 0")
+    page.evaluate("document.querySelectorAll('video').forEach(video => { video.currentTime = video.duration / 2 })")
+    page.wait_for_timeout(1000)
+    page.screenshot(path=os.environ.get("VITPOSE_VIDEO_SCREENSHOT", tmp_path / "page.png"))

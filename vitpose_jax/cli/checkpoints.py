@@ -25,6 +25,10 @@ def convert(
     image_size: Annotated[tuple[int, int] | None, typer.Option(help="Height and width of a crop, in pixels.")] = None,
     skeleton: Annotated[str | None, typer.Option(help="The keypoints of the head: coco, crowdpose, ...")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="Store int8 weights: a quarter of the bytes.")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="Store int4 weights: an eighth of the bytes.")] = False,
+    group_size: Annotated[
+        int | None, typer.Option(help="With --int4: inputs that share a scale.", show_default="128")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
@@ -36,9 +40,9 @@ def convert(
     from vitpose_jax.convert import convert as run
 
     options: dict[str, Any] = {"split": split, "dataset": dataset, "image_size": image_size, "skeleton": skeleton}
+    options |= {"int8": int8, "int4": int4, "group_size": group_size, "check_finite": not allow_non_finite}
     options["strict"] = not lenient
-    options["check_finite"] = not allow_non_finite
-    for folder in run(source, dest, to=to.value, int8=int8, overwrite=overwrite, revision=revision, **options):
+    for folder in run(source, dest, to=to.value, overwrite=overwrite, revision=revision, **options):
         print(folder)
 
 

@@ -1,6 +1,6 @@
 """`vitpose-jax web`: a page in the browser, and an HTTP interface."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +15,7 @@ def web(
     ] = DEFAULT_FINDER,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
-    max_upload: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 20,
+    max_upload: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 50,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
     lenient: Lenient = False,
@@ -25,6 +25,7 @@ def web(
     from vitpose_jax.estimator import PoseEstimator
     from vitpose_jax.web.batcher import Batcher
     from vitpose_jax.web.server import create_app, open_port, serve
+    from vitpose_jax.web.video import create_video_tracker
 
     listening = open_port(host, port)
     say(f"loading {model} and {detector}")
@@ -36,7 +37,13 @@ def web(
     )
     say(f"compiling for {estimator.device_kind}")
     estimator.warmup()
-    app = create_app(Batcher(estimator), model_name=model, max_bytes=max_upload * 1_000_000)
+    try:
+        track_video = create_video_tracker(estimator)
+    except ImportError as error:
+        say(f"the page takes images alone: {error}")
+        track_video = None
+    options: dict[str, Any] = {"model_name": model, "max_bytes": max_upload * 1_000_000, "track_video": track_video}
+    app = create_app(Batcher(estimator), **options)
     name = "localhost" if host == "127.0.0.1" else host
     say(f"http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
     serve(app, listening)

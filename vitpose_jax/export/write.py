@@ -201,6 +201,8 @@ def _check_batch(batch: int | None) -> tuple[int, ...]:
 
 
 def _one_head(model: VitPose, dataset: str | int | None) -> VitPose:
+    if model.quantization is not None:
+        raise ValueError("expected a model in floating point to export, got one with quantised kernels")
     config = model.config
     if dataset is None and not config.experts and len(config.skeletons) == 1:
         return model

@@ -2,14 +2,15 @@
 
 Every kernel becomes an int8 array and a float32 scale for each output channel; the kernel is their product. The scale's
 name is the kernel's with ".scale" appended. Each stacked block and expert has its own scales. Biases, norms and
-positions are small and stay as they are. Only the file is smaller: the model computes in floating point as before.
+positions are small and stay as they are. `vitpose/quantized.py` keeps the kernels of blocks so in memory, too.
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int8
+from jaxtyping import Float, Float32, Int8
 
 from .finite import all_finite
 
@@ -21,7 +22,7 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     """The tensors of a model as an int8 checkpoint stores them.
 
     Args:
-        tensors: by flat name (`parameters.flatten`), floating-point.
+        tensors: by flat name (`parameters.flatten`), floating-point; kernels that are integers stay as they are.
 
     Returns:
         Kernels as int8, each with its scale; all others unchanged. Rounding changes a weight by at most half a scale,
@@ -33,17 +34,39 @@ def quantize(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
     result = {}
     for name, tensor in tensors.items():
         tensor = np.asarray(tensor)
-        if not name.endswith("kernel"):
+        if not name.endswith("kernel") or not jnp.issubdtype(tensor.dtype, jnp.floating):
             result[name] = tensor
             continue
-        weights = tensor.astype(np.float32)
-        if not all_finite(weights):
-            raise ValueError(f"{name}: expected finite numbers to store as int8, got NaN or infinity")
-        largest = np.abs(weights).max(axis=_input_axes(name, weights.ndim), keepdims=True)
-        scale = np.maximum(largest / LARGEST, np.finfo(np.float32).tiny)
-        result[name] = np.rint(weights / scale).astype(np.int8)
-        result[name + SCALE] = scale
+        result[name], result[name + SCALE] = round_kernel(name, tensor.astype(np.float32))
     return result
+
+
+def round_kernel(
+    name: str, weights: Float[np.ndarray, "..."]
+) -> tuple[Int8[np.ndarray, "..."], Float32[np.ndarray, "..."]]:
+    """The int8 values and the scale of one kernel.
+
+    Args:
+        name: its flat name, which says which axes are inputs.
+        weights: the kernel; of stacked blocks also that of a single layer.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
+    check_kernel(name, weights, "int8")
+    largest = np.abs(weights).max(axis=_input_axes(name, weights.ndim), keepdims=True)
+    scale = np.maximum(largest / LARGEST, np.finfo(np.float32).tiny)
+    return np.rint(weights / scale).astype(np.int8), scale
+
+
+def check_kernel(name: str, weights: Float[np.ndarray, "..."], kind: str) -> None:
+    """Check that a kernel can be rounded.
+
+    Raises:
+        ValueError: naming it, if it is not finite.
+    """
+    if not all_finite(weights):
+        raise ValueError(f"{name}: expected finite numbers to store as {kind}, got NaN or infinity")
 
 
 def dequantize(values: Int8[np.ndarray, "..."], scale: Float32[np.ndarray, "..."]) -> Float32[np.ndarray, "..."]:

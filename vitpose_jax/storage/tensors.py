@@ -3,10 +3,12 @@
 import dataclasses
 import functools
 import json
+import math
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,6 +39,18 @@ _DTYPES = {
 }
 
 
+class Quantized(NamedTuple):
+    """The integers and scales that a tensor is stored as.
+
+    Attributes:
+        values: int8; or uint8, two int4 values to a byte.
+        scale: what the values are multiplied with, for each output channel or group.
+    """
+
+    values: Any
+    scale: Any
+
+
 @dataclasses.dataclass(frozen=True)
 class LazyTensor:
     """A tensor in a file: shape and dtype are known, and `np.asarray` reads the numbers, each time it is called.
@@ -44,13 +58,21 @@ class LazyTensor:
     Attributes:
         shape, dtype: of the array that is read.
         read: returns that array.
-        stored: the dtype in the file, if it differs (int8); else None.
+        stored: the dtype in the file, if it differs (int8, or uint8 for int4); else None.
+        read_layer: returns the part with an index along the first axis; None to read everything for it.
+        quantized: the integers and scales, if the tensor is stored as such.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype
     read: Callable[[], np.ndarray]
     stored: np.dtype | None = None
+    read_layer: Callable[[int], np.ndarray] | None = None
+    quantized: Quantized | None = None
+
+    def layer(self, index: int) -> np.ndarray:
+        """The part with an index along the first axis."""
+        return self.read()[index] if self.read_layer is None else self.read_layer(index)
 
     def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self.read(), dtype=dtype, copy=copy)
@@ -127,14 +149,45 @@ def open_safetensors(path: Path) -> dict[str, LazyTensor]:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or truncated ({printable(error)})") from error
+    # safetensors maps the whole file, and what was read stays in the memory of the process as long as its handle. So it
+    # only checks the file, and each tensor is read by a mapping of its own.
+    places, content = _places(path), _Content(path)
     tensors = {}
     for name in file.keys():  # noqa: SIM118 (it is not a mapping)
         header = file.get_slice(name)
         if header.get_dtype() not in _DTYPES:
             raise ValueError(f"{path}: {printable(name)} has the unknown dtype {header.get_dtype()}")
-        dtype = np.dtype(_DTYPES[header.get_dtype()])
-        tensors[name] = LazyTensor(tuple(header.get_shape()), dtype, functools.partial(file.get_tensor, name))
+        dtype, shape = np.dtype(_DTYPES[header.get_dtype()]), tuple(header.get_shape())
+        where = (dtype, shape, places[name])
+        read, read_layer = functools.partial(content.read, *where), functools.partial(content.read_layer, *where)
+        tensors[name] = LazyTensor(shape, dtype, read, read_layer=read_layer)
     return tensors
+
+
+class _Content:
+    """An open file, from which arrays are read. It stays the same file if another takes its name."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("rb")
+        weakref.finalize(self, self._file.close)
+
+    def read(self, dtype: np.dtype, shape: tuple[int, ...], place: int) -> np.ndarray:
+        """The array that begins at a byte."""
+        if math.prod(shape) == 0:
+            return np.empty(shape, dtype)
+        return np.array(np.memmap(self._file, dtype, "r", place, shape))
+
+    def read_layer(self, dtype: np.dtype, shape: tuple[int, ...], place: int, index: int) -> np.ndarray:
+        """Its part with an index along the first axis."""
+        return self.read(dtype, shape[1:], place + index * math.prod(shape[1:]) * dtype.itemsize)
+
+
+def _places(path: Path) -> dict[str, int]:
+    """Where each tensor of a valid safetensors file begins, in bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
 
 
 def write_folder(

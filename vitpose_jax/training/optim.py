@@ -37,6 +37,7 @@ from vitpose_jax.storage import parameters
 from vitpose_jax.training.name_rules import compile_pattern, match_rules
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
+from vitpose_jax.vitpose.quantized import check_not_quantized
 
 try:
     import optax
@@ -297,8 +298,9 @@ def training_view(model: Model, frozen: Sequence[str] = ()) -> Model:
         frozen: as in `OptimConfig`. A BatchNorm is frozen if its scale is.
 
     Raises:
-        ValueError: as in `trainable`.
+        ValueError: as in `trainable`; for a quantized model, which does not train.
     """
+    check_not_quantized(model, "training")
     trains = trainable(frozen, parameter_shapes(model.config))
     return nnx.view(
         model,
@@ -316,8 +318,9 @@ def split(model: Model, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef[Model]
         frozen: as in `OptimConfig`.
 
     Raises:
-        ValueError: as in `trainable`.
+        ValueError: as in `trainable`; for a quantized model, which does not train.
     """
+    check_not_quantized(model, "training")
     tensors, statistics = arrays_by_name(model), batch_stats(model)
     trains = trainable(frozen, [name for name in tensors if name not in statistics])
     trained = {name: leaf for name, leaf in tensors.items() if trains.get(name)}

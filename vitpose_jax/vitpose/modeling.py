@@ -38,6 +38,7 @@ from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose import ops, products, windowed_attention
 from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
 from vitpose_jax.vitpose.positions import resize_positions
+from vitpose_jax.vitpose.quantized import Quantization, QuantizedKernel, with_quantized_kernels
 
 # The expert to use: one index for all crops, or one index for each crop.
 DatasetIndex: TypeAlias = int | Int[Array, ""] | Int[Array, " n"] | Int[np.ndarray, " n"]
@@ -163,9 +164,12 @@ class MoeMlp(Mlp):
         self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex
     ) -> Float[Array, "n tokens dim"]:
         hidden = self.act(self.fc1(tokens))
-        kernel = self.experts_kernel[...][dataset_index].astype(self.dtype)
+        if isinstance(self.experts_kernel, QuantizedKernel):
+            part = self.experts_kernel.product(hidden, dataset_index)
+        else:
+            part = products.matmul(hidden, self.experts_kernel[...][dataset_index].astype(self.dtype))
         bias = self.experts_bias[...][dataset_index].astype(self.dtype)
-        part = products.matmul(hidden, kernel) + (bias if bias.ndim == 1 else bias[:, None])
+        part = part + (bias if bias.ndim == 1 else bias[:, None])
         return jnp.concatenate([self.fc2(hidden), part], axis=-1)
 
 
@@ -471,6 +475,7 @@ class VitPose(nnx.Module):
         config: the architecture.
         backbone: the `Backbone`.
         heads: the decoders, by dataset name.
+        quantization: how the kernels of the blocks are stored; None for `param_dtype`. See quantized.py.
     """
 
     def __init__(
@@ -488,6 +493,7 @@ class VitPose(nnx.Module):
             {skeleton.name: decoder(config, skeleton.num_keypoints, **kwargs) for skeleton in config.skeletons}
         )
         self.config = config
+        self.quantization: Quantization | None = None
 
     def __call__(
         self,
@@ -588,10 +594,11 @@ class VitPose(nnx.Module):
         }
         plain |= {name: leaf for name, leaf in tensors.items() if name.startswith(f"heads.{skeleton.name}.")}
         if self.config.experts:
-            for kind in ("kernel", "bias"):
+            kernel = ("kernel",) if self.quantization is None else ("kernel.values", "kernel.scale")
+            for kind in (*kernel, "bias"):
                 shared, experts = (tensors[f"backbone.blocks.mlp.{name}{kind}"] for name in ("fc2.", "experts_"))
                 plain[f"backbone.blocks.mlp.fc2.{kind}"] = jnp.concatenate([shared, experts[:, index]], axis=-1)
-        return self._rebuild(config, plain)
+        return self.rebuild(config, plain)
 
     def resize(self, image_size: tuple[int, int]) -> "VitPose":
         """The same model for crops of another height and width, in pixels. Position embeddings are interpolated."""
@@ -600,7 +607,7 @@ class VitPose(nnx.Module):
         name = "backbone.patch_embed.pos_embed"
         positions = np.asarray(tensors[name].astype(jnp.float32))
         tensors[name] = resize_positions(positions, self.config.grid_size, config.grid_size)
-        return self._rebuild(config, tensors)
+        return self.rebuild(config, tensors)
 
     def with_windows(
         self, window_size: tuple[int, int] | None, *, shift: bool = False, pool: bool = False
@@ -615,18 +622,41 @@ class VitPose(nnx.Module):
                 them.
         """
         config = self.config.replace(window_size=window_size, window_shift=shift, window_pool=pool)
-        return self._rebuild(config, parameters.flatten(self))
+        return self.rebuild(config, parameters.flatten(self))
 
-    def _rebuild(self, config: VitPoseConfig, tensors: Mapping[str, Any]) -> "VitPose":
-        abstract = abstract_vitpose(config, dtype=self.backbone.dtype, param_dtype=self.backbone.param_dtype)
+    def rebuild(self, config: VitPoseConfig, tensors: Mapping[str, Any]) -> "VitPose":
+        """A model of the same dtypes for another configuration.
+
+        Args:
+            config: of the new model.
+            tensors: all of its parameters, by flat name.
+        """
+        dtype, param_dtype = self.backbone.dtype, self.backbone.param_dtype
+        abstract = abstract_vitpose(config, dtype=dtype, param_dtype=param_dtype, quantization=self.quantization)
         return parameters.fill(abstract, tensors)
 
 
 def abstract_vitpose(
-    config: VitPoseConfig, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+    config: VitPoseConfig,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    quantization: Quantization | None = None,
 ) -> VitPose:
-    """A `VitPose` with shapes instead of arrays; `parameters.fill` puts the arrays in."""
-    return parameters.abstract(lambda: VitPose(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0)))
+    """A `VitPose` with shapes instead of arrays; `parameters.fill` puts the arrays in.
+
+    Raises:
+        ValueError: for a quantization with a group size that does not divide the inputs of a layer.
+    """
+
+    def create() -> VitPose:
+        model = VitPose(config, dtype=dtype, param_dtype=param_dtype, rngs=nnx.Rngs(0))
+        if quantization is not None:
+            with_quantized_kernels(model.backbone.blocks, quantization)
+            model.quantization = quantization
+        return model
+
+    return parameters.abstract(create)
 
 
 def _as_python(item: np.generic) -> str | int:

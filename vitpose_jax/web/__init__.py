@@ -3,6 +3,8 @@
     batcher.py   requests of many threads, put together into calls of the estimator
     api.py       POST an image, get poses as JSON
     page.py      the page: images, the camera, drawings, tables
+    video.py     its videos
+    files.py     its result files
     server.py    both in one server, which `vitpose-jax web` starts
 
 The extra `web` has what they need: `pip install "vitpose-jax[web]"`.

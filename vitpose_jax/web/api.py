@@ -23,7 +23,7 @@ except ImportError:
     raise ImportError(WEB_EXTRA) from None
 
 # Bytes of an image file.
-MAX_BYTES = 20 * 2**20
+MAX_BYTES = 50_000_000
 # Characters of an error message.
 LONGEST_ERROR = 500
 

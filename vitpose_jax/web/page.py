@@ -4,13 +4,8 @@ Its handlers are plain functions of a `Batcher`, so tests need no browser. A fil
 `load_image` alone; results are files in the cache of the server, which deletes them after an hour.
 """
 
-import atexit
 import functools
-import itertools
 import json
-import pathlib
-import shutil
-import tempfile
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, get_args
 
@@ -26,6 +21,7 @@ from vitpose_jax.pipeline.preprocess import crop_boxes
 from vitpose_jax.poses import Poses
 from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.batcher import Batcher, BusyError
+from vitpose_jax.web.files import result_folder
 
 try:
     import gradio as gr
@@ -36,8 +32,6 @@ except ImportError:
 DELETE_CACHE = (600, 3600)
 # People whose pictures and heatmaps are shown: the highest-scoring.
 MAX_SHOWN = 32
-# Result files that are kept here. gradio makes a copy of each at once, and deletes that by its age.
-KEPT_RESULTS = 64
 # Requests of one kind that are handled at the same time; the batcher puts them together.
 CONCURRENCY = 16
 
@@ -178,21 +172,9 @@ def _table(poses: Poses) -> list[list[Any]]:
 
 
 def _write_json(poses: Poses) -> str:
-    folder = _results_folder() / str(next(_numbers) % KEPT_RESULTS)
-    folder.mkdir(exist_ok=True)
-    path = folder / "poses.json"
+    path = result_folder() / "poses.json"
     path.write_text(json.dumps(poses.to_dict(), indent=1))
     return str(path)
-
-
-_numbers = itertools.count()
-
-
-@functools.cache
-def _results_folder() -> pathlib.Path:
-    folder = tempfile.mkdtemp(prefix="vitpose-jax-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return pathlib.Path(folder)
 
 
 def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[..., Any] | None = None) -> "gr.Blocks":
@@ -201,8 +183,7 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
     Args:
         batcher: what computes.
         model_name: shown in the title.
-        track_video: (path, flip_test, threshold, smooth, progress) -> a drawn video and its JSON file; None for a page
-            without videos.
+        track_video: of `video.create_video_tracker`; None for a page without videos.
 
     Returns:
         Blocks of gradio, to launch or to mount.
@@ -267,15 +248,16 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
             with gr.Tab("Video"):
                 with gr.Row():
                     with gr.Column():
-                        video = gr.Video(label="Video", sources=["upload", "webcam"])
+                        video = gr.Video(label="Video", elem_id="clip", sources=["upload", "webcam"])
                         smooth = gr.Checkbox(False, label="Smooth the keypoints over time")
+                        every = gr.Slider(1, 10, 5, step=1, label="Look for new people in every n-th frame")
                         run_video = gr.Button("Follow people", variant="primary")
                     with gr.Column():
                         tracked = gr.Video(label="Poses", elem_id="tracked", interactive=False, buttons=["download"])
                         tracks = gr.File(label="Poses of all frames (JSON lines)", interactive=False)
                 run_video.click(
                     functools.partial(_handle_video, track_video),
-                    [video, flip_test, threshold, smooth],
+                    [video, dataset, flip_test, threshold, smooth, every],
                     [tracked, tracks],
                     api_name="track",
                     concurrency_limit=1,
@@ -305,14 +287,17 @@ def _handle_again(batcher: Batcher, image: str | None, *options: Any) -> Any:
 def _handle_video(
     track_video: Callable[..., Any],
     video: str | None,
+    dataset: str,
     flip_test: bool,
     threshold: float,
     smooth: bool,
-    progress: "gr.Progress" = gr.Progress(),  # noqa: B008 - gradio looks for this default
+    every: float,
+    progress: "gr.Progress" = gr.Progress(track_tqdm=True),  # noqa: B008 - gradio looks for this default
 ) -> Any:
     if video is None:
         raise _mistake("Choose a video first.")
+    options = {"dataset": dataset, "flip_test": flip_test, "threshold": threshold, "smooth": smooth}
     try:
-        return track_video(video, flip_test=flip_test, threshold=threshold, smooth=smooth, progress=progress)
+        return track_video(video, every=int(every), **options)
     except (ValueError, TypeError, OSError, BusyError) as error:
         raise _mistake(str(error).replace(f"{video}: ", "").replace(video, "the video")) from None

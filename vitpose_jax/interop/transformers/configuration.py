@@ -16,6 +16,7 @@ from vitpose_jax.convert.formats.rtdetr import parse_config as parse_detector_co
 from vitpose_jax.convert.hub import resolve_source
 from vitpose_jax.rtdetr.config import DetectorConfig
 from vitpose_jax.storage import atomic
+from vitpose_jax.storage.int4 import GROUP_SIZE
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 from vitpose_jax.vitpose import config as own
 
@@ -174,18 +175,47 @@ class RTDetrConfig(PretrainedConfig):
 
 
 class TorchAoConfig:
-    """What to quantize, as torchao names it; see `VitPoseForPoseEstimation.from_pretrained` for what is done with it.
+    """How to quantize, as torchao names it: "int4_weight_only" or "int8_weight_only".
 
     Args:
-        quant_type: a name such as "int4_weight_only", or an object of torchao.
-        kwargs: its settings, such as group_size.
+        quant_type: the name, or torchao's `Int4WeightOnlyConfig` or `Int8WeightOnlyConfig`.
+        kwargs: its settings: group_size of int4, 128 by default.
     """
 
     def __init__(self, quant_type: Any, **kwargs: Any):
-        self.quant_type, self.kwargs = quant_type, kwargs
+        self.quant_type, self.quant_type_kwargs = quant_type, kwargs
 
     def __repr__(self) -> str:
         return f"TorchAoConfig({self.quant_type!r})"
+
+
+# The kinds of torchao that exist here, by the beginning of their names without underscores.
+_WEIGHT_ONLY = {"int4weightonly": "int4", "int8weightonly": "int8"}
+
+
+def quantize_options(config: Any) -> dict[str, Any]:
+    """The arguments `quantize` and `group_size` of `vitpose_jax.from_pretrained` for a `quantization_config`.
+
+    Args:
+        config: a `TorchAoConfig` of this library or of transformers; None for floating point.
+
+    Raises:
+        ValueError: for any other.
+    """
+    if config is None:
+        return {}
+    kind = getattr(config, "quant_type", None)
+    name = kind if isinstance(kind, str) else type(kind).__name__.removesuffix("Config")
+    quantize = _WEIGHT_ONLY.get(name.lower().replace("_", ""))
+    if quantize is None:
+        got = type(config).__name__ if kind is None else f"{type(config).__name__} with {name}"
+        raise ValueError(
+            f"quantization_config: expected a TorchAoConfig with int4_weight_only or int8_weight_only, got {got}"
+        )
+    if quantize == "int8":
+        return {"quantize": quantize}
+    settings = getattr(config, "quant_type_kwargs", None) or {}
+    return {"quantize": quantize, "group_size": settings.get("group_size", getattr(kind, "group_size", GROUP_SIZE))}
 
 
 def _plain(value: Any) -> Any:

@@ -149,9 +149,11 @@ class RTDetrForObjectDetection(PreTrainedModel):
             TypeError: for an unknown argument.
         """
         options = LoadOptions(kwargs)
+        if options.quantize:
+            raise ValueError("quantization_config: expected none for a detector, which stays in floating point")
         dtype = jnp.dtype(jnp.float32) if isinstance(options.dtype, str) else options.dtype
         folder = resolve_source(name, **options.hub)
-        network = load_detector(folder, dtype=dtype, param_dtype=options.param_dtype)
+        network = load_detector(folder, dtype=dtype)
         if not isinstance(network, RtDetr):
             raise ValueError(f"{name}: expected an RT-DETR, got a {type(network).__name__}; see vitpose_jax.Detector")
         model = cls.__new__(cls)

@@ -16,7 +16,7 @@ from vitpose_jax.convert import write
 from vitpose_jax.convert.formats.huggingface import HUB_MODEL_TYPE
 from vitpose_jax.convert.hub import resolve_source
 from vitpose_jax.interop.transformers.arrays import HUB_OPTIONS, ModelOutput, kind_of, parse_dtype, to_array, to_kind
-from vitpose_jax.interop.transformers.configuration import VitPoseConfig
+from vitpose_jax.interop.transformers.configuration import VitPoseConfig, quantize_options
 from vitpose_jax.interop.transformers.devices import Device, device_name, find_device
 from vitpose_jax.pipeline.postprocess import flip_back
 from vitpose_jax.serving.batching import split_rows
@@ -24,6 +24,7 @@ from vitpose_jax.serving.program import Program
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
 from vitpose_jax.storage.text import shorten
 from vitpose_jax.vitpose.modeling import VitPose
+from vitpose_jax.vitpose.quantized import num_parameters
 
 # Most crops that are computed at once; a power of two.
 MAX_BATCH = 64
@@ -63,7 +64,7 @@ class PreTrainedModel:
 
     def num_parameters(self) -> int:
         """The number of trainable parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(self.network, nnx.Param)))
+        return num_parameters(self.network)
 
     def to(self, device: Any) -> Any:
         """Compute on another device; returns the model itself."""
@@ -130,22 +131,11 @@ class LoadOptions:
         self.dtype = dtype if isinstance(dtype, str) and dtype == "auto" else parse_dtype(dtype)
         device = values.pop("device", None)
         self.device = find_device(values.pop("device_map", None) or device)
-        self.param_dtype = _quantized(values.pop("quantization_config", None))
+        self.quantize = quantize_options(values.pop("quantization_config", None))
         for name in self.WITHOUT_EFFECT:
             values.pop(name, None)
         if values:
             raise TypeError(f"from_pretrained: unexpected {', '.join(values)}")
-
-
-def _quantized(config: Any) -> Any:
-    if config is None:
-        return None
-    warnings.warn(
-        f"quantization_config: {type(config).__name__} is not available here. The parameters are stored in bfloat16 "
-        "instead: 2 bytes each, where int4 takes half a byte; results are those of bfloat16 parameters.",
-        stacklevel=4,
-    )
-    return jnp.dtype(jnp.bfloat16)
 
 
 class VitPoseForPoseEstimation(PreTrainedModel):
@@ -183,17 +173,18 @@ class VitPoseForPoseEstimation(PreTrainedModel):
             kwargs: dtype (or torch_dtype): float32 by default, "auto" for that of the file, also as PyTorch's;
                 device_map (or device): "cpu", "cuda", "tpu", "auto" or the device; revision, cache_dir, token,
                 local_files_only; output_hidden_states, output_attentions, return_dict: the defaults of a call;
-                quantization_config: int4 does not exist here, so parameters are stored in bfloat16, with a warning.
+                quantization_config: a `TorchAoConfig` with "int4_weight_only" or "int8_weight_only": the kernels of the
+                blocks stay so in memory (vitpose/quantized.py).
 
         Raises:
-            ValueError: as `vitpose_jax.from_pretrained`; for an unknown dtype or device.
+            ValueError: as `vitpose_jax.from_pretrained`; for an unknown dtype, device or quantization.
             TypeError: for an unknown argument.
         """
         defaults = {key: kwargs.pop(key) for key in VitPoseConfig.CALL_DEFAULTS if key in kwargs}
         options = LoadOptions(kwargs)
         path = resolve_source(name, **options.hub)
         dtype = parse_dtype(pretrained.describe(path).dtype) if isinstance(options.dtype, str) else options.dtype
-        network = pretrained.from_pretrained(path, dtype=dtype, param_dtype=options.param_dtype)
+        network = pretrained.from_pretrained(path, dtype=dtype, **options.quantize)
         values = read_json(path / CONFIG_FILE) if path.is_dir() else {}
         if values.get("model_type") == HUB_MODEL_TYPE:
             # A file without edges has labels, which tell the skeleton.
@@ -205,6 +196,8 @@ class VitPoseForPoseEstimation(PreTrainedModel):
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> None:
         """Write config.json, preprocessor_config.json and model.safetensors, which transformers loads.
+
+        A quantized model is written in floating point, with the rounded weights.
 
         Raises:
             ValueError: for a model that transformers does not have, such as one with several heads.

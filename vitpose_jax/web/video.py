@@ -1,0 +1,71 @@
+"""Videos on the page: people are tracked, and the drawn video and the JSON lines come back."""
+
+from collections.abc import Callable
+
+from vitpose_jax.estimator import PoseEstimator
+from vitpose_jax.video.reader import VideoReader, import_av
+from vitpose_jax.video.run import track_file
+from vitpose_jax.web.files import result_folder
+
+# Frames of a video: one visitor must not keep the server busy for hours.
+MAX_FRAMES = 1800
+# Of FFmpeg's formats, those that hold a whole video. Others are lists of files, which a visitor must not make a server
+# read.
+CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg"
+
+
+def create_video_tracker(estimator: PoseEstimator, *, max_frames: int = MAX_FRAMES) -> Callable[..., tuple[str, str]]:
+    """What `create_page` takes as `track_video`.
+
+    Args:
+        estimator: what computes.
+        max_frames: of a video; a longer one is refused before anything is computed.
+
+    Raises:
+        ImportError: without PyAV.
+    """
+    import_av()
+
+    def track_video(
+        path: str, *, dataset: str | None, flip_test: bool, threshold: float, smooth: bool, every: int
+    ) -> tuple[str, str]:
+        """The paths of the drawn video and of its JSON lines."""
+        check_video(path, max_frames=max_frames)
+        folder = result_folder()
+        video, lines = folder / "poses.mp4", folder / "poses.jsonl"
+        track_file(
+            lambda: estimator,  # an estimator would be hashed for settings that nobody compares
+            path,
+            output=video,
+            json=lines,
+            drawing={"threshold": threshold},
+            dataset=dataset,
+            flip_test=flip_test,
+            smooth=smooth,
+            every=every,
+            progress=True,
+        )
+        return str(video), str(lines)
+
+    return track_video
+
+
+def check_video(path: str, *, max_frames: int = MAX_FRAMES) -> None:
+    """Check a file of a stranger before it is read as a video.
+
+    Args:
+        path: of the file.
+        max_frames: the largest number of frames.
+
+    Raises:
+        ValueError: if it is no video, is a list of other files, or is too long.
+    """
+    av = import_av()
+    try:
+        av.open(path, options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}).close()
+    except (av.error.FFmpegError, OSError) as error:
+        raise ValueError(f"{path}: expected a video file, as MP4, WebM or AVI ({error.strerror})") from None
+    with VideoReader(path) as reader:
+        count = reader.num_frames
+    if count is not None and count > max_frames:
+        raise ValueError(f"{path}: expected a video of at most {max_frames} frames, got {count}")
