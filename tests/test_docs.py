@@ -27,6 +27,7 @@ from tests.support.reference_rtdetr import save as save_detector
 from tests.support.reference_rtdetr import tiny_detector
 from tests.support.reference_torch import save, tiny_model
 from tests.support.videos import rectangles, write_video
+from tests.tolerances import REFINED, REFINED_MOST
 from vitpose_jax import cli
 from vitpose_jax.bundled import DEMO_IMAGE, DEMO_IMAGES
 from vitpose_jax.interop.transformers import VitPoseImageProcessor
@@ -166,6 +167,13 @@ def check_convert(namespaces: list[dict], output: str, folder: pathlib.Path) -> 
     assert (folder / "models" / "base-simple-int8" / "model.safetensors").is_file()
 
 
+def check_export(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    """The keypoints of the NumPy file are those of the estimator."""
+    assert output.count("\n") == 4 and "('nose', 'left_eye')" in output
+    keypoints, poses = namespaces[-1]["keypoints"], namespaces[-1]["poses"]
+    assert (np.abs(keypoints - poses.keypoints).max(axis=-1) < REFINED).mean() > REFINED_MOST
+
+
 def check_quantize(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
     namespace = namespaces[-1]
     assert len(namespace["poses"].keypoints) >= 1
@@ -213,6 +221,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/evaluate.md": check_evaluate,
     "docs/guides/train.md": check_train,
     "docs/guides/convert.md": check_convert,
+    "docs/guides/export.md": check_export,
     "docs/guides/quantize.md": check_quantize,
     "docs/guides/from-transformers.md": check_from_transformers,
     "docs/guides/formats.md": check_formats,

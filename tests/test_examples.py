@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tolerances import BLOCK, HEATMAPS, KEYPOINTS
-from vitpose_jax import Poses
-from vitpose_jax.bundled import DEMO_IMAGE, GROUP_IMAGE
+from tests.tolerances import BLOCK, HEATMAPS, KEYPOINTS, REFINED, REFINED_MOST
+from vitpose_jax import PoseEstimator, Poses, export, from_pretrained
+from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE, GROUP_IMAGE
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -124,6 +124,24 @@ def test_supervision_annotators(run, tmp_path):
     np.testing.assert_array_equal(values["poses"].box_scores, values["people"].scores)
     assert (values["scene"] != values["image"]).any()
     assert (tmp_path / "supervision_poses.png").is_file()
+
+
+def test_exported_onnx(tmp_path):
+    """In a process that imports neither JAX nor this package."""
+    model = from_pretrained()
+    export.to_onnx(model, tmp_path / "vitpose.onnx", batch=1)
+    arguments = [str(EXAMPLES / "exported_onnx.py"), "vitpose.onnx", str(DEMO_IMAGE), ",".join(map(str, DEMO_BOX))]
+    code = (
+        f"import runpy, sys; sys.argv = {arguments!r}; runpy.run_path(sys.argv[0], run_name='__main__'); "
+        "assert not {'jax', 'flax', 'vitpose_jax'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, stdout=subprocess.PIPE, text=True, check=True)
+    poses = PoseEstimator(model)(DEMO_IMAGE, [DEMO_BOX])
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert tuple(name for name, *_ in lines) == poses.skeleton.keypoints
+    printed = np.asarray([[float(x), float(y)] for _, x, y, _ in lines])
+    distances = np.abs(printed - poses.keypoints[0]).max(axis=-1)
+    assert (distances < REFINED).mean() > REFINED_MOST
 
 
 def test_profile_trace(run, tmp_path):

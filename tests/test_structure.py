@@ -43,6 +43,7 @@ ORDER = (
     "checkpoint",
     "pretrained",
     "serving",
+    "export",
     "detector",
     "estimator",
     "single_program",

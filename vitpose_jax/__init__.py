@@ -43,7 +43,7 @@ _HOMES = {
     "load_image": "images",
 }
 # Modules and rooms that are reached as attributes, as in `vitpose_jax.checkpoint.save`.
-_MODULES = ("bulk", "checkpoint", "convert", "datasets", "evaluation", "skeletons", "training", "video")
+_MODULES = ("bulk", "checkpoint", "convert", "datasets", "evaluation", "export", "skeletons", "training", "video")
 
 __all__ = [
     "Detections",

@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 
 from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.detector import Detector
+from vitpose_jax.export.estimation import ExportedModel, ExportedPath
 from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
@@ -149,7 +150,7 @@ class PoseEstimator:
     that occurs, times the combinations of `dataset`, `flip_test` and `decode` in use.
 
     Args:
-        model: a `VitPose`; later changes to it are not seen.
+        model: a `VitPose`; later changes to it are not seen. Or an `ExportedModel`; see `from_exported`.
         max_batch: most boxes in one batch, a power of two. Longer lists are split, so memory is bounded. None for the
             default of the device: 16 on CPUs, which larger batches slow down, 64 elsewhere.
         border: how pixels outside the image count, "scipy" as in transformers or "opencv" as in the original.
@@ -166,7 +167,7 @@ class PoseEstimator:
 
     def __init__(
         self,
-        model: VitPose,
+        model: VitPose | ExportedModel,
         *,
         max_batch: int | None = None,
         border: Border = "scipy",
@@ -195,15 +196,22 @@ class PoseEstimator:
             mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
             self._replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        function = functools.partial(predict, border=border, padding=padding, stretch=stretch)
-        options = ("dataset_index", *CallOptions._fields)
-        self._program = Program(model, function, options=options, sharding=self._replicated)
+        self._program: Program | ExportedPath
+        if isinstance(model, ExportedModel):
+            if devices is not None:
+                raise ValueError("devices: expected none with an exported model, which runs on one device")
+            self.dtype = model.dtype
+            self._program = model.program(border=border, padding=padding, stretch=stretch)
+        else:
+            self.dtype = np.dtype(model.backbone.dtype)
+            function = functools.partial(predict, border=border, padding=padding, stretch=stretch)
+            options = ("dataset_index", *CallOptions._fields)
+            self._program = Program(model, function, options=options, sharding=self._replicated)
 
     def __repr__(self) -> str:
         heads = ", ".join(skeleton.name for skeleton in self.config.skeletons)
         height, width = self.config.image_size
-        dtype = np.dtype(self.model.backbone.dtype).name
-        return f"PoseEstimator({heads}, crops {height} x {width}, {dtype}, max_batch={self.max_batch})"
+        return f"PoseEstimator({heads}, crops {height} x {width}, {self.dtype.name}, max_batch={self.max_batch})"
 
     @classmethod
     def from_pretrained(
@@ -239,6 +247,38 @@ class PoseEstimator:
             devices=devices,
             detector=detector,
         )
+
+    @classmethod
+    def from_exported(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        runtime: Literal["jax", "onnxruntime", "openvino"] | None = None,
+        dtype: str | None = None,
+        max_batch: int | None = None,
+        border: Border = "scipy",
+        padding: float = BOX_PADDING,
+        stretch: bool = False,
+        detector: Detector | None = None,
+    ) -> "PoseEstimator":
+        """An estimator with a file that `vitpose-jax export` wrote. Its calls are the same.
+
+        A file with the whole path has its own flip_test, decode, border, padding and stretch: other ones are an error.
+        A file for a fixed number of crops takes no other.
+
+        Args:
+            path: of a StableHLO file, or of an ONNX file, whose name ends with .onnx.
+            runtime: "jax" for StableHLO; "onnxruntime", the default, or "openvino" for ONNX. Crops and decoding run in
+                JAX.
+            dtype: in which OpenVINO computes: "float32", the default, "bfloat16" or "float16".
+            max_batch, border, padding, stretch, detector: see the class.
+
+        Raises:
+            ValueError: for a file that is missing, damaged or something else, or for options that do not fit it.
+            ImportError: if the runtime is not installed.
+        """
+        model = ExportedModel.load(path, runtime, dtype=dtype)
+        return cls(model, max_batch=max_batch, border=border, padding=padding, stretch=stretch, detector=detector)
 
     @overload
     def __call__(
@@ -420,7 +460,7 @@ class PoseEstimator:
             if self._detector is None:
                 # Its convolutions are no faster in bfloat16 on a CPU.
                 on_cpu = jax.default_backend() == "cpu"
-                self._detector = Detector.from_pretrained(dtype="float32" if on_cpu else self.model.backbone.dtype)
+                self._detector = Detector.from_pretrained(dtype="float32" if on_cpu else self.dtype)
             return self._detector
 
     def _check(

@@ -12,6 +12,7 @@ import numpy as np
 from vitpose_jax.datasets.fields import read_json
 from vitpose_jax.detector import DetectionModel, Detector
 from vitpose_jax.estimator import PoseEstimator
+from vitpose_jax.export.estimation import ExportedModel
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.atomic import write_whole
 from vitpose_jax.vitpose.modeling import VitPose
@@ -81,7 +82,7 @@ def estimator_settings(estimator: PoseEstimator) -> dict[str, Any]:
     """What poses depend on in an estimator: its model, its dtype, its crops."""
     return {
         "model_sha256": hash_model(estimator.model),
-        "dtype": np.dtype(estimator.model.backbone.dtype).name,
+        "dtype": estimator.dtype.name,
         "border": estimator.border,
         "padding": estimator.padding,
         "stretch": estimator.stretch,
@@ -98,8 +99,10 @@ def detector_settings(detector: Detector) -> dict[str, Any]:
     }
 
 
-def hash_model(model: VitPose | DetectionModel) -> str:
-    """SHA-256 of the configuration and of all weights."""
+def hash_model(model: VitPose | ExportedModel | DetectionModel) -> str:
+    """SHA-256 of the configuration and of all weights; of an exported model, the one in its file."""
+    if isinstance(model, ExportedModel):
+        return model.exported.metadata.sha256
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True, default=str).encode())
     for name, leaf in sorted(parameters.flatten(model).items()):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vitpose_jax import __version__
-from vitpose_jax.cli import checkpoints, demo, detect, evaluate, predict, train, video, web
+from vitpose_jax.cli import checkpoints, demo, detect, evaluate, export, predict, train, video, web
 from vitpose_jax.cli.common import say
 
 app = typer.Typer(
@@ -41,6 +41,7 @@ COMMANDS = (
     checkpoints.convert,
     checkpoints.info,
     checkpoints.init,
+    export.export,
 )
 for command in COMMANDS:
     app.command()(command)

@@ -9,7 +9,6 @@ import dataclasses
 from typing import Any
 
 import jax
-import numpy as np
 
 from vitpose_jax import __version__
 from vitpose_jax.bulk import settings as bulk_settings
@@ -98,7 +97,7 @@ class Settings(PoseSettings):
             annotations=hash_file(dataset.annotations),
             detections=None if dataset.detections is None else hash_file(dataset.detections),
             boxes=dataset.num_boxes,
-            dtype=np.dtype(estimator.model.backbone.dtype).name,
+            dtype=estimator.dtype.name,
             max_batch=estimator.max_batch,
             border=estimator.border,
             padding=estimator.padding,

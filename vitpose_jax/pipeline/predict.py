@@ -8,6 +8,7 @@ from vitpose_jax.pipeline.postprocess import Decode, decode_regions, flip_back, 
 from vitpose_jax.pipeline.preprocess import crop_regions, normalize
 from vitpose_jax.pipeline.regions import BOX_PADDING, boxes_to_regions
 from vitpose_jax.pipeline.warp import Border
+from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
 
 
@@ -39,15 +40,72 @@ def predict(
         keypoints (n, K, 2), (x, y) in pixels of each box's image, scores (n, K), and the keypoints' `peak_covariances`
         (n, K, 2, 2) in square pixels, all float32.
     """
-    config, decoding = model.config, get_decoding(decode)
+    config = model.config
+    crops = make_crops(
+        config, images, boxes, flip_test=flip_test, decode=decode, border=border, padding=padding, stretch=stretch
+    )
+    return read_heatmaps(
+        config,
+        model(crops, dataset_index),
+        boxes,
+        dataset_index=dataset_index,
+        flip_test=flip_test,
+        decode=decode,
+        padding=padding,
+        stretch=stretch,
+    )
+
+
+def make_crops(
+    config: VitPoseConfig,
+    images: PackedImages,
+    boxes: Float[Array, "n 4"],
+    *,
+    flip_test: bool = False,
+    decode: Decode = "udp",
+    border: Border = "scipy",
+    padding: float = BOX_PADDING,
+    stretch: bool = False,
+) -> Float[Array, "crops height width 3"]:
+    """What `predict` does before the network; jit-able.
+
+    Args:
+        config: of the network.
+        images, boxes, flip_test, decode, border, padding, stretch: as in `predict`.
+
+    Returns:
+        Normalised crops, float32; with a flip test, the mirrored ones after them.
+    """
     regions = boxes_to_regions(boxes, config.image_size, padding=padding, stretch=stretch)
-    values = crop_regions(images, regions, config.image_size, udp=decoding.udp, border=border)
+    values = crop_regions(images, regions, config.image_size, udp=get_decoding(decode).udp, border=border)
     crops = normalize(values, config.image_mean, config.image_std)
+    return jnp.concatenate([crops, crops[:, :, ::-1]]) if flip_test else crops
+
+
+def read_heatmaps(
+    config: VitPoseConfig,
+    heatmaps: Float[Array, "crops rows columns K"],
+    boxes: Float[Array, "n 4"],
+    *,
+    dataset_index: int = 0,
+    flip_test: bool = False,
+    decode: Decode = "udp",
+    padding: float = BOX_PADDING,
+    stretch: bool = False,
+) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"], Float[Array, "n K 2 2"]]:
+    """What `predict` does after the network; jit-able.
+
+    Args:
+        config: of the network.
+        heatmaps: of the crops that `make_crops` returns, in their order.
+        boxes, dataset_index, flip_test, decode, padding, stretch: as in `predict`.
+
+    Returns:
+        As `predict`.
+    """
     if flip_test:
-        heatmaps = model(jnp.concatenate([crops, crops[:, :, ::-1]]), dataset_index).astype(jnp.float32)
-        upright, mirrored = jnp.split(heatmaps, 2)
+        upright, mirrored = jnp.split(heatmaps.astype(jnp.float32), 2)
         flip_indices = config.skeleton(dataset_index).flip_indices
-        heatmaps = (upright + flip_back(mirrored, flip_indices, shift=not decoding.udp)) / 2
-    else:
-        heatmaps = model(crops, dataset_index)
+        heatmaps = (upright + flip_back(mirrored, flip_indices, shift=not get_decoding(decode).udp)) / 2
+    regions = boxes_to_regions(boxes, config.image_size, padding=padding, stretch=stretch)
     return *decode_regions(heatmaps, regions, decode=decode), peak_covariances(heatmaps, regions, decode=decode)

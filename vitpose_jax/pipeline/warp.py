@@ -133,7 +133,9 @@ def _lines(pixels: UInt8[Array | np.ndarray, "p 3"]) -> UInt32[Array, "lines lan
     """Each pixel as one word, in whole lines of LANES words, which is what a TPU loads; zeros after the last pixel."""
     words = jnp.asarray(pixels, jnp.uint32)
     words = words[:, 0] | words[:, 1] << 8 | words[:, 2] << 16
-    return jnp.pad(words, (0, -words.shape[0] % LANES + TILE + LANES)).reshape(-1, LANES)
+    # In a form that `jax.export` follows for a buffer of any length.
+    count = words.shape[0] // LANES + TILE // LANES + 2
+    return jnp.pad(words, (0, count * LANES - words.shape[0])).reshape(count, LANES)
 
 
 def _load_runs(lines: UInt32[Array, "lines lanes"], begin: Int[Array, "n rows"]) -> UInt8[Array, "n rows tile 3"]:

@@ -1,10 +1,11 @@
 """Atomic writes: a file is written whole or not at all."""
 
+import contextlib
 import io
 import os
 import pathlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from PIL import Image
 
@@ -28,17 +29,33 @@ def write_whole(path: pathlib.Path, content: bytes | Iterable[bytes], *, sync: b
     Raises:
         OSError: naming the file, if it cannot be written.
     """
+    with whole_file(path) as temporary, temporary.open("xb") as file:
+        file.writelines([content] if isinstance(content, bytes) else content)
+        if sync:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary name in the same folder, for a file that is written there and renamed if the block ends well.
+
+    Args:
+        path: of the file; its folder is created if it does not exist.
+
+    Yields:
+        The path to create the file at; nothing is there.
+
+    Raises:
+        OSError: naming the file, if it cannot be written.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     name = path.name.encode()[:_NAME_BYTES].decode(errors="ignore")
     temporary = path.with_name(f".{name}.{os.getpid()}.tmp")
     try:
         # From an earlier process of this number, or planted.
         temporary.unlink(missing_ok=True)
-        with temporary.open("xb") as file:
-            file.writelines([content] if isinstance(content, bytes) else content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
+        yield temporary
         os.replace(temporary, path)
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(path)) from error

@@ -1,0 +1,159 @@
+"""Models as ONNX files: the graph, in ONNX Runtime and in OpenVINO, beside the model."""
+
+import importlib.util
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tests.support.images import random_image
+from tests.support.models import SMALL_PLUS, random_crops, smallest_model
+from tests.tolerances import HEATMAPS, REFINED, REFINED_MOST, ROUNDED_PIXELS
+from vitpose_jax import PoseEstimator, VitPose, export
+from vitpose_jax.bulk.settings import estimator_settings
+from vitpose_jax.export import reference, write
+from vitpose_jax.export.metadata import KEY
+from vitpose_jax.skeletons import AP10K, COCO
+
+BOXES = np.asarray([[10, 10, 50, 60], [30, 20, 70, 80], [-5, 4, 60, 90]], np.float32)
+RUNTIMES = ("onnxruntime", "openvino")
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+
+@pytest.fixture(scope="module")
+def model() -> VitPose:
+    return smallest_model()
+
+
+@pytest.fixture(scope="module")
+def network(compiled_once, model, tmp_path_factory):
+    return export.to_onnx(model, tmp_path_factory.mktemp("exported") / "network.onnx").path
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"decoder": "classic", "knowledge_token": 8},
+        {"hidden_act": "gelu_tanh", "knowledge_token": 5},
+        {"hidden_act": "relu", "qkv_bias": False, "out_indices": (1,), "image_size": (48, 32)},
+        {**SMALL_PLUS, "part_features": 3, "decoder": "classic"},
+    ],
+)
+def test_every_kind_of_network(tmp_path, fields):
+    model = smallest_model(**fields)
+    written = export.to_onnx(model, tmp_path / "model.onnx", dataset="ap10k" if "experts" in fields else None)
+    assert tuple(check.runtime for check in written.checks) == RUNTIMES
+    assert written.metadata.skeleton == (AP10K if "experts" in fields else COCO)
+    proto = onnx.load(written.path)
+    onnx.checker.check_model(proto, full_check=True)
+    assert [entry.version for entry in proto.opset_import] == [20]
+    crops = random_crops(model.config, 3)
+    dataset = "ap10k" if "experts" in fields else None
+    expected = np.asarray(jax.jit(lambda model, crops: model(crops, dataset))(model, crops))
+    largest = max(1, np.abs(expected).max())
+    for runtime in RUNTIMES:
+        network = export.load_onnx(written.path, runtime)
+        for count in (1, 3):
+            heatmaps = network(crops[:count])
+            assert heatmaps.dtype == np.float32
+            np.testing.assert_allclose(heatmaps / largest, expected[:count] / largest, rtol=0, atol=HEATMAPS)
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_an_estimator_of_an_onnx_file(model, network, runtime):
+    estimator, expected = PoseEstimator.from_exported(network, runtime=runtime), PoseEstimator(model)
+    image, options = random_image(1), {"flip_test": True, "decode": "quarter"}
+    poses, expected = estimator(image, BOXES, **options), expected(image, BOXES, **options)
+    largest = np.abs(expected.scores).max()
+    np.testing.assert_allclose(poses.scores / largest, expected.scores / largest, rtol=0, atol=ROUNDED_PIXELS)
+    assert (np.abs(poses.keypoints - expected.keypoints).max(axis=-1) < REFINED).mean() > REFINED_MOST
+    assert poses.skeleton == COCO and estimator.device_kind == "cpu" and estimator.num_compiled == 2
+    settings = estimator_settings(estimator)
+    assert settings["dtype"] == "float32" and len(settings["model_sha256"]) == 64
+
+
+def test_openvino_computes_in_other_dtypes(network):
+    estimator = PoseEstimator.from_exported(network, runtime="openvino", dtype="bfloat16")
+    assert repr(estimator) == "PoseEstimator(coco, crops 32 x 16, bfloat16, max_batch=16)"
+    assert repr(estimator.model.exported) == "OnnxNetwork(coco, crops 32 x 16, openvino, bfloat16)"
+    assert estimator(random_image(0), BOXES).keypoints.shape == (3, 17, 2)
+
+
+def test_what_a_file_says(tmp_path, model):
+    written = export.to_onnx(model, tmp_path / "two.onnx", batch=2)
+    (crops,), (heatmaps,) = written.metadata.inputs, written.metadata.outputs
+    assert crops == {"name": "crops", "shape": [2, 32, 16, 3], "dtype": "float32"}
+    assert heatmaps == {"name": "heatmaps", "shape": [2, 8, 4, 17], "dtype": "float32"}
+    assert written.checks[0].counts == (2,) and written.size == written.path.stat().st_size
+    assert written.reference == tmp_path / "two_numpy.py"
+    with open(reference.__file__, "rb") as file:
+        assert written.reference.read_bytes() == file.read()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["two.onnx", "two_numpy.py"]
+    network = export.load_onnx(written.path)
+    for count in (1, 3):
+        with pytest.raises(ValueError, match=rf"crops: expected shape \(2, 32, 16, 3\), got \({count}, 32, 16, 3\)"):
+            network(np.zeros((count, 32, 16, 3), np.float32))
+
+
+def test_what_cannot_be_written(tmp_path, model, network, monkeypatch):
+    windows = smallest_model(image_size=(64, 32), window_size=(2, 2))
+    for changes, message in (
+        ({"model": windows}, "expected a model without windows of attention; export it to stablehlo"),
+        ({"model": smallest_model(dtype=jnp.bfloat16)}, "expected a model that computes in float32, got bfloat16"),
+        ({"path": tmp_path / "model.bin"}, "expected a name that ends with .onnx"),
+        ({"path": network}, "exists already"),
+        ({"batch": 0}, "batch: expected at least 1, got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export.to_onnx(**{"model": model, "path": tmp_path / "new.onnx", **changes})
+    monkeypatch.setattr(export.onnx, "LARGEST_FILE", 1000)
+    with pytest.raises(ValueError, match="expected a model of at most 2 GiB"):
+        export.to_onnx(model, tmp_path / "new.onnx")
+    monkeypatch.undo()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ImportError, match=r'is run before it is kept: pip install "vitpose-jax\[onnxruntime\]"'):
+        export.to_onnx(model, tmp_path / "new.onnx")
+    with pytest.raises(ImportError, match="needs the package openvino: pip install openvino"):
+        export.load_onnx(network, "openvino")
+    monkeypatch.undo()
+    monkeypatch.setattr(write, "load_onnx", lambda *_: export.load_onnx(network))
+    with pytest.raises(ValueError, match="the export failed its check"):
+        export.to_onnx(smallest_model(hidden_act="relu"), tmp_path / "new.onnx", batch=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_and_foreign_files(tmp_path, network):
+    def save(name: str, properties: dict[str, str]):
+        shapes = [helper.make_tensor_value_info(key, TensorProto.FLOAT, [1]) for key in ("a", "b")]
+        graph = helper.make_graph([helper.make_node("Relu", ["a"], ["b"])], "graph", shapes[:1], shapes[1:])
+        proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+        helper.set_model_props(proto, properties)
+        onnx.save(proto, tmp_path / name)
+        return tmp_path / name
+
+    (tmp_path / "text.onnx").write_text("not a model")
+    (tmp_path / "cut.onnx").write_bytes(network.read_bytes()[:-500])
+    for runtime in RUNTIMES:
+        for path, message in (
+            (tmp_path / "nowhere.onnx", "expected an ONNX file, found none"),
+            (tmp_path, "expected an ONNX file, found a folder"),
+            (tmp_path / "text.onnx", "cannot read it"),
+            (tmp_path / "cut.onnx", "cannot read it"),
+            (save("foreign.onnx", {}), "got another ONNX file"),
+            (save("damaged.onnx", {KEY: "{}"}), "damaged metadata"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                export.load_onnx(path, runtime)
+    for changes, message in (
+        ({"runtime": "tvm"}, "runtime: expected one of onnxruntime, openvino, got 'tvm'"),
+        ({"dtype": "bfloat16"}, "dtype: onnxruntime expects float32, got bfloat16"),
+        ({"runtime": "openvino", "dtype": "int8"}, "dtype: openvino expects float32 or bfloat16 or float16, got int8"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            export.load_onnx(network, **changes)
+    with pytest.raises(ValueError, match="expected the runtime onnxruntime or openvino for an ONNX file, got 'jax'"):
+        PoseEstimator.from_exported(network, runtime="jax")

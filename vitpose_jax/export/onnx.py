@@ -1,0 +1,221 @@
+"""The network as an ONNX graph, written node by node from the parameters.
+
+    crops float32 (n, height, width, 3)
+      patch embedding   Conv, then the position of each patch
+      block x depth     LayerNormalization, MatMul, Softmax, Gelu
+      decoder           ConvTranspose with its BatchNorm folded in, or Resize; Conv
+    heatmaps float32 (n, rows, columns, K)
+
+The graph is small, so writing it directly is simple and gives each runtime the operators that it knows best. (jax2onnx
+0.17 does not translate this network for a batch of any size, nor its decoders, and needs an orbax-checkpoint that is
+older than the one of the training.)
+
+Weights keep their flat names, with the number of the block in them.
+"""
+
+import hashlib
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vitpose_jax import __version__
+from vitpose_jax.export.metadata import KEY, Metadata, array_spec
+from vitpose_jax.storage import parameters
+from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose
+
+try:
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+except ImportError as error:
+    raise ImportError('writing ONNX needs the package onnx: pip install "vitpose-jax[onnx]"') from error
+
+# Gelu came with opset 20, LayerNormalization with 17. ONNX Runtime 1.17 and OpenVINO 2024 read it.
+OPSET = 20
+IR_VERSION = 9
+# A .onnx file is one protocol buffer, which has at most 2 GiB.
+LARGEST_FILE = 2**31 - 2**20
+BATCH_NORM_EPS = 1e-5
+
+
+class _Graph:
+    """Nodes and constants of a graph; each method adds something and returns the name of its result."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.constants: dict[str, np.ndarray] = {}
+
+    def node(self, operator: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
+        output = name or f"{operator.lower()}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, list(inputs), [output], name=output, **attributes))
+        return output
+
+    def constant(self, name: str, array: Any) -> str:
+        self.constants[name] = np.ascontiguousarray(array)
+        return name
+
+    def shape(self, *sides: int) -> str:
+        """A shape for Reshape, in which 0 is a side that stays as it is."""
+        return self.constant("shape_" + "_".join(map(str, sides)), np.asarray(sides, np.int64))
+
+    def linear(self, x: str, name: str, kernel: Float[np.ndarray, "inner outer"], bias: np.ndarray | None) -> str:
+        x = self.node("MatMul", x, self.constant(f"{name}.kernel", kernel))
+        return x if bias is None else self.node("Add", x, self.constant(f"{name}.bias", bias))
+
+
+def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
+    """The ONNX model of a network, in float32.
+
+    Args:
+        model: with one head and no experts: see `VitPose.specialize`.
+        batch: the number of crops, or None for any.
+
+    Raises:
+        ValueError: for attention in windows, which is not translated, and for a network above 2 GiB.
+    """
+    config = model.config
+    if config.window_size is not None:
+        raise ValueError("ONNX: expected a model without windows of attention; export it to stablehlo")
+    weights = {name: np.asarray(leaf, np.float32) for name, leaf in parameters.flatten(model).items()}
+    size = sum(array.nbytes for array in weights.values())
+    if size > LARGEST_FILE:
+        raise ValueError(f"ONNX: expected a model of at most 2 GiB, got {size / 2**30:.1f}; export it to stablehlo")
+    graph = _Graph()
+    tokens = _embed(graph, config, weights)
+    for index in range(config.out_indices[-1]):
+        tokens = _block(graph, config, weights, index, tokens)
+    if config.knowledge_token:
+        bounds = (graph.constant(name, np.asarray([at])) for name, at in (("zero", 0), ("patches", config.num_patches)))
+        tokens = graph.node("Slice", tokens, *bounds, graph.constant("axis", np.asarray([1])))
+    tokens = _layer_norm(graph, config, tokens, "backbone.norm", weights)
+    features = graph.node("Transpose", tokens, perm=[0, 2, 1])
+    features = graph.node("Reshape", features, graph.shape(0, 0, *config.grid_size))
+    (skeleton,) = config.skeletons
+    prefix = f"heads.{skeleton.name}."
+    head = {name.removeprefix(prefix): array for name, array in weights.items() if name.startswith(prefix)}
+    decode = _classic if config.decoder == "classic" else _simple
+    heatmaps = decode(graph, config, head, features)
+    graph.node("Transpose", heatmaps, name="heatmaps", perm=[0, 2, 3, 1])
+
+    digest = hashlib.sha256()
+    for array in graph.constants.values():
+        digest.update(array.reshape(-1).view(np.uint8).data)
+    count = "n" if batch is None else batch
+    crops = (count, *config.image_size, config.num_channels)
+    maps = (count, *config.heatmap_size, skeleton.num_keypoints)
+    metadata = Metadata(
+        part="network",
+        config=config.to_dict(),
+        dtype="float32",
+        inputs=[array_spec("crops", crops, "float32")],
+        outputs=[array_spec("heatmaps", maps, "float32")],
+        sha256=digest.hexdigest(),
+        versions={"vitpose_jax": __version__, "onnx": onnx.__version__, "opset": str(OPSET)},
+    )
+    proto = helper.make_model(
+        helper.make_graph(
+            graph.nodes,
+            "vitpose",
+            [helper.make_tensor_value_info("crops", TensorProto.FLOAT, crops)],
+            [helper.make_tensor_value_info("heatmaps", TensorProto.FLOAT, maps)],
+            [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
+        ),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="vitpose-jax",
+        producer_version=__version__,
+    )
+    helper.set_model_props(proto, {KEY: metadata.to_json()})
+    return proto
+
+
+def _embed(graph: _Graph, config: VitPoseConfig, weights: dict[str, np.ndarray]) -> str:
+    kernel, bias, positions = (
+        weights[f"backbone.patch_embed.{name}"] for name in ("proj.kernel", "proj.bias", "pos_embed")
+    )
+    x = graph.node("Transpose", "crops", perm=[0, 3, 1, 2])
+    kernel = graph.constant("backbone.patch_embed.proj.kernel", kernel.transpose(3, 2, 0, 1))
+    # The convolution leaves out what the last patches do not reach.
+    pads = [PATCH_PADDING, PATCH_PADDING, 0, 0]
+    x = graph.node("Conv", x, kernel, strides=list(config.patch_size), pads=pads)
+    x = graph.node("Reshape", x, graph.shape(0, 0, -1))
+    tokens = graph.node("Transpose", x, perm=[0, 2, 1])
+    positions = graph.constant("backbone.patch_embed.pos_embed", positions[1:] + positions[:1] + bias)
+    tokens = graph.node("Add", tokens, positions)
+    if not config.knowledge_token:
+        return tokens
+    token = weights["backbone.knowledge_token.token"]
+    if "backbone.knowledge_token.proj.kernel" in weights:
+        token = token @ weights["backbone.knowledge_token.proj.kernel"] + weights["backbone.knowledge_token.proj.bias"]
+    count = graph.node("Shape", tokens, start=0, end=1)
+    count = graph.node("Concat", count, graph.constant("one", np.asarray([1, config.hidden_size])), axis=0)
+    token = graph.node("Expand", graph.constant("backbone.knowledge_token.token", token[None, None]), count)
+    return graph.node("Concat", tokens, token, axis=1)
+
+
+def _layer_norm(graph: _Graph, config: VitPoseConfig, x: str, name: str, weights: dict[str, np.ndarray]) -> str:
+    scale, bias = (graph.constant(f"{name}.{kind}", weights[f"{name}.{kind}"]) for kind in ("scale", "bias"))
+    return graph.node("LayerNormalization", x, scale, bias, axis=-1, epsilon=config.layer_norm_eps)
+
+
+def _block(graph: _Graph, config: VitPoseConfig, stacked: dict[str, np.ndarray], index: int, tokens: str) -> str:
+    prefix, block = "backbone.blocks.", f"backbone.blocks.{index}"
+    weights = {
+        f"{block}.{name.removeprefix(prefix)}": array[index]
+        for name, array in stacked.items()
+        if name.startswith(prefix)
+    }
+
+    def linear(x: str, name: str) -> str:
+        name = f"{block}.{name}"
+        return graph.linear(x, name, weights[f"{name}.kernel"], weights.get(f"{name}.bias"))
+
+    heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
+    qkv = linear(_layer_norm(graph, config, tokens, f"{block}.norm1", weights), "attention.qkv")
+    parts = [f"{block}.{name}" for name in ("query", "key", "value")]
+    graph.nodes.append(helper.make_node("Split", [qkv], parts, name=f"{block}.split", axis=-1, num_outputs=3))
+    parts = [graph.node("Reshape", part, graph.shape(0, 0, heads, head_dim)) for part in parts]
+    query, key, value = (
+        graph.node("Transpose", part, perm=axes)
+        for part, axes in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+    )
+    scale = graph.constant("attention_scale", np.asarray(head_dim**-0.5, np.float32))
+    logits = graph.node("Mul", graph.node("MatMul", query, key), scale)
+    mixed = graph.node("MatMul", graph.node("Softmax", logits, axis=-1), value)
+    mixed = graph.node(
+        "Reshape", graph.node("Transpose", mixed, perm=[0, 2, 1, 3]), graph.shape(0, 0, config.hidden_size)
+    )
+    tokens = graph.node("Add", tokens, linear(mixed, "attention.proj"))
+    hidden = linear(_layer_norm(graph, config, tokens, f"{block}.norm2", weights), "mlp.fc1")
+    if config.hidden_act == "relu":
+        hidden = graph.node("Relu", hidden)
+    else:
+        hidden = graph.node("Gelu", hidden, approximate="tanh" if config.hidden_act == "gelu_tanh" else "none")
+    return graph.node("Add", tokens, linear(hidden, "mlp.fc2"))
+
+
+def _classic(graph: _Graph, config: VitPoseConfig, head: dict[str, np.ndarray], x: str) -> str:
+    for number in (1, 2):
+        norm = {kind: head[f"norm{number}.{kind}"].astype(np.float64) for kind in ("scale", "bias", "mean", "var")}
+        scale = norm["scale"] / np.sqrt(norm["var"] + BATCH_NORM_EPS)
+        # The stored kernel is that of a convolution over the dilated input.
+        kernel = head[f"deconv{number}.kernel"][::-1, ::-1].transpose(2, 3, 0, 1) * scale[:, None, None]
+        kernel = graph.constant(f"head.deconv{number}.kernel", kernel.astype(np.float32))
+        bias = (norm["bias"] - norm["mean"] * scale).astype(np.float32)
+        bias = graph.constant(f"head.deconv{number}.bias", bias)
+        x = graph.node("ConvTranspose", x, kernel, bias, strides=[2, 2], pads=[1, 1, 1, 1], kernel_shape=[4, 4])
+        x = graph.node("Relu", x)
+    return _last_conv(graph, head, x, 0)
+
+
+def _simple(graph: _Graph, config: VitPoseConfig, head: dict[str, np.ndarray], x: str) -> str:
+    scales = graph.constant("scales", np.asarray([1, 1, config.scale_factor, config.scale_factor], np.float32))
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
+    x = graph.node("Resize", graph.node("Relu", x), "", scales, **attributes)
+    return _last_conv(graph, head, x, 1)
+
+
+def _last_conv(graph: _Graph, head: dict[str, np.ndarray], x: str, pad: int) -> str:
+    kernel = graph.constant("head.conv.kernel", head["conv.kernel"].transpose(3, 2, 0, 1))
+    return graph.node("Conv", x, kernel, graph.constant("head.conv.bias", head["conv.bias"]), pads=[pad] * 4)

@@ -1,0 +1,149 @@
+"""ONNX files in ONNX Runtime and OpenVINO, for `PoseEstimator.from_exported` and for the check after an export."""
+
+import importlib
+import importlib.util
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from vitpose_jax.export.metadata import KEY, Metadata
+from vitpose_jax.storage.text import printable
+
+RUNTIMES = ("onnxruntime", "openvino")
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
+
+
+class OnnxNetwork:
+    """The network of an ONNX file; `load_onnx` makes it.
+
+    Attributes:
+        metadata: inputs, outputs, skeleton, mean, standard deviation and more.
+        runtime: "onnxruntime" or "openvino".
+        dtype: in which it computes.
+    """
+
+    def __init__(
+        self, run: Callable[[np.ndarray], np.ndarray], metadata: Metadata, *, runtime: str, dtype: str, device_kind: str
+    ):
+        self.metadata, self.runtime, self.dtype, self.device_kind = metadata, runtime, dtype, device_kind
+        self._run = run
+
+    def __repr__(self) -> str:
+        height, width = self.metadata.image_size
+        return f"OnnxNetwork({self.metadata.skeleton.name}, crops {height} x {width}, {self.runtime}, {self.dtype})"
+
+    def __call__(self, crops: Any) -> Float[np.ndarray, "n rows columns K"]:
+        """The heatmaps of normalised crops.
+
+        Args:
+            crops: float32 (n, height, width, 3).
+
+        Raises:
+            ValueError: for crops of another shape.
+        """
+        crops = np.asarray(crops, np.float32)
+        count, *sides = self.metadata.inputs[0]["shape"]
+        if crops.ndim != 4 or list(crops.shape[1:]) != sides or crops.shape[0] < 1 or count not in ("n", len(crops)):
+            raise ValueError(f"crops: expected shape ({', '.join(map(str, (count, *sides)))}), got {crops.shape}")
+        return self._run(crops)
+
+
+def load_onnx(path: str | os.PathLike[str], runtime: str = "onnxruntime", *, dtype: str = "float32") -> OnnxNetwork:
+    """Load an ONNX file that `vitpose-jax export` or `to_onnx` wrote.
+
+    Args:
+        path: of the file.
+        runtime: "onnxruntime", which uses the devices that its package is for, or "openvino", on the CPU.
+        dtype: in which the network computes. ONNX Runtime knows float32; OpenVINO also bfloat16 and float16, where the
+            processor does.
+
+    Raises:
+        ValueError: for an unknown runtime, a dtype that it does not know, or a file that is missing, damaged or
+            something else.
+        ImportError: if the runtime is not installed.
+    """
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime: expected one of {', '.join(RUNTIMES)}, got {runtime!r}")
+    known = list(_PRECISIONS) if runtime == "openvino" else ["float32"]
+    if dtype not in known:
+        raise ValueError(f"dtype: {runtime} expects {' or '.join(known)}, got {dtype}")
+    path = pathlib.Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: expected an ONNX file, found {'a folder' if path.is_dir() else 'none'}")
+    if importlib.util.find_spec(runtime) is None:
+        package = "openvino" if runtime == "openvino" else '"vitpose-jax[onnxruntime]"'
+        raise ImportError(f"{path} needs the package {runtime}: pip install {package}")
+    return _load_openvino(path, dtype) if runtime == "openvino" else _load_onnxruntime(path, dtype)
+
+
+def _load_onnxruntime(path: pathlib.Path, dtype: str) -> OnnxNetwork:
+    import onnxruntime
+
+    errors: Any = importlib.import_module("onnxruntime.capi.onnxruntime_pybind11_state")
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    # Azure's sends the data away, and is available in every build.
+    providers = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
+    except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
+        raise ValueError(f"{path}: ONNX Runtime cannot read it ({printable(error)})") from error
+    metadata = _metadata(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+
+    def run(crops: np.ndarray) -> np.ndarray:
+        (heatmaps,) = session.run(None, {metadata.inputs[0]["name"]: crops})
+        return np.asarray(heatmaps)
+
+    provider = session.get_providers()[0].removesuffix("ExecutionProvider")
+    return OnnxNetwork(run, metadata, runtime="onnxruntime", dtype=dtype, device_kind=provider.lower())
+
+
+def _load_openvino(path: pathlib.Path, dtype: str) -> OnnxNetwork:
+    openvino = _import_openvino()
+    core = openvino.Core()
+    try:
+        model = core.read_model(path)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: OpenVINO cannot read it ({printable(error)})") from error
+    path_in_model = ["framework", KEY]
+    metadata = _metadata(
+        model.get_rt_info(path_in_model).astype(str) if model.has_rt_info(path_in_model) else None, path
+    )
+    options = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
+    compiled = core.compile_model(model, "CPU", options)
+
+    def run(crops: np.ndarray) -> np.ndarray:
+        # OpenVINO writes the next result over this one.
+        return compiled([crops])[0].copy()
+
+    return OnnxNetwork(run, metadata, runtime="openvino", dtype=dtype, device_kind="cpu")
+
+
+def _import_openvino() -> Any:
+    """Import OpenVINO without its telemetry, for which it would fork this process and the threads of JAX in it."""
+    if "openvino" in sys.modules:
+        return sys.modules["openvino"]
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # pyright: ignore[reportArgumentType]: it counts as not installed
+    try:
+        return importlib.import_module("openvino")
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+def _metadata(text: str | None, path: pathlib.Path) -> Metadata:
+    if text is None:
+        raise ValueError(f"{path}: expected a file that `vitpose-jax export` wrote, got another ONNX file")
+    metadata = Metadata.from_json(text, source=str(path))
+    if len(metadata.inputs) != 1 or not all(isinstance(spec, dict) and "shape" in spec for spec in metadata.inputs):
+        raise ValueError(f"{path}: damaged metadata: expected one input with a shape")
+    return metadata
