@@ -10,7 +10,7 @@ from tests.support.cli import run
 from tests.support.models import assert_same_model, smallest_model
 from vitpose_jax import Detector, checkpoint, from_pretrained
 from vitpose_jax.bundled import DEFAULT_FINDER
-from vitpose_jax.cli import checkpoints, detect, evaluate, predict
+from vitpose_jax.cli import checkpoints, detect, evaluate, export, predict, video, web
 from vitpose_jax.convert import convert, write
 from vitpose_jax.convert.detectors import load_detector, write_finder
 from vitpose_jax.convert.formats.format import known_keys
@@ -92,5 +92,6 @@ def test_the_commands_have_the_option(tmp_path, capsys):
     with pytest.warns(UserWarning, match="swiglu"):
         status, out, _ = run(capsys, "info", tmp_path / "model", "--lenient")
     assert status == 0 and "coco" in out
-    for command in (checkpoints.convert, checkpoints.info, predict.predict, detect.detect, evaluate.evaluate):
+    commands = (checkpoints.convert, checkpoints.info, predict.predict, detect.detect, evaluate.evaluate)
+    for command in (*commands, export.export, video.video, web.web):
         assert "lenient" in inspect.signature(command).parameters

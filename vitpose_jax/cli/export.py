@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpose_jax.cli.common import Decode, DType
+from vitpose_jax.cli.common import Decode, DType, Lenient
 
 
 class Target(enum.StrEnum):
@@ -53,6 +53,7 @@ def export(
     border: Annotated[Border, typer.Option(help="path: how pixels outside the image count.")] = Border.scipy,
     skeleton: Annotated[str | None, typer.Option(help="The keypoints of the head: coco, crowdpose, ...")] = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Export a model as one file, and compare it with the model."""
@@ -72,7 +73,7 @@ def export(
     from vitpose_jax.export.write import describe, to_onnx, to_stablehlo
     from vitpose_jax.pretrained import from_pretrained
 
-    network = from_pretrained(model, dtype=dtype.value, revision=revision, skeleton=skeleton)
+    network = from_pretrained(model, dtype=dtype.value, revision=revision, strict=not lenient, skeleton=skeleton)
     common: dict[str, Any] = {"dataset": dataset, "batch": batch, "overwrite": overwrite}
     if to is Target.onnx:
         written = to_onnx(network, output, **common)

@@ -19,6 +19,7 @@ from vitpose_jax.images import load_image
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.preprocess import crop_boxes
 from vitpose_jax.poses import Poses
+from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.batcher import Batcher, BusyError
 from vitpose_jax.web.files import result_folder
@@ -117,6 +118,13 @@ def _draw(
     return draw_heatmaps(image, maps(batcher, image, boxes, dataset), boxes, size=size)
 
 
+def _network(batcher: Batcher) -> VitPose:
+    model = batcher.estimator.model
+    if not isinstance(model, VitPose):
+        raise ValueError("an exported model gives poses alone, not heatmaps or attention")
+    return model
+
+
 def _crops(batcher: Batcher, image: np.ndarray, boxes: np.ndarray) -> Any:
     config = batcher.estimator.config
     return crop_boxes(image, boxes, config.image_size, mean=config.image_mean, std=config.image_std)
@@ -124,14 +132,14 @@ def _crops(batcher: Batcher, image: np.ndarray, boxes: np.ndarray) -> Any:
 
 def map_heatmaps(batcher: Batcher, image: np.ndarray, boxes: np.ndarray, dataset: str | None) -> np.ndarray:
     """The largest value of any keypoint's heatmap: (n, height, width), one for each box."""
-    model = batcher.estimator.model
+    model = _network(batcher)
     parts = [np.asarray(model(_crops(batcher, image, part), dataset), np.float32) for part in _parts(boxes)]
     return np.concatenate(parts).max(axis=-1)
 
 
 def map_attention(batcher: Batcher, image: np.ndarray, boxes: np.ndarray, dataset: str | None) -> np.ndarray:
     """How much all patches look at each patch in the last block: (n, rows, columns), the mean over its heads."""
-    model, config = batcher.estimator.model, batcher.estimator.config
+    model, config = _network(batcher), batcher.estimator.config
     rows, columns = (side // patch for side, patch in zip(config.image_size, config.patch_size, strict=True))
     maps = []
     for part in _parts(boxes):
