@@ -2,10 +2,12 @@ import json
 
 import numpy as np
 import pytest
+import tables
 
 from tests.support.videos import sound_seconds, write_video
 from tests.support.walks import WalkerEstimator, crossing
 from vitpose_jax.interop.deeplabcut import read_deeplabcut
+from vitpose_jax.skeletons import COCO
 from vitpose_jax.video import VideoReader, run, track_file
 from vitpose_jax.video.results import read_tracks, to_individuals
 
@@ -118,8 +120,9 @@ def test_an_error_of_the_drawing_is_raised(tmp_path, clip, monkeypatch):
 
 def test_other_formats(tmp_path, clip):
     path = tmp_path / "out.jsonl"
-    summary = track_file(load, clip, json=path, settings=SETTINGS, formats=["coco", "openpose", "deeplabcut"])
-    assert summary.written[1:] == [tmp_path / "out.coco.json", tmp_path / "out_openpose", tmp_path / "out.csv"]
+    summary = track_file(load, clip, json=path, settings=SETTINGS, formats=["coco", "openpose", "deeplabcut", "sleap"])
+    names = ["out.coco.json", "out_openpose", "out.csv", "out.analysis.h5"]
+    assert summary.written[1:] == [tmp_path / name for name in names]
     coco = json.loads((tmp_path / "out.coco.json").read_text())
     assert [(entry["image_id"], entry["track_id"]) for entry in coco] == [(n, i) for n in range(12) for i in (1, 2)]
     files = sorted((tmp_path / "out_openpose").iterdir())
@@ -129,7 +132,11 @@ def test_other_formats(tmp_path, clip):
     assert (document["canvas_height"], document["canvas_width"]) == (240, 480)
     tracks = read_deeplabcut(tmp_path / "out.csv")
     assert tracks.individuals == ("person1", "person2") and tracks.frames == tuple(range(12))
-    np.testing.assert_array_equal(to_individuals(path).keypoints.shape, (12, 2, 17, 2))
+    individuals = to_individuals(path)
+    assert individuals.keypoints.shape == (12, 2, 17, 2)
+    with tables.open_file(str(tmp_path / "out.analysis.h5")) as file:
+        np.testing.assert_array_equal(file.root.tracks.read().transpose(3, 0, 2, 1), individuals.keypoints)
+        assert file.root.edge_inds.read().tolist() == [list(edge) for edge in COCO.edges]
 
 
 def test_a_file_that_holds_something_else(tmp_path, clip):

@@ -21,6 +21,7 @@ class Format(enum.StrEnum):
     coco = "coco"
     openpose = "openpose"
     deeplabcut = "deeplabcut"
+    sleap = "sleap"
 
 
 def video(

@@ -18,11 +18,12 @@ import numpy as np
 from jaxtyping import Int
 
 from vitpose_jax.interop.deeplabcut import Tracks, write_deeplabcut
+from vitpose_jax.interop.sleap import write_sleap
 from vitpose_jax.poses import Poses
 from vitpose_jax.skeletons import SKELETONS, Skeleton
 from vitpose_jax.storage.atomic import write_whole
 
-Format: TypeAlias = Literal["coco", "openpose", "deeplabcut"]
+Format: TypeAlias = Literal["coco", "openpose", "deeplabcut", "sleap"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
@@ -152,6 +153,7 @@ def convert_tracks(path: pathlib.Path, format: Format, image_size: tuple[int, in
         coco         NAME.coco.json: COCO results; "image_id" is the frame, "track_id" the track
         openpose     NAME_openpose/NAME_000000000012_keypoints.json: a file for each frame, "person_id" the track
         deeplabcut   NAME.csv: one individual for each track
+        sleap        NAME.analysis.h5: one individual for each track
 
     Args:
         path: of the JSON lines, NAME.jsonl.
@@ -163,6 +165,7 @@ def convert_tracks(path: pathlib.Path, format: Format, image_size: tuple[int, in
 
     Raises:
         ValueError: for a file that holds something else, or a skeleton that the format cannot hold.
+        ImportError: for SLEAP's format without the package tables.
     """
     if format == "coco":
         target = path.with_suffix(".coco.json")
@@ -175,14 +178,21 @@ def convert_tracks(path: pathlib.Path, format: Format, image_size: tuple[int, in
                 person["person_id"] = [int(number)]
             content = (json.dumps(document, allow_nan=False) + "\n").encode()
             write_whole(target / f"{path.stem}_{record.index:012}_keypoints.json", content)
+    elif format == "sleap":
+        target = path.with_suffix(".analysis.h5")
+        write_sleap(target, to_individuals(path), skeleton=_find_skeleton(path))
     else:
         target = path.with_suffix(".csv")
         write_deeplabcut(target, to_individuals(path))
     return target
 
 
+def _find_skeleton(path: pathlib.Path) -> Skeleton | None:
+    return next((record.poses.skeleton for record in read_tracks(path) if len(record.poses)), None)
+
+
 def to_individuals(path: str | os.PathLike[str]) -> Tracks:
-    """The tracks of a file of JSON lines as individuals, for DeepLabCut's and movement's tools.
+    """The tracks of a file of JSON lines as individuals, for the files of DeepLabCut and SLEAP.
 
     The arrays hold all frames: an hour of video with twenty tracks needs about 400 MB.
 

@@ -86,7 +86,7 @@ def track_file(
         source: whatever `VideoReader` opens.
         output: the drawn video, with the audio of the source.
         json: the JSON lines.
-        formats: more files made of the JSON lines at the end: "coco", "openpose", "deeplabcut"; see `convert_tracks`.
+        formats: more files made of the JSON lines at the end; see `convert_tracks`.
         every, smooth, dataset, flip_test, decode: see `track`.
         drawing: keyword arguments of `draw_tracks`.
         rate: see `VideoReader`.
