@@ -31,7 +31,7 @@ try:
 except ImportError:
     raise ImportError(WEB_EXTRA) from None
 
-from vitpose_jax.web.inputs import SentImage, SentVideo
+from vitpose_jax.web.inputs import sent_image, sent_video
 
 # Seconds between looks for old files, and the age at which they are deleted.
 DELETE_CACHE = (600, 3600)
@@ -223,9 +223,7 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
         with gr.Tab("Image"):
             with gr.Row():
                 with gr.Column():
-                    image = SentImage(
-                        type="filepath", format="png", sources=["upload", "webcam", "clipboard"], label="Image"
-                    )
+                    image = sent_image(format="png", sources=["upload", "webcam", "clipboard"], label="Image")
                     run = gr.Button("Find people", variant="primary")
                     gr.Examples([[str(path)] for path in DEMO_IMAGES], [image])
                 with gr.Column():
@@ -266,7 +264,7 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
             with gr.Tab("Video"):
                 with gr.Row():
                     with gr.Column():
-                        video = SentVideo(label="Video", elem_id="clip", sources=["upload", "webcam"])
+                        video = sent_video(label="Video", elem_id="clip", sources=["upload", "webcam"])
                         smooth = gr.Checkbox(False, label="Smooth the keypoints over time")
                         every = gr.Slider(1, 10, 5, step=1, label="Look for new people in every n-th frame")
                         run_video = gr.Button("Follow people", variant="primary")
