@@ -169,6 +169,7 @@ def differences_to_transformers(reference, estimator, samples) -> np.ndarray:
     return np.concatenate(differences)
 
 
+@pytest.mark.slow
 def test_transformers_finds_the_same_keypoints(reference, estimator, people):
     """The same crops give the same keypoints.
 
@@ -180,6 +181,7 @@ def test_transformers_finds_the_same_keypoints(reference, estimator, people):
     assert (differences < KEYPOINTS).mean() > NEARLY_ALL
 
 
+@pytest.mark.slow
 def test_transformers_finds_the_same_keypoints_on_four_photographs(reference, estimator, coco_val):
     """There no keypoint differs by more than `REFINED`."""
     differences = differences_to_transformers(reference, estimator, coco_val.samples[:4])

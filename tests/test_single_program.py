@@ -153,6 +153,7 @@ def test_detect_and_predict_from_its_file(capsys, folders, images, tmp_path):
     assert status == 1 and "min_score was 0.2, now 0.3" in said
 
 
+@pytest.mark.slow
 def test_predict_with_a_detector(capsys, folders, images, tmp_path):
     pose, detector = folders
     arguments = ("predict", images / "000007.png", "--model", pose, "--output", tmp_path)

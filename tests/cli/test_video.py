@@ -66,6 +66,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, clip, walkers, monkeypatch, arg
     assert status == 1 and message in err and err.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_the_bundled_models_follow_the_tennis_players(tmp_path, capsys):
     """Six frames of a camera that moves over a photograph, as a folder of images."""
     photograph = load_image(GROUP_IMAGE)

@@ -53,6 +53,7 @@ def test_images_of_a_wrong_size_are_refused(finder):
             finder(jnp.zeros(shape))
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 40), threshold=st.sampled_from([0.3, 0.5, 0.65]))
 def test_suppression_equals_opencv(seed, count, threshold):

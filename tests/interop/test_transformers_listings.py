@@ -65,6 +65,7 @@ def assert_poses(values):
     assert all(pose["keypoints"].shape == (17, 2) for pose in poses)
 
 
+@pytest.mark.slow
 def test_detect_and_draw(run):
     values = run("detect_and_draw")
     assert_poses(values)

@@ -22,6 +22,7 @@ def run_fuzz(seconds, seed):
     assert [row[0] for row in rows] == list(KINDS) and all(int(row[2]) > 0 for row in rows), json.dumps(rows)
 
 
+@pytest.mark.slow
 def test_mutated_files_are_read_or_refused():
     run_fuzz(seconds=20, seed=0)
 

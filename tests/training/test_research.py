@@ -101,6 +101,7 @@ def test_a_model_with_windows_learns(people, trained, tmp_path):
     assert not (tmp_path / "hub").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("frozen", "names"),
     [
@@ -120,6 +121,7 @@ def test_frozen_parts_do_not_change_and_the_others_learn(people, trained, tmp_pa
         assert (before[name] == after[name]).all() == bool(re.fullmatch(names, name)), name
 
 
+@pytest.mark.slow
 def test_a_student_approaches_its_teacher(people, trained, tmp_path):
     """The student is initialised at random and narrower than its teacher."""
     changes = {"init": None, "model": {"hidden_size": 16}}

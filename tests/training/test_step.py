@@ -80,6 +80,7 @@ def test_steps_equal_torch(decoder):
     assert state.micro_step == 3
 
 
+@pytest.mark.slow
 def test_a_mixed_batch_trains_its_own_heads_and_experts():
     """And the losses equal those of the network called separately on the crops of each dataset."""
     config = VitPoseConfig(**TINY, **{**PLUS, "skeletons": (COCO, AIC, AP10K)}, decoder="simple")

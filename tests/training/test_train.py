@@ -59,6 +59,7 @@ def test_a_run_writes_its_files(people, uninterrupted):
         loop.fit(settings(people, uninterrupted, batch_size=2, seed=3), resume=True)
 
 
+@pytest.mark.slow
 def test_resuming_after_a_kill_is_bit_equal(people, uninterrupted, tmp_path):
     """A real SIGKILL, once a checkpoint is on disk and steps were made after it."""
     output = tmp_path / "output"
