@@ -119,8 +119,8 @@ def _load_openvino(path: pathlib.Path, dtype: str) -> OnnxNetwork:
     compiled = core.compile_model(model, "CPU", options)
 
     def run(crops: np.ndarray) -> np.ndarray:
-        # OpenVINO writes the next result over this one.
-        return compiled([crops])[0].copy()
+        # A request of its own: one cannot serve several threads, and the next call would write over its result.
+        return compiled.infer_new_request([crops])[0]
 
     return OnnxNetwork(run, metadata, runtime="openvino", dtype=dtype, device_kind="cpu")
 
