@@ -1,6 +1,9 @@
 """Models as ONNX files: the graph, in ONNX Runtime and in OpenVINO, beside the model."""
 
+import concurrent.futures
+import errno
 import importlib.util
+import os
 
 import jax
 import jax.numpy as jnp
@@ -97,6 +100,34 @@ def test_what_a_file_says(tmp_path, model):
     for count in (1, 3):
         with pytest.raises(ValueError, match=rf"crops: expected shape \(2, 32, 16, 3\), got \({count}, 32, 16, 3\)"):
             network(np.zeros((count, 32, 16, 3), np.float32))
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_several_threads_call_a_network(model, network, runtime):
+    loaded, crops = export.load_onnx(network, runtime), np.asarray(random_crops(model.config, 4))
+    expected = [loaded(crops[index : index + 1]) for index in range(4)]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda index: loaded(crops[index % 4 : index % 4 + 1]), range(64)))
+    for index, heatmaps in enumerate(results):
+        np.testing.assert_array_equal(heatmaps, expected[index % 4])
+
+
+def test_a_file_in_the_place_of_the_companion_stays(tmp_path, model):
+    companion = tmp_path / "new_numpy.py"
+    companion.write_text("mine")
+    with pytest.raises(ValueError, match="new_numpy.py: exists already"):
+        export.to_onnx(model, tmp_path / "new.onnx", batch=2)
+    assert list(tmp_path.iterdir()) == [companion] and companion.read_text() == "mine"
+
+
+def test_no_file_without_its_companion(tmp_path, model, monkeypatch):
+    def fail(path, content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(write, "write_whole", fail)
+    with pytest.raises(OSError, match="No space left"):
+        export.to_onnx(model, tmp_path / "new.onnx", batch=2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written(tmp_path, model, network, monkeypatch):

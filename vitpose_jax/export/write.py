@@ -140,7 +140,7 @@ def to_onnx(
         dataset, batch, overwrite: as in `to_stablehlo`.
 
     Raises:
-        ValueError: for an existing file, a model in another dtype, with windows or above 2 GiB, or a file that does not
+        ValueError: for an existing file of either name, a model in another dtype, with windows or above 2 GiB, or a file that does not
             compute what the model does: it is not kept.
         ImportError: if onnx is not installed, or no runtime to compare the file in.
     """
@@ -149,6 +149,7 @@ def to_onnx(
     path = _check_target(path, overwrite)
     if path.suffix != ".onnx":
         raise ValueError(f"{path}: expected a name that ends with .onnx")
+    companion = _check_target(path.with_name(f"{path.stem}_numpy.py"), overwrite)
     dtype = np.dtype(model.backbone.dtype)
     if dtype != np.float32:
         raise ValueError(
@@ -172,8 +173,8 @@ def to_onnx(
             read = max(read, time.perf_counter() - begin)
             checks.append(check_network(network, model, counts, runtime=name))
         metadata = network.metadata
-    companion = path.with_name(f"{path.stem}_numpy.py")
-    write_whole(companion, pathlib.Path(reference.__file__).read_bytes())
+        # Before the ONNX file has its name: without the one, the other is not there either.
+        write_whole(companion, pathlib.Path(reference.__file__).read_bytes())
     return Export(
         path=path,
         reference=companion,
