@@ -152,7 +152,8 @@ class PoseEstimator:
     Args:
         model: a `VitPose`; later changes to it are not seen. Or an `ExportedModel`; see `from_exported`.
         max_batch: most boxes in one batch, a power of two. Longer lists are split, so memory is bounded. None for the
-            default of the device: 16 on CPUs, which larger batches slow down, 64 elsewhere.
+            default of the device: 16 on CPUs, which larger batches slow down, 64 elsewhere. An exported file for a
+            fixed number of crops has its own.
         border: how pixels outside the image count, "scipy" as in transformers or "opencv" as in the original.
         padding: factor on the sides of the boxes.
         stretch: crop each box with its own aspect, stretched to the crop, as the original does for MPII.

@@ -4,6 +4,7 @@ import concurrent.futures
 import errno
 import importlib.util
 import os
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from tests.support.models import SMALL_PLUS, random_crops, smallest_model
 from tests.tolerances import BFLOAT16, HEATMAPS, OPENVINO_BFLOAT16_MEDIAN, REFINED, REFINED_MOST, ROUNDED_PIXELS
 from vitpose_jax import PoseEstimator, VitPose, export
 from vitpose_jax.bulk.settings import estimator_settings, hash_model
-from vitpose_jax.export import reference, write
+from vitpose_jax.export import reference, runtimes, write
 from vitpose_jax.export.metadata import KEY
 from vitpose_jax.skeletons import AP10K, COCO
 
@@ -114,6 +115,18 @@ def test_what_a_file_says(tmp_path, model):
     for count in (1, 3):
         with pytest.raises(ValueError, match=rf"crops: expected shape \(2, 32, 16, 3\), got \({count}, 32, 16, 3\)"):
             network(np.zeros((count, 32, 16, 3), np.float32))
+
+
+def test_a_network_that_openvino_cannot_compile(network, monkeypatch):
+    openvino = runtimes._import_openvino()
+
+    class Core(openvino.Core):
+        def compile_model(self, *arguments):
+            raise RuntimeError("not on this processor")
+
+    monkeypatch.setattr(runtimes, "_import_openvino", lambda: types.SimpleNamespace(Core=Core))
+    with pytest.raises(ValueError, match=r"network\.onnx: OpenVINO cannot compile it in float16 \(not on this"):
+        export.load_onnx(network, "openvino", dtype="float16")
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
