@@ -91,6 +91,8 @@ def convert(
     quantization = choose_quantization(opened, kind, group_size)
     dtype = opened.stored_dtype
     model = build_model(opened, dtype=dtype, param_dtype=dtype, quantization=quantization)
+    # The open file: `dest` may be where it lies, and where open files can be neither renamed nor replaced.
+    del opened
     options: dict[str, Any] = {"int8": int8, "int4": int4}
     model = adapt(model, skeleton=skeleton, image_size=image_size)
     if split:

@@ -177,9 +177,16 @@ def _checked(name: str, tensor: LazyTensor, source: str) -> LazyTensor:
     check = functools.partial(_check_finite, name, tensor, source)
     quantized = tensor.quantized
     if quantized is not None:
-        # Integers are finite: the scale is what matters.
-        read_scale = quantized.scale.read
-        scale = dataclasses.replace(quantized.scale, read=lambda: check(read_scale()))
+        # Integers are finite: the scale is what matters, and what it makes of the largest of them.
+        read_scale, largest = quantized.scale.read, np.float32(8 if quantized.values.dtype == np.uint8 else 128)
+
+        def read_checked() -> np.ndarray:
+            scale = read_scale()
+            with np.errstate(all="ignore"):
+                check(scale.astype(np.float32) * largest)
+            return scale
+
+        scale = dataclasses.replace(quantized.scale, read=read_checked)
         quantized = quantized._replace(scale=scale)
     return dataclasses.replace(
         tensor,

@@ -266,12 +266,13 @@ def _lazy(tensor: Any, where: str) -> LazyTensor:
 
 
 def _to_numpy(tensor: Any) -> np.ndarray:
+    """A copy: the tensor's own memory is the mapped file, which another program may change or cut."""
     import torch
 
     tensor = tensor.detach()
     if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(jnp.bfloat16)
-    return tensor.numpy()
+        return np.array(tensor.view(torch.int16).numpy()).view(jnp.bfloat16)
+    return np.array(tensor.numpy())
 
 
 def _type_and_keys(value: Any) -> str:

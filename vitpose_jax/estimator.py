@@ -152,7 +152,8 @@ class PoseEstimator:
     Args:
         model: a `VitPose`; later changes to it are not seen. Or an `ExportedModel`; see `from_exported`.
         max_batch: most boxes in one batch, a power of two. Longer lists are split, so memory is bounded. None for the
-            default of the device: 16 on CPUs, which larger batches slow down, 64 elsewhere.
+            default of the device: 16 on CPUs, which larger batches slow down, 64 elsewhere. An exported file for a
+            fixed number of crops has its own.
         border: how pixels outside the image count, "scipy" as in transformers or "opencv" as in the original.
         padding: factor on the sides of the boxes.
         stretch: crop each box with its own aspect, stretched to the crop, as the original does for MPII.
@@ -179,10 +180,17 @@ class PoseEstimator:
         if isinstance(devices, jax.sharding.Mesh):
             devices = list(devices.devices.flat)
         count = 1 if devices is None else len(devices)
-        if max_batch is None:
+        fixed = model.fixed_batch() if isinstance(model, ExportedModel) else None
+        if max_batch is None and fixed is None:
             platform = devices[0].platform if devices else jax.default_backend()
             max_batch = max(MAX_BATCH_CPU if platform == "cpu" else MAX_BATCH, count)
-        check_power_of_two(max_batch)
+        if fixed is not None:
+            if max_batch not in (None, fixed):
+                raise ValueError(f"max_batch: expected the {fixed} that this file takes, got {max_batch}")
+            max_batch = fixed
+        else:
+            max_batch = cast(int, max_batch)
+            check_power_of_two(max_batch)
         if not 1 <= count <= max_batch or count & (count - 1):
             raise ValueError(f"devices: expected a power of two up to max_batch {max_batch}, got {count} of them")
         check_border(border)
@@ -264,7 +272,8 @@ class PoseEstimator:
         """An estimator with a file that `vitpose-jax export` wrote. Its calls are the same.
 
         A file with the whole path has its own flip_test, decode, border, padding and stretch: other ones are an error.
-        A file for a fixed number of crops takes no other.
+        A file for a fixed number of crops gets batches of that many, the last one filled up; with a flip test, a
+        network gets two crops of each box, so the number must be even.
 
         Args:
             path: of a StableHLO file, or of an ONNX file, whose name ends with .onnx.
@@ -346,6 +355,7 @@ class PoseEstimator:
             options: dict[str, Any] = {"decode": decode, "box_format": box_format, "channel_order": channel_order}
             return self([image], [boxes], dataset=[choice], flip_test=flip_test, **options)[0]
         get_decoding(decode)
+        self._batch_limits(flip_test)
         check_channel_order(channel_order)
         if is_detections(boxes):
             boxes = [boxes]  # of one image
@@ -399,6 +409,7 @@ class PoseEstimator:
             ValueError: for an unknown decoding or `errors`, or a prefetch below 1.
         """
         get_decoding(decode)
+        self._batch_limits(flip_test)
         check_channel_order(channel_order)
         check_box_format(box_format)
 
@@ -437,8 +448,9 @@ class PoseEstimator:
         image = np.zeros((*image_size, 3), np.uint8)
         if self.config.skeleton(plain(dataset)).name not in ANIMAL_SKELETONS or self._detector is not None:
             self.detector(image)
-        count = self.max_batch if num_boxes is None else min(num_boxes, self.max_batch)
-        sizes = {size for n in range(1, count + 1) for size in batch_sizes(n, self.max_batch, self._min_batch)}
+        largest, smallest = self._batch_limits(flip_test)
+        count = largest if num_boxes is None else min(num_boxes, largest)
+        sizes = {size for n in range(1, count + 1) for size in batch_sizes(n, largest, smallest)}
         for size in sorted(sizes):
             boxes = np.tile(np.asarray([0, 0, 1, 1]), (size, 1))
             self(image, boxes, dataset=dataset, flip_test=flip_test, decode=decode)
@@ -497,7 +509,8 @@ class PoseEstimator:
             return
         images, items = images.select(np.asarray(boxed)), [items[index] for index in boxed]
         indices = [item.request.dataset_index for item in items]
-        for batch in batches(indices, max_batch=self.max_batch, min_batch=self._min_batch):
+        largest, smallest = self._batch_limits(options.flip_test)
+        for batch in batches(indices, max_batch=largest, min_batch=smallest):
             rows = batch.padded
             boxes = np.stack([items[image].boxes[box] for image, box in rows])
             results = self._program(
@@ -507,6 +520,11 @@ class PoseEstimator:
                 **options._asdict(),
             )
             yield _Job(items, batch, *results)
+
+    def _batch_limits(self, flip_test: bool) -> tuple[int, int]:
+        """The most and the fewest boxes in a batch; both are the number that an exported file takes, if it is fixed."""
+        fixed = self.model.fixed_batch(flip_test=flip_test) if isinstance(self.model, ExportedModel) else None
+        return (self.max_batch, self._min_batch) if fixed is None else (fixed, fixed)
 
     def _detect(self, images: PackedImages, items: list[_PoseItem]) -> None:
         """Find the boxes of the items that have none."""

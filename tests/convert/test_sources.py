@@ -9,6 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from tests.support import reference_rtdetr
+from tests.support.models import assert_same_model, smallest_model
 from tests.support.reference_torch import original_state_dict, save, tiny_model
 from vitpose_jax import VitPoseConfig, checkpoint, from_pretrained
 from vitpose_jax.convert.detectors import load_detector
@@ -24,7 +25,9 @@ from vitpose_jax.convert.formats import (
 )
 from vitpose_jax.convert.formats.format import read_only, vitpose_shapes
 from vitpose_jax.convert.sources import build_model, open_source
+from vitpose_jax.convert.torch_files import open_tensors
 from vitpose_jax.storage import parameters
+from vitpose_jax.vitpose.modeling import abstract_vitpose
 
 ALL_FORMATS = (*VITPOSE_FORMATS, *BACKBONE_FORMATS, *DETECTOR_FORMATS)
 
@@ -131,3 +134,45 @@ def test_native_tensors_must_be_floating_point(folders, tmp_path):
     (tmp_path / "config.json").write_text((folders / "native" / "config.json").read_text())
     with pytest.raises(ValueError, match=r"backbone.norm.bias: expected floating-point numbers, got int32"):
         checkpoint.load(tmp_path)
+
+
+def test_a_file_that_changes_after_loading_does_not_change_the_model(tmp_path):
+    """JAX uses aligned memory as it is, and torch maps the file."""
+    model = smallest_model()
+    tensors = {name: torch.from_numpy(np.array(leaf)) for name, leaf in parameters.flatten(model).items()}
+    tensors["narrow"] = torch.ones(64, dtype=torch.bfloat16)
+    path = tmp_path / "weights.pth"
+    torch.save(tensors, path)
+    opened = open_tensors(path)
+    arrays = {name: np.asarray(tensor) for name, tensor in opened.items()}
+    narrow = arrays.pop("narrow")
+    abstract = abstract_vitpose(model.config)
+    loaded = parameters.fill(abstract, {name: tensor for name, tensor in opened.items() if name != "narrow"})
+    rebuilt = model.rebuild(model.config, arrays)
+    # In place, as a program that writes the same file again does.
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for array in arrays.values():
+        array[...] = 7
+    assert_same_model(loaded, model)
+    assert_same_model(rebuilt, model)
+    assert (narrow == 1).all()
+
+
+def test_arrays_of_a_caller_that_change_do_not_change_the_model():
+    model = smallest_model()
+    arrays, aligned = {}, 0
+    for name, leaf in parameters.flatten(model).items():
+        # At a multiple of 64 bytes, which JAX can use as it is.
+        memory = np.empty(leaf.size + 32, np.float32)
+        start = -(memory.ctypes.data // 4) % 16
+        arrays[name] = memory[start : start + leaf.size].reshape(leaf.shape)
+        arrays[name][...] = leaf
+        aligned += arrays[name].ctypes.data % 64 == 0
+    assert aligned == len(arrays)
+    rebuilt = model.rebuild(model.config, arrays)
+    of_tensors = model.rebuild(model.config, {name: torch.from_numpy(array) for name, array in arrays.items()})
+    for array in arrays.values():
+        array[...] = 7
+    assert_same_model(rebuilt, model)
+    assert_same_model(of_tensors, model)

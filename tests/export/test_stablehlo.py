@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import types
 
 import jax
 import jax.export
@@ -14,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from tests.support import programs
 from tests.support.images import random_image
+from tests.support.limits import largest_file
 from tests.support.models import SMALL_PLUS, random_crops, smallest_model
 from tests.tolerances import BFLOAT16, HEATMAPS, KEYPOINTS, REFINED, REFINED_MOST, ROUNDED_PIXELS
 from vitpose_jax import PoseEstimator, VitPose, export, from_pretrained
-from vitpose_jax.bulk.settings import estimator_settings
+from vitpose_jax.bulk.settings import estimator_settings, hash_model
 from vitpose_jax.export import write
 from vitpose_jax.export.metadata import KEY
+from vitpose_jax.export.program import runs_here
 from vitpose_jax.skeletons import AP10K, COCO, Skeleton
 from vitpose_jax.storage.tensors import open_safetensors
 
@@ -130,7 +133,7 @@ def test_an_estimator_of_a_network(tmp_path, model):
     np.testing.assert_array_equal(streamed.keypoints, poses.keypoints)
     assert repr(estimator) == "PoseEstimator(coco, crops 32 x 16, float32, max_batch=2)"
     assert estimator.device_kind == "cpu" and estimator.num_compiled > 0
-    assert estimator_settings(estimator)["model_sha256"] == export.load(path).metadata.sha256
+    assert len(estimator_settings(estimator)["model_sha256"]) == 64
 
 
 def test_options_that_do_not_fit_a_file(network, path_file):
@@ -152,6 +155,44 @@ def test_a_fixed_number_of_crops(model, network):
     assert program.metadata.inputs[0]["shape"] == [2, 32, 16, 3]
     with pytest.raises(ValueError, match=r"crops: expected float32 of shape \(2, 32, 16, 3\), got float32 of \(3, "):
         program(random_crops(model.config, 3))
+
+
+@pytest.mark.parametrize("part", ["network", "path"])
+def test_a_fixed_number_of_crops_in_an_estimator(tmp_path, model, part):
+    """Both with a flip test: a network then computes two crops of each box."""
+    options = OPTIONS if part == "path" else {}
+    path = export.to_stablehlo(model, tmp_path / "fixed", part=part, platforms=("cpu",), batch=2, **options).path
+    estimator, reference = PoseEstimator.from_exported(path), PoseEstimator(model)
+    image = random_image(1)
+    poses, expected = estimator(image, BOXES, **OPTIONS), reference(image, BOXES, **OPTIONS)
+    largest = np.abs(expected.scores).max()
+    np.testing.assert_allclose(poses.scores / largest, expected.scores / largest, rtol=0, atol=ROUNDED_PIXELS)
+
+
+@pytest.mark.parametrize(("version", "platform"), [("rocm 70000", "rocm"), ("cuda 13000", "cuda")])
+def test_programs_for_cuda_and_for_rocm_are_told_apart(network, monkeypatch, version, platform):
+    """For JAX both are "gpu"."""
+    backend = types.SimpleNamespace(platform_version=f"PJRT C API\n{version}")
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.extend.backend, "get_backend", lambda: backend)
+    assert runs_here([platform, "cpu"])
+    assert not runs_here(sorted({"rocm", "cuda", "cpu", "tpu"} - {platform}))
+    with pytest.raises(ValueError, match=f"was exported for cpu, and this is {platform}; export it with --platforms"):
+        export.load(network)
+
+
+def test_settings_tell_paths_apart(tmp_path, model, path_file):
+    """The options of a path are in its program, and in its metadata; the weights are the same."""
+    other = export.to_stablehlo(model, tmp_path / "path", part="path", platforms=("cpu",), batch=1).path
+    hashes = {hash_model(export.ExportedModel.load(path)) for path in (path_file, path_file, other)}
+    assert len(hashes) == 2
+
+
+def test_a_full_disk_is_one_error(tmp_path, model):
+    path = tmp_path / "model.stablehlo"
+    with largest_file(20_000), pytest.raises(OSError, match="File too large") as caught:
+        export.to_stablehlo(model, path, platforms=("cpu",), batch=2)
+    assert caught.value.filename == str(path) and list(tmp_path.iterdir()) == []
 
 
 def test_inputs_are_checked(network):
@@ -208,6 +249,19 @@ def test_damaged_and_foreign_files(tmp_path, network):
         ({**header, "dtype": 32}, "dtype: expected a str"),
         ({**header, "part": "half"}, "part: expected one of network, path, got 'half'"),
         ({**header, "config": {}}, "damaged metadata: config"),
+        ({**header, "dtype": "int8"}, "dtype: expected one of float32, bfloat16, float16, got 'int8'"),
+        ({**header, "weights": [1]}, "damaged metadata: weights: expected names, got 1"),
+        ({**header, "platforms": [["cpu"]]}, r"damaged metadata: platforms: expected names, got \['cpu'\]"),
+        ({**header, "inputs": ["crops"]}, "damaged metadata: inputs: expected arrays with name, shape, dtype, got"),
+        ({**header, "outputs": [{"name": "heatmaps"}]}, "damaged metadata: outputs: expected arrays with"),
+        (
+            {**header, "inputs": [{**header["inputs"][0], "dtype": 3}]},
+            "damaged metadata: inputs: dtype: expected a str, got 3",
+        ),
+        (
+            {**header, "inputs": [{**header["inputs"][0], "shape": [2, -1, True, None]}]},
+            "damaged metadata: inputs: shape: expected names and numbers from 1 on",
+        ),
         ({**header, "weights": more_weights}, "its tensors are not those that its metadata names"),
         ({**header, "platforms": ["tpu"]}, "was exported for tpu, and this is cpu"),
     ):

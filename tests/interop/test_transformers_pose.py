@@ -14,8 +14,10 @@ from PIL import Image
 from transformers import VitPoseImageProcessorPil
 
 from tests.support import reference_torch
+from tests.support.models import smallest_model
 from tests.tolerances import BFLOAT16, BLOCK, CROP_OUTLIERS, FLOAT32, HEATMAPS, KEYPOINTS
 from vitpose_jax import VitPoseConfig as OwnConfig
+from vitpose_jax.convert import write
 from vitpose_jax.interop import transformers as ours
 from vitpose_jax.skeletons import COCO
 
@@ -295,3 +297,9 @@ def test_bfloat16(plain, images, dtype):
     poses = processor.post_process_pose_estimation(outputs, boxes=BOXES)
     assert poses[0][0]["keypoints"].dtype == torch.float32
     assert ours.VitPoseForPoseEstimation.from_pretrained(plain, dtype="auto").dtype == jnp.float32
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_the_dtype_of_a_file_of_integers_is_float32(tmp_path, kind):
+    write(smallest_model(), tmp_path, **{kind: True}, group_size=4 if kind == "int4" else None)
+    assert ours.VitPoseForPoseEstimation.from_pretrained(tmp_path, dtype="auto").dtype == jnp.float32

@@ -124,3 +124,18 @@ def test_missing_and_wrong_scales_raise(tmp_path):
     with pytest.raises(ValueError, match=r"unexpected backbone\.norm\.scale\.scale"):
         checkpoint.load(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["format"] == 1
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_bad_numbers_in_scales_raise(tmp_path, kind):
+    checkpoint.save(smallest_model(), tmp_path, **{kind: True}, **({"group_size": 4} if kind == "int4" else {}))
+    path, name = tmp_path / "model.safetensors", "backbone.blocks.attention.qkv.kernel.scale"
+    stored = load_file(path)
+    save_file(stored | {name: stored[name].astype(np.int32)}, path)
+    with pytest.raises(ValueError, match=rf"{name}: expected floating-point numbers, got int32"):
+        checkpoint.load(tmp_path)
+    # It is finite, and its product with the largest integer is not: only some inputs would show it.
+    save_file(stored | {name: np.full_like(stored[name], 1e38)}, path)
+    for quantize in (None, kind):
+        with pytest.raises(ValueError, match=rf"expected finite numbers, got NaN or infinity from {kind} and {name}"):
+            checkpoint.load(tmp_path, quantize=quantize)

@@ -100,9 +100,12 @@ def detector_settings(detector: Detector) -> dict[str, Any]:
 
 
 def hash_model(model: VitPose | ExportedModel | DetectionModel) -> str:
-    """SHA-256 of the configuration and of all weights; of an exported model, the one in its file."""
+    """SHA-256 of the configuration and of all weights; of an exported model, of what its file says and its runtime."""
     if isinstance(model, ExportedModel):
-        return model.exported.metadata.sha256
+        # The metadata hold the checksum of the rest of the file, which was compared when it was loaded. Which versions
+        # wrote it changes no results.
+        values = dataclasses.asdict(model.exported.metadata) | {"versions": {}, "runtime": model.runtime}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
     digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True, default=str).encode())
     for name, leaf in sorted(parameters.flatten(model).items()):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())

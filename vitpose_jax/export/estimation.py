@@ -32,6 +32,7 @@ class ExportedModel:
         exported: what the file holds.
         config: of its network.
         dtype: in which it computes.
+        runtime: "jax", "onnxruntime" or "openvino".
 
     Raises:
         ValueError: if the file's configuration is damaged.
@@ -41,6 +42,7 @@ class ExportedModel:
         self.exported = exported
         self.config = VitPoseConfig.from_dict(exported.metadata.config)
         self.dtype = jnp.dtype(exported.dtype if isinstance(exported, OnnxNetwork) else exported.metadata.dtype)
+        self.runtime = exported.runtime if isinstance(exported, OnnxNetwork) else JAX
 
     @classmethod
     def load(
@@ -69,6 +71,24 @@ class ExportedModel:
         if dtype not in (None, program.metadata.dtype):
             raise ValueError(f"{path}: computes in {program.metadata.dtype}, expected no other dtype, got {dtype}")
         return cls(program)
+
+    def fixed_batch(self, *, flip_test: bool = False) -> int | None:
+        """The only number of boxes that the file takes at once; None if it takes any.
+
+        Args:
+            flip_test: whether a network computes two crops of each box.
+
+        Raises:
+            ValueError: for a flip test by a network for an odd number of crops.
+        """
+        count = self.exported.metadata.inputs[-1]["shape"][0]
+        if not isinstance(count, int):
+            return None
+        if not flip_test or self.exported.metadata.part == "path":
+            return count
+        if count % 2:
+            raise ValueError(f"flip_test: expected a file for an even number of crops, got one for {count}")
+        return count // 2
 
     def program(self, *, border: Border, padding: float, stretch: bool) -> "ExportedPath":
         """The whole path.

@@ -14,6 +14,8 @@ KEY = "vitpose_jax.export"
 # Raised when a file can no longer be read by older code.
 VERSION = 1
 PARTS = ("network", "path")
+# In which networks compute.
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class Metadata:
         platforms: on which a StableHLO program runs, in JAX's names: cpu, cuda, rocm, tpu. Empty for ONNX.
         versions: of the packages that wrote the file, by name.
         weights: of a StableHLO file: the names of the tensors that the program takes before its inputs, in order.
-        sha256: of a StableHLO file: of its program and its weights, in this order; of an ONNX file: of its weights.
+        sha256: of a StableHLO file: of its program and its weights, in this order; of an ONNX file: of all of it before
+            this text, which is the last in it.
     """
 
     part: str
@@ -98,7 +101,16 @@ class Metadata:
             kind = kinds[getattr(field.type, "__name__", str(field.type))]
             if not isinstance(values[name], kind):
                 raise ValueError(f"{source}: damaged metadata: {name}: expected a {kind.__name__}")
+            for element in values[name] if kind is list else ():
+                if name in ("inputs", "outputs"):
+                    _check_array_spec(element, f"{source}: damaged metadata: {name}")
+                elif not isinstance(element, str):
+                    raise ValueError(f"{source}: damaged metadata: {name}: expected names, got {shorten(element)}")
         metadata = cls(**values)
+        if metadata.dtype not in DTYPES:
+            raise ValueError(
+                f"{source}: damaged metadata: dtype: expected one of {', '.join(DTYPES)}, got {shorten(metadata.dtype)}"
+            )
         if metadata.part not in PARTS:
             raise ValueError(f"{source}: part: expected one of {', '.join(PARTS)}, got {shorten(metadata.part)}")
         try:
@@ -106,6 +118,36 @@ class Metadata:
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{source}: damaged metadata: config: {printable(error)}") from error
         return metadata
+
+
+def _check_array_spec(value: Any, where: str) -> None:
+    """Check the description of an input or output."""
+    kinds = {"name": str, "shape": list, "dtype": str}
+    if not isinstance(value, dict) or set(value) != set(kinds):
+        raise ValueError(f"{where}: expected arrays with {', '.join(kinds)}, got {shorten(value)}")
+    for name, kind in kinds.items():
+        if not isinstance(value[name], kind):
+            raise ValueError(f"{where}: {name}: expected a {kind.__name__}, got {shorten(value[name])}")
+    for side in value["shape"]:
+        if not isinstance(side, str) and (type(side) is not int or side < 1):
+            raise ValueError(f"{where}: shape: expected names and numbers from 1 on, got {shorten(value['shape'])}")
+
+
+def onnx_property(text: str) -> bytes:
+    """The bytes that hold the metadata in an ONNX file. Joined to those of a model without, they are the file.
+
+    The fields of a protobuf file stand one after the other: field 14 of a model is a property, whose fields 1 and 2 are
+    its name and its value.
+    """
+
+    def field(number: int, content: bytes) -> bytes:
+        size, rest = [], len(content)
+        while rest > 127:
+            size.append(rest & 127 | 128)
+            rest >>= 7
+        return bytes([number << 3 | 2, *size, rest]) + content
+
+    return field(14, field(1, KEY.encode()) + field(2, text.encode()))
 
 
 def array_spec(name: str, shape: tuple[int | str, ...], dtype: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ older than the one of the training.)
 Weights keep their flat names, with the number of the block in them.
 """
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -20,7 +21,7 @@ import numpy as np
 from jaxtyping import Float
 
 from vitpose_jax import __version__
-from vitpose_jax.export.metadata import KEY, Metadata, array_spec
+from vitpose_jax.export.metadata import Metadata, array_spec, onnx_property
 from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
@@ -64,7 +65,7 @@ class _Graph:
         return x if bias is None else self.node("Add", x, self.constant(f"{name}.bias", bias))
 
 
-def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
+def build_graph(model: VitPose, batch: int | None = None) -> tuple[bytes, bytes]:
     """The ONNX model of a network, in float32.
 
     Args:
@@ -98,9 +99,6 @@ def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
     heatmaps = decode(graph, config, head, features)
     graph.node("Transpose", heatmaps, name="heatmaps", perm=[0, 2, 3, 1])
 
-    digest = hashlib.sha256()
-    for array in graph.constants.values():
-        digest.update(array.reshape(-1).view(np.uint8).data)
     count = "n" if batch is None else batch
     crops = (count, *config.image_size, config.num_channels)
     maps = (count, *config.heatmap_size, skeleton.num_keypoints)
@@ -110,7 +108,6 @@ def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
         dtype="float32",
         inputs=[array_spec("crops", crops, "float32")],
         outputs=[array_spec("heatmaps", maps, "float32")],
-        sha256=digest.hexdigest(),
         versions={"vitpose_jax": __version__, "onnx": onnx.__version__, "opset": str(OPSET)},
     )
     proto = helper.make_model(
@@ -126,8 +123,9 @@ def build_graph(model: VitPose, batch: int | None = None) -> "onnx.ModelProto":
         producer_name="vitpose-jax",
         producer_version=__version__,
     )
-    helper.set_model_props(proto, {KEY: metadata.to_json()})
-    return proto
+    content = proto.SerializeToString()
+    metadata = dataclasses.replace(metadata, sha256=hashlib.sha256(content).hexdigest())
+    return content, onnx_property(metadata.to_json())
 
 
 def _embed(graph: _Graph, config: VitPoseConfig, weights: dict[str, np.ndarray]) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.export
+import jax.extend.backend
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -123,7 +124,7 @@ def load(path: str | os.PathLike[str]) -> ExportedProgram:
         raise ValueError(f"{path}: damaged: its tensors are not those that its metadata names")
     if not runs_here(metadata.platforms):
         raise ValueError(
-            f"{path}: was exported for {', '.join(metadata.platforms)}, and this is {jax.default_backend()}; "
+            f"{path}: was exported for {', '.join(metadata.platforms)}, and this is {this_platform()}; "
             "export it with --platforms"
         )
     serialized = np.asarray(tensors[PROGRAM]).tobytes()
@@ -165,6 +166,14 @@ def read_metadata(path: pathlib.Path) -> Metadata:
 
 def runs_here(platforms: Sequence[str]) -> bool:
     """Whether a program for these platforms runs on JAX's default device."""
-    # JAX's backend "gpu" is "cuda" or "rocm" here.
-    names = {"cuda": "gpu", "rocm": "gpu"}
-    return jax.default_backend() in {*platforms, *(names.get(platform, platform) for platform in platforms)}
+    return this_platform() in platforms
+
+
+def this_platform() -> str:
+    """The platform of JAX's default device, in the names of exported files: cpu, cuda, rocm, tpu."""
+    name = jax.default_backend()
+    if name != "gpu":
+        return name
+    # For JAX both are "gpu"; the version begins with the name of one.
+    version = jax.extend.backend.get_backend().platform_version
+    return "rocm" if "rocm" in version.lower() else "cuda"

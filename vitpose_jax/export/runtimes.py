@@ -1,5 +1,6 @@
 """ONNX files in ONNX Runtime and OpenVINO, for `PoseEstimator.from_exported` and for the check after an export."""
 
+import hashlib
 import importlib
 import importlib.util
 import os
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from vitpose_jax.export.metadata import KEY, Metadata
+from vitpose_jax.export.metadata import KEY, Metadata, onnx_property
 from vitpose_jax.storage.text import printable
 
 RUNTIMES = ("onnxruntime", "openvino")
@@ -94,7 +95,7 @@ def _load_onnxruntime(path: pathlib.Path, dtype: str) -> OnnxNetwork:
         session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except (errors.Fail, errors.InvalidProtobuf, errors.InvalidGraph, errors.NotImplemented) as error:
         raise ValueError(f"{path}: ONNX Runtime cannot read it ({printable(error)})") from error
-    metadata = _metadata(session.get_modelmeta().custom_metadata_map.get(KEY), path)
+    metadata = _read_metadata(session.get_modelmeta().custom_metadata_map.get(KEY), path)
 
     def run(crops: np.ndarray) -> np.ndarray:
         (heatmaps,) = session.run(None, {metadata.inputs[0]["name"]: crops})
@@ -112,15 +113,18 @@ def _load_openvino(path: pathlib.Path, dtype: str) -> OnnxNetwork:
     except RuntimeError as error:
         raise ValueError(f"{path}: OpenVINO cannot read it ({printable(error)})") from error
     path_in_model = ["framework", KEY]
-    metadata = _metadata(
+    metadata = _read_metadata(
         model.get_rt_info(path_in_model).astype(str) if model.has_rt_info(path_in_model) else None, path
     )
     options = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
-    compiled = core.compile_model(model, "CPU", options)
+    try:
+        compiled = core.compile_model(model, "CPU", options)
+    except RuntimeError as error:
+        raise ValueError(f"{path}: OpenVINO cannot compile it in {dtype} ({printable(error)})") from error
 
     def run(crops: np.ndarray) -> np.ndarray:
-        # OpenVINO writes the next result over this one.
-        return compiled([crops])[0].copy()
+        # A request of its own: one cannot serve several threads, and the next call would write over its result.
+        return compiled.infer_new_request([crops])[0]
 
     return OnnxNetwork(run, metadata, runtime="openvino", dtype=dtype, device_kind="cpu")
 
@@ -140,10 +144,19 @@ def _import_openvino() -> Any:
             sys.modules[name] = before
 
 
-def _metadata(text: str | None, path: pathlib.Path) -> Metadata:
+def _read_metadata(text: str | None, path: pathlib.Path) -> Metadata:
+    """The metadata of a file, whose content is compared with the checksum in it."""
     if text is None:
         raise ValueError(f"{path}: expected a file that `vitpose-jax export` wrote, got another ONNX file")
     metadata = Metadata.from_json(text, source=str(path))
-    if len(metadata.inputs) != 1 or not all(isinstance(spec, dict) and "shape" in spec for spec in metadata.inputs):
-        raise ValueError(f"{path}: damaged metadata: expected one input with a shape")
+    if len(metadata.inputs) != 1 or len(metadata.inputs[0]["shape"]) != 4:
+        raise ValueError(f"{path}: damaged metadata: expected one input with four axes")
+    last, digest = onnx_property(text), hashlib.sha256()
+    rest = path.stat().st_size - len(last)
+    with path.open("rb") as file:
+        while rest > 0 and (piece := file.read(min(rest, 2**20))):
+            digest.update(piece)
+            rest -= len(piece)
+        if file.read() != last or digest.hexdigest() != metadata.sha256:
+            raise ValueError(f"{path}: damaged or changed: its checksum is not the one in its metadata")
     return metadata

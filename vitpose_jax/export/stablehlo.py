@@ -10,7 +10,6 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors.numpy import save_file
 
 from vitpose_jax import __version__
 from vitpose_jax.export.metadata import KEY, Metadata, array_spec
@@ -18,6 +17,7 @@ from vitpose_jax.export.program import PROGRAM
 from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import write_safetensors
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -120,11 +120,7 @@ def write_program(program: Program, path: pathlib.Path) -> Metadata:
     values = {**vars(program.metadata), "sha256": digest.hexdigest()}
     metadata = Metadata(**values)
     tensors = {PROGRAM: np.frombuffer(program.serialized, np.uint8), **program.weights}
-    # save_file creates files that only their owner may read; give this one the default permissions.
-    path.touch(exist_ok=False)
-    mode = path.stat().st_mode
-    save_file(tensors, path, metadata={KEY: metadata.to_json()})
-    path.chmod(mode)
+    write_safetensors(path, tensors, metadata={KEY: metadata.to_json()})
     return metadata
 
 

@@ -22,6 +22,11 @@ MAX_DIFFERENCE = 1e-4
 MAX_FRACTION, MAX_FRACTION_NARROW = 1e-2, 5e-2
 # Without a clear peak in a heatmap, a keypoint may jump. This fraction must be within so many pixels, in float32.
 MOST, MAX_DISTANCE = 0.9, 0.1
+# The same in narrower dtypes.
+MOST_NARROW, MAX_DISTANCE_NARROW = 0.5, 2.0
+# Covariances are those of the peaks: the same fractions of them must be within these, relative, or absolute in square
+# pixels if that is more.
+MAX_COVARIANCE, MAX_COVARIANCE_NARROW = 0.1, 0.5
 ROUNDS = 3
 
 
@@ -64,8 +69,9 @@ def check_network(
         shape = (count, *config.image_size, config.num_channels)
         crops = np.random.default_rng(0).normal(size=shape).astype(np.float32)
         (actual, reference), seconds = _run_in_turn((run, expected), crops)
-        largest = max(largest, float(np.abs(reference).max()))
-        differences["heatmaps"] = max(differences["heatmaps"], _difference(actual, reference))
+        # Unlike max, np.maximum keeps NaN.
+        largest = float(np.maximum(largest, np.abs(reference).max()))
+        differences["heatmaps"] = float(np.maximum(differences["heatmaps"], _difference(actual, reference)))
     _check_limit(differences["heatmaps"], largest, model, f"{runtime}: heatmaps")
     return Check(runtime, tuple(counts), differences, largest, seconds)
 
@@ -73,7 +79,7 @@ def check_network(
 def check_path(
     run: Callable[..., Any], model: VitPose, options: dict[str, Any], counts: Sequence[int] = COUNTS
 ) -> Check:
-    """Compare keypoints and scores in boxes of a photograph.
+    """Compare keypoints, scores and covariances in boxes of a photograph.
 
     Args:
         run: the exported path.
@@ -82,7 +88,8 @@ def check_path(
         counts: numbers of boxes.
 
     Raises:
-        ValueError: if the scores differ by more than `MAX_DIFFERENCE`, or more than a tenth of the keypoints do.
+        ValueError: if a keypoint is not finite, if the scores differ by more than `MAX_DIFFERENCE`, or if too many of
+            the keypoints or covariances differ: more than a tenth in float32, more than half in narrower dtypes.
     """
 
     def path(model: VitPose, pixels: Any, shapes: Any, boxes: Any) -> Any:
@@ -100,15 +107,12 @@ def check_path(
         boxes = np.stack([left, np.full(count, height / 8), np.full(count, width / 2), np.full(count, height / 2)], -1)
         arguments = packed.pixels, np.repeat(packed.shapes, count, axis=0), boxes.astype(np.float32)
         (actual, reference), seconds = _run_in_turn((run, expected), *arguments)
-        largest = max(largest, float(np.abs(reference[1]).max()))
-        distances = np.abs(actual[0] - reference[0]).max(axis=-1)
-        differences["keypoints"] = max(differences["keypoints"], float(distances.max()))
-        differences["scores"] = max(differences["scores"], _difference(actual[1], reference[1]))
-        if model.backbone.dtype == jnp.float32 and (distances < MAX_DISTANCE).mean() < MOST:
-            raise ValueError(
-                f"the export failed its check: expected {MOST:.0%} of the keypoints within {MAX_DISTANCE} pixels of "
-                f"the model's, got {(distances < MAX_DISTANCE).mean():.0%}"
-            )
+        # Unlike max, np.maximum keeps NaN.
+        largest = float(np.maximum(largest, np.abs(reference[1]).max()))
+        keypoints, scores = (_difference(actual[index], reference[index]) for index in (0, 1))
+        differences["keypoints"] = float(np.maximum(differences["keypoints"], keypoints))
+        differences["scores"] = float(np.maximum(differences["scores"], scores))
+        _check_peaks(actual, reference, model)
     _check_limit(differences["scores"], largest, model, "scores")
     return Check("jax", tuple(counts), differences, largest, seconds)
 
@@ -134,12 +138,33 @@ def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
     return float(np.abs(actual - expected).max())
 
 
+def _check_peaks(actual: Sequence[np.ndarray], expected: Sequence[np.ndarray], model: VitPose) -> None:
+    """Check keypoints and covariances, of which some may differ."""
+    if not np.isfinite(actual[0]).all():
+        raise ValueError("the export failed its check: expected finite keypoints, got NaN or infinity")
+    most, distance, spread = MOST, MAX_DISTANCE, MAX_COVARIANCE
+    if model.backbone.dtype != jnp.float32:
+        most, distance, spread = MOST_NARROW, MAX_DISTANCE_NARROW, MAX_COVARIANCE_NARROW
+    if actual[2].shape != expected[2].shape:
+        raise ValueError(f"the export failed its check: expected shape {expected[2].shape}, got {actual[2].shape}")
+    for name, near, limit in (
+        ("keypoints", np.abs(actual[0] - expected[0]).max(axis=-1) < distance, f"{distance} pixels"),
+        # A peak without a covariance has NaN in both.
+        ("covariances", np.isclose(actual[2], expected[2], rtol=spread, atol=spread, equal_nan=True), f"{spread:.0%}"),
+    ):
+        if near.mean() < most:
+            raise ValueError(
+                f"the export failed its check: expected {most:.0%} of the {name} within {limit} of the model's, "
+                f"got {near.mean():.0%}"
+            )
+
+
 def _check_limit(difference: float, largest: float, model: VitPose, name: str) -> None:
     wide = model.backbone.dtype == jnp.float32
     limit = MAX_FRACTION_NARROW * largest
     if wide:
         limit = min(MAX_DIFFERENCE * max(1.0, largest), MAX_FRACTION * largest)
-    # A difference of NaN is above the limit, too.
+    # Of NaN, in the file or the model, no comparison is true.
     if not difference <= limit:
         raise ValueError(
             f"the export failed its check: {name}: expected at most {limit:.1e} from the model's, got {difference:.1e}"

@@ -8,12 +8,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from vitpose_jax.export import reference
 from vitpose_jax.export.metadata import PARTS, Metadata
-from vitpose_jax.export.program import load, runs_here
+from vitpose_jax.export.program import load, runs_here, this_platform
 from vitpose_jax.export.runtimes import RUNTIMES, load_onnx
 from vitpose_jax.export.stablehlo import build_program, check_platforms, write_program
 from vitpose_jax.export.verify import COUNTS, Check, check_network, check_path
@@ -88,7 +87,7 @@ def to_stablehlo(
     check_platforms(platforms)
     if not runs_here(platforms):
         raise ValueError(
-            f"platforms: expected this machine's {jax.default_backend()} among them, because the file is run before it "
+            f"platforms: expected this machine's {this_platform()} among them, because the file is run before it "
             f"is kept; got {', '.join(platforms)}"
         )
     get_decoding(decode)
@@ -140,8 +139,8 @@ def to_onnx(
         dataset, batch, overwrite: as in `to_stablehlo`.
 
     Raises:
-        ValueError: for an existing file, a model in another dtype, with windows or above 2 GiB, or a file that does not
-            compute what the model does: it is not kept.
+        ValueError: for an existing file of either name, a model in another dtype, with windows or above 2 GiB, or a
+            file that does not compute what the model does: it is not kept.
         ImportError: if onnx is not installed, or no runtime to compare the file in.
     """
     from vitpose_jax.export.onnx import build_graph
@@ -149,6 +148,7 @@ def to_onnx(
     path = _check_target(path, overwrite)
     if path.suffix != ".onnx":
         raise ValueError(f"{path}: expected a name that ends with .onnx")
+    companion = _check_target(path.with_name(f"{path.stem}_numpy.py"), overwrite)
     dtype = np.dtype(model.backbone.dtype)
     if dtype != np.float32:
         raise ValueError(
@@ -160,11 +160,12 @@ def to_onnx(
     counts = _check_batch(batch)
     model = _one_head(model, dataset)
     start = time.perf_counter()
-    graph = build_graph(model, batch)
+    content = build_graph(model, batch)
     checks, read = [], 0.0
     with whole_file(path) as temporary:
-        temporary.write_bytes(graph.SerializeToString())
-        del graph
+        with temporary.open("xb") as file:
+            file.writelines(content)
+        del content
         written = time.perf_counter()
         for name in runtimes:
             begin = time.perf_counter()
@@ -172,8 +173,8 @@ def to_onnx(
             read = max(read, time.perf_counter() - begin)
             checks.append(check_network(network, model, counts, runtime=name))
         metadata = network.metadata
-    companion = path.with_name(f"{path.stem}_numpy.py")
-    write_whole(companion, pathlib.Path(reference.__file__).read_bytes())
+        # Before the ONNX file has its name: without the one, the other is not there either.
+        write_whole(companion, pathlib.Path(reference.__file__).read_bytes())
     return Export(
         path=path,
         reference=companion,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Float32, Int8, UInt8
 
-from .int8 import SCALE
+from .int8 import SCALE, dtype_problems
 
 LARGEST = 7
 GROUP_SIZE = 128
@@ -87,7 +87,8 @@ def check_group_size(inputs: int, group_size: int) -> None:
 
 
 def problems(tensors: Mapping[str, Any]) -> Iterable[str]:
-    """One line for every packed tensor without a scale, and for every scale whose groups do not fill the inputs."""
+    """One line for every packed tensor without a scale, and for every scale whose groups do not fill
+    the inputs, or that is not floating-point."""
     for name, tensor in sorted(tensors.items()):
         if tensor.dtype != np.uint8:
             continue
@@ -103,3 +104,5 @@ def problems(tensors: Mapping[str, Any]) -> Iterable[str]:
         fits = len(scale) == len(shape) and (*scale[:-2], scale[-1]) == (*shape[:-2], shape[-1])
         if not fits or not scale[-2] or 2 * shape[-2] % scale[-2]:
             yield f"{name}{SCALE}: expected shape {expected}, got {scale}"
+        else:
+            yield from dtype_problems(name + SCALE, tensors[name + SCALE])

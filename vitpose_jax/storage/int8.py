@@ -83,7 +83,7 @@ def scale_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def problems(tensors: Mapping[str, Any]) -> Iterable[str]:
-    """One line for every int8 tensor without a scale, and for every scale of another shape than expected."""
+    """One line for every int8 tensor without a scale, and for every scale of another shape or dtype than expected."""
     for name, tensor in sorted(tensors.items()):
         if tensor.dtype != np.int8:
             continue
@@ -92,6 +92,14 @@ def problems(tensors: Mapping[str, Any]) -> Iterable[str]:
             yield f"missing {name}{SCALE}, expected shape {expected}, because {name} is int8"
         elif tuple(tensors[name + SCALE].shape) != expected:
             yield f"{name}{SCALE}: expected shape {expected}, got {tuple(tensors[name + SCALE].shape)}"
+        else:
+            yield from dtype_problems(name + SCALE, tensors[name + SCALE])
+
+
+def dtype_problems(name: str, scale: Any) -> Iterable[str]:
+    """One line for a scale that is not floating-point."""
+    if not jnp.issubdtype(scale.dtype, jnp.floating):
+        yield f"{name}: expected floating-point numbers, got {scale.dtype}"
 
 
 def _input_axes(name: str, axes: int) -> tuple[int, ...]:

@@ -16,6 +16,7 @@ from jaxtyping import Array
 from vitpose_jax.storage import text
 from vitpose_jax.storage.finite import all_finite
 from vitpose_jax.storage.forks import check_not_forked
+from vitpose_jax.storage.tensors import LazyTensor
 
 Model = TypeVar("Model", bound=nnx.Module)
 
@@ -72,13 +73,17 @@ def fill_checked(module: Model, tensors: Mapping[str, Any], *, check_finite: boo
     graphdef, state = nnx.split(module)
     for path, variable in nnx.to_flat_state(state):
         name = ".".join(map(str, path))
-        array = np.asarray(tensors[name])
+        tensor = tensors[name]
+        array = np.asarray(tensor)
         if check_finite and _may_overflow(array.dtype, variable.dtype):
             with np.errstate(over="ignore"):
                 array = array.astype(variable.dtype)
             if not all_finite(array):
                 raise ValueError(f"{name}: expected numbers that {variable.dtype} can hold, got larger ones")
-        variable.set_value(jnp.asarray(array, variable.dtype))
+        # On CPUs JAX may use the memory of a NumPy array as it is. What a caller can write to is copied; what is read
+        # from a file for this place alone is not.
+        copy = not isinstance(tensor, LazyTensor | jax.Array)
+        variable.set_value(jnp.array(array, variable.dtype, copy=copy))
     return nnx.merge(graphdef, state)
 
 

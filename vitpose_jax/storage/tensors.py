@@ -1,10 +1,13 @@
 """Tensors and JSON on disk: safetensors files are read lazily, model folders are written whole or not at all."""
 
 import dataclasses
+import errno
 import functools
 import json
 import math
 import os
+import re
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -140,25 +143,39 @@ def parse_json(content: str, *, source: str) -> Any:
 def open_safetensors(path: Path) -> dict[str, LazyTensor]:
     """The tensors of a safetensors file by name. Only the header is read here.
 
+    The file is opened once: header and numbers are of the same file, also if another one takes its name.
+
     Raises:
-        ValueError: if the file is missing, damaged, truncated or holds an unknown dtype.
+        ValueError: if the file is missing, damaged, truncated or holds an unknown dtype. Reading a tensor raises it if
+            the file was cut after it was opened.
     """
     try:
-        file = safe_open(path, framework="numpy")
+        content = _Content(path)
+        # It only checks the file, and maps it for this: a file that is mapped while it is read ends the process if
+        # another program cuts it, and what was read counts as memory of the process.
+        with safe_open(path, framework="numpy"):
+            pass
+        header, begin, size = content.read_header()
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror or error})") from error
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or truncated ({printable(error)})") from error
-    # safetensors maps the whole file, and what was read stays in the memory of the process as long as its handle. So it
-    # only checks the file, and each tensor is read by a mapping of its own.
-    places, content = _places(path), _Content(path)
     tensors = {}
-    for name in file.keys():  # noqa: SIM118 (it is not a mapping)
-        header = file.get_slice(name)
-        if header.get_dtype() not in _DTYPES:
-            raise ValueError(f"{path}: {printable(name)} has the unknown dtype {header.get_dtype()}")
-        dtype, shape = np.dtype(_DTYPES[header.get_dtype()]), tuple(header.get_shape())
-        where = (dtype, shape, places[name])
+    for name, entry in sorted(header.items()):
+        if name == "__metadata__":
+            continue
+        try:
+            kind, shape, (first, last) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: damaged header: {printable(name)}") from error
+        if not isinstance(kind, str) or kind not in _DTYPES:
+            raise ValueError(f"{path}: {printable(name)} has the unknown dtype {printable(kind)}")
+        dtype, numbers = np.dtype(_DTYPES[kind]), (*shape, first, last)
+        if any(type(number) is not int or number < 0 for number in numbers) or last > size - begin:
+            raise ValueError(f"{path}: damaged header: {printable(name)}")
+        if last - first != math.prod(shape) * dtype.itemsize:
+            raise ValueError(f"{path}: damaged header: {printable(name)}: {last - first} bytes for shape {shape}")
+        where = (name, dtype, shape, begin + first)
         read, read_layer = functools.partial(content.read, *where), functools.partial(content.read_layer, *where)
         tensors[name] = LazyTensor(shape, dtype, read, read_layer=read_layer)
     return tensors
@@ -168,26 +185,82 @@ class _Content:
     """An open file, from which arrays are read. It stays the same file if another takes its name."""
 
     def __init__(self, path: Path):
-        self._file = path.open("rb")
+        self._path, self._lock = path, threading.Lock()
+        self._file = path.open("rb", buffering=0)
         weakref.finalize(self, self._file.close)
 
-    def read(self, dtype: np.dtype, shape: tuple[int, ...], place: int) -> np.ndarray:
-        """The array that begins at a byte."""
-        if math.prod(shape) == 0:
-            return np.empty(shape, dtype)
-        return np.array(np.memmap(self._file, dtype, "r", place, shape))
+    def read_header(self) -> tuple[dict[str, Any], int, int]:
+        """The header, the byte at which the numbers begin, and the size of the file.
 
-    def read_layer(self, dtype: np.dtype, shape: tuple[int, ...], place: int, index: int) -> np.ndarray:
+        Raises:
+            ValueError: if there is none.
+        """
+        size = os.fstat(self._file.fileno()).st_size
+        length = int.from_bytes(self.read("the header", np.dtype(np.uint8), (8,), 0).tobytes(), "little")
+        if length > size - 8:
+            raise ValueError(f"{self._path}: truncated: expected a header of {length} bytes, got {size - 8}")
+        text = self.read("the header", np.dtype(np.uint8), (length,), 8).tobytes()
+        try:
+            header = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{self._path}: damaged header: not valid JSON ({printable(error)})") from error
+        if not isinstance(header, dict):
+            raise ValueError(f"{self._path}: damaged header: expected an object, got {type(header).__name__}")
+        return header, 8 + length, size
+
+    def read(self, name: str, dtype: np.dtype, shape: tuple[int, ...], place: int) -> np.ndarray:
+        """The array that begins at a byte.
+
+        Raises:
+            ValueError: naming the file and the tensor, if the file ends too early or cannot be read.
+        """
+        array = np.empty(shape, dtype)
+        memory, done = array.reshape(-1).view(np.uint8).data, 0
+        try:
+            with self._lock:  # threads share the place in the file
+                self._file.seek(place)
+                while done < array.nbytes:
+                    count = self._file.readinto(memory[done:])
+                    if not count:
+                        raise ValueError(
+                            f"{self._path}: {printable(name)}: expected {array.nbytes} bytes, got {done}: the file was "
+                            "cut after it was opened"
+                        )
+                    done += count
+        except OSError as error:
+            raise ValueError(f"{self._path}: {printable(name)}: cannot be read ({error.strerror or error})") from error
+        return array
+
+    def read_layer(self, name: str, dtype: np.dtype, shape: tuple[int, ...], place: int, index: int) -> np.ndarray:
         """Its part with an index along the first axis."""
-        return self.read(dtype, shape[1:], place + index * math.prod(shape[1:]) * dtype.itemsize)
+        return self.read(name, dtype, shape[1:], place + index * math.prod(shape[1:]) * dtype.itemsize)
 
 
-def _places(path: Path) -> dict[str, int]:
-    """Where each tensor of a valid safetensors file begins, in bytes."""
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-    return {name: 8 + length + entry["data_offsets"][0] for name, entry in header.items() if name != "__metadata__"}
+def write_safetensors(path: Path, tensors: Mapping[str, Any], *, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file with the default permissions.
+
+    Args:
+        path: of a file that does not exist; a temporary one.
+        tensors: arrays by name.
+        metadata: for the header.
+
+    Raises:
+        OSError: naming the file, if it exists or cannot be written.
+    """
+    # save_file writes the memory of an array as it is: an array that is not contiguous would be garbled.
+    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
+    # save_file creates files that only their owner may read.
+    path.touch(exist_ok=False)
+    mode = path.stat().st_mode
+    try:
+        save_file(arrays, path, metadata=metadata)
+    except SafetensorError as error:
+        # It is no OSError, but says the system's number.
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise OSError(errno.EIO, printable(error), str(path)) from error
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    path.chmod(mode)
 
 
 def write_folder(
@@ -212,6 +285,7 @@ def write_folder(
 
     Raises:
         ValueError: if `folder` holds a checkpoint and `overwrite` is not set, or is not a folder.
+        OSError: naming the file or the folder, if it cannot be written.
     """
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
@@ -219,24 +293,23 @@ def write_folder(
     existing = [name for name in (WEIGHTS_FILE, *documents) if (folder / name).exists()]
     if existing and not overwrite:
         raise ValueError(f"{folder}: already holds {', '.join(existing)}; choose another folder, or ask to overwrite")
-    # save_file writes the memory of an array as it is: an array that is not contiguous would be garbled.
-    arrays = {name: np.asarray(tensor, order="C") for name, tensor in tensors.items()}
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
     names = [WEIGHTS_FILE, *sorted(documents, key=lambda name: name == CONFIG_FILE)]
     temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in names}
     try:
-        # save_file creates files that only their owner may read; give this one the default permissions.
-        temporary[WEIGHTS_FILE].touch()
-        mode = temporary[WEIGHTS_FILE].stat().st_mode
-        save_file(arrays, temporary[WEIGHTS_FILE], metadata=metadata)
-        temporary[WEIGHTS_FILE].chmod(mode)
+        # From an earlier process of this number, or planted.
+        temporary[WEIGHTS_FILE].unlink(missing_ok=True)
+        write_safetensors(temporary[WEIGHTS_FILE], tensors, metadata=metadata)
         for name, values in documents.items():
             temporary[name].write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         (folder / CONFIG_FILE).unlink(missing_ok=True)
         for name in names:
             os.replace(temporary[name], folder / name)
+    except OSError as error:
+        files = {str(path): folder / name for name, path in temporary.items()}
+        raise OSError(error.errno, error.strerror, str(files.get(str(error.filename), folder))) from error
     finally:
         for path in temporary.values():
             path.unlink(missing_ok=True)

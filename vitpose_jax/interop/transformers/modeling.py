@@ -170,7 +170,8 @@ class VitPoseForPoseEstimation(PreTrainedModel):
 
         Args:
             name: a Hub id, a folder, an original .pth file or a bundled model.
-            kwargs: dtype (or torch_dtype): float32 by default, "auto" for that of the file, also as PyTorch's;
+            kwargs: dtype (or torch_dtype): float32 by default, "auto" for that of the file (float32 if it holds int8
+                or int4), also as PyTorch's;
                 device_map (or device): "cpu", "cuda", "tpu", "auto" or the device; revision, cache_dir, token,
                 local_files_only; output_hidden_states, output_attentions, return_dict: the defaults of a call;
                 quantization_config: a `TorchAoConfig` with "int4_weight_only" or "int8_weight_only": the kernels of the
@@ -183,7 +184,10 @@ class VitPoseForPoseEstimation(PreTrainedModel):
         defaults = {key: kwargs.pop(key) for key in VitPoseConfig.CALL_DEFAULTS if key in kwargs}
         options = LoadOptions(kwargs)
         path = resolve_source(name, **options.hub)
-        dtype = parse_dtype(pretrained.describe(path).dtype) if isinstance(options.dtype, str) else options.dtype
+        dtype = options.dtype
+        if isinstance(dtype, str):
+            stored = pretrained.describe(path).dtype
+            dtype = jnp.dtype(jnp.float32) if stored in ("int8", "int4") else parse_dtype(stored)
         network = pretrained.from_pretrained(path, dtype=dtype, **options.quantize)
         values = read_json(path / CONFIG_FILE) if path.is_dir() else {}
         if values.get("model_type") == HUB_MODEL_TYPE:
