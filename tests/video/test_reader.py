@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -197,11 +198,16 @@ def test_limits_of_a_folder_of_images(tmp_path):
 
 
 def test_a_source_that_does_not_say_how_long_it_is(tmp_path):
-    path = write_video(tmp_path / "in.ts", rectangles(6))
+    path = tmp_path / "live.webm"
+    with av.open(str(path), "w", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx", rate=10)
+        stream.height, stream.width = 48, 64
+        for image in rectangles(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
     with VideoReader(path, max_frames=6) as reader:
-        assert len(list(reader)) == 6
-    with VideoReader(path) as reader:
-        reader._max_frames, reader.num_frames = 4, None
+        assert reader.num_frames is None and len(list(reader)) == 6
+    with VideoReader(path, max_frames=4) as reader:
         frames = iter(reader)
         assert [next(frames).index for _ in range(4)] == [0, 1, 2, 3]
         with pytest.raises(VideoLimitError, match="expected a video of at most 4 frames, got more"):

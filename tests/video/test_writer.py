@@ -146,7 +146,9 @@ def test_audio_whose_times_go_back_does_not_end_the_run(tmp_path):
         assert len(list(reader)) == 10
 
 
-def test_audio_that_cannot_be_opened_leaves_nothing(tmp_path):
+def test_audio_that_cannot_be_opened_leaves_nothing_open(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(VideoWriter, "close", lambda self, close=VideoWriter.close: closed.append(close(self)))
     with pytest.raises(FileNotFoundError):
         VideoWriter(tmp_path / "out.mp4", (48, 64), 10, audio=tmp_path / "missing.mp4")
-    assert list(tmp_path.iterdir()) == []
+    assert closed == [None] and list(tmp_path.iterdir()) == []
