@@ -1,20 +1,26 @@
 """The HTTP interface, by a client and a server in this process."""
 
+import concurrent.futures
+import functools
 import io
+import itertools
 import json
+import re
 
 import numpy as np
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.support.images import random_image
 from tests.support.models import smallest_model
+from tests.support.slow_estimator import Slow
 from vitpose_jax import PoseEstimator
 from vitpose_jax.skeletons import COCO
 from vitpose_jax.web.api import create_router
 from vitpose_jax.web.batcher import Batcher
+from vitpose_jax.web.limits import LimitedBody
 
 BOXES = [[10, 20, 60, 90], [40, 5, 50, 100]]
 
@@ -62,7 +68,13 @@ def test_no_boxes_are_no_people(client):
         ({"boxes": "[]"}, b"not an image", 400, "no format that Pillow reads"),
         ({"boxes": "[[1, 2"}, None, 400, r"boxes: expected a JSON list \[\[x, y, width, height\], \.\.\.\], got"),
         ({"boxes": "[" * 20_000}, None, 400, "boxes: expected a JSON list"),
-        ({"boxes": '{"a": 1}'}, None, 400, "boxes: expected a JSON list, got"),
+        ({"boxes": '{"a": 1}'}, None, 400, "boxes: expected a JSON list of at most 200 boxes, got"),
+        (
+            {"boxes": json.dumps([[1, 2, 3, 4]] * 201)},
+            None,
+            400,
+            "boxes: expected a JSON list of at most 200 boxes, got",
+        ),
         ({"boxes": "[[1, 2, 3]]"}, None, 400, "boxes"),
         ({"boxes": "[[1, 2, -3, 4]]"}, None, 400, "boxes"),
         ({"boxes": "[[NaN, 2, 3, 4]]"}, None, 400, "boxes"),
@@ -73,8 +85,6 @@ def test_no_boxes_are_no_people(client):
     ],
 )
 def test_mistakes_are_answered_in_words(client, params, content, status, message):
-    import re
-
     answer = client.post("/v1/poses", params=params, content=png(random_image()) if content is None else content)
     assert answer.status_code == status
     assert list(answer.json()) == ["error"] and re.search(message, answer.json()["error"])
@@ -89,14 +99,61 @@ def test_paths_and_urls_are_not_read(client, tmp_path):
         assert answer.status_code == 400 and "no format that Pillow reads" in answer.json()["error"]
 
 
-def test_a_busy_server_says_so(client, batcher, monkeypatch):
-    monkeypatch.setattr(batcher, "max_waiting", 0)
-    answer = client.post("/v1/poses", params={"boxes": "[]"}, content=png(random_image()))
-    assert answer.status_code == 503 and "try again later" in answer.json()["error"]
+def test_a_busy_server_says_so_and_answers_the_others():
+    """Nine clients at once, of whom one is computed and three may wait; the rest need no thread and no memory."""
+    slow = Slow()
+    batcher = Batcher(slow, max_images=1, max_waiting=3)
+    app = FastAPI()
+    app.include_router(create_router(batcher))
+    with TestClient(app) as client, concurrent.futures.ThreadPoolExecutor(9) as pool:
+        post = functools.partial(client.post, "/v1/poses", content=png(random_image()))
+        first = pool.submit(post)
+        assert slow.started.wait(20)
+        others = [pool.submit(post) for _ in range(8)]
+        refused = list(itertools.islice(concurrent.futures.as_completed(others, 20), 5))
+        assert len(refused) == 5 and "try again later" in refused[0].result().json()["error"]
+        slow.may_go_on.set()
+        assert first.result(20).status_code == 200
+        assert sorted(other.result(20).status_code for other in others) == [200] * 3 + [503] * 5
+    batcher.close()
+
+
+def test_a_fault_of_the_server_is_said_in_json(client, batcher, monkeypatch):
+    def fails(*_, **__):
+        raise MemoryError("no memory")
+
+    monkeypatch.setattr(batcher.estimator, "stream", fails)
+    answer = client.post("/v1/poses", content=png(random_image()))
+    assert (answer.status_code, answer.json()) == (500, {"error": "no memory"})
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(client):
+    file = io.BytesIO()
+    Image.new("1", (10_000, 6_000)).save(file, "PNG")
+    answer = client.post("/v1/poses", params={"boxes": "[]"}, content=file.getvalue())
+    assert answer.status_code == 400
+    assert answer.json()["error"] == "expected an image of at most 50 million pixels, got 60000000"
+
+
+def test_long_requests_are_ended_while_they_arrive():
+    app = FastAPI()
+
+    @app.post("/echo")
+    async def echo(request: Request) -> int:
+        return len(await request.body())
+
+    app.add_middleware(LimitedBody, max_bytes=2_000_000)
+    with TestClient(app) as client:
+        assert client.post("/echo", content=b"x" * 2_000_000).json() == 2_000_000
+        assert client.post("/echo", content=b"x" * 2_000_001).status_code == 413
+        json_headers = {"content-type": "application/json"}
+        assert client.post("/echo", content=b"x" * 1_000_000, headers=json_headers).json() == 1_000_000
+        answer = client.post("/echo", content=b"x" * 1_000_001, headers=json_headers)
+        assert (answer.status_code, list(answer.json())) == (413, ["error"])
 
 
 def test_model_and_health(client):
-    assert client.get("/v1/health").json() == {"status": "ok", "waiting": 0, "max_waiting": 64}
+    assert client.get("/v1/health").json() == {"status": "ok", "waiting": 0, "max_waiting": 32}
     model = client.get("/v1/model").json()
     assert model["image_size"] == [32, 16] and model["skeletons"]["coco"]["keypoints"] == list(COCO.keypoints)
     assert client.get("/v1/poses").status_code == 405

@@ -8,31 +8,10 @@ import pytest
 
 from tests.support.images import random_boxes, random_image
 from tests.support.models import smallest_model
-from tests.support.poses import assert_same_poses
-from vitpose_jax import ItemError, PoseEstimator
+from tests.support.slow_estimator import Slow
+from tests.tolerances import HEATMAPS
+from vitpose_jax import PoseEstimator
 from vitpose_jax.web.batcher import Batcher, BusyError
-
-
-class Slow(PoseEstimator):
-    """An estimator whose first call waits until it may go on; results are the images themselves."""
-
-    def __init__(self):
-        self.groups, self.may_go_on, self.started = [], threading.Event(), threading.Event()
-
-    def stream(self, items, *, flip_test, decode, errors):
-        items = list(items)
-        self.groups.append((len(items), flip_test))
-        self.started.set()
-        assert self.may_go_on.wait(20)
-        for index, (image, _, _) in enumerate(items):
-            if image == "broken":
-                error = ItemError(index, "broken")
-                error.__cause__ = ValueError("broken")
-                yield error
-            elif image == "fatal":
-                raise MemoryError("no memory")
-            else:
-                yield image
 
 
 @pytest.fixture
@@ -52,7 +31,9 @@ def test_each_thread_gets_the_poses_of_its_own_image():
     batcher.close()
     assert 1 <= batcher.calls <= 6
     for poses, image, box in zip(found, images, boxes, strict=True):
-        assert_same_poses(poses, estimator(image, box))
+        expected = estimator(image, box)
+        np.testing.assert_array_equal(poses.boxes, expected.boxes)
+        np.testing.assert_allclose(poses.scores, expected.scores, rtol=0, atol=HEATMAPS)
 
 
 def test_those_that_wait_go_in_together_if_their_options_are_equal(slow):
@@ -75,6 +56,19 @@ def test_an_error_stays_with_its_own_request(slow):
     with pytest.raises(MemoryError, match="no memory"):
         batcher("fatal")
     assert batcher.submit("fine").result(20) == "fine"
+    batcher.close()
+
+
+def test_a_request_that_breaks_the_estimator_does_not_break_its_neighbours(slow):
+    batcher = Batcher(slow)
+    first = batcher.submit("first")
+    assert slow.started.wait(20)
+    before, fatal, after = (batcher.submit(name) for name in ("before", "fatal", "after"))
+    slow.may_go_on.set()
+    assert (first.result(20), before.result(20), after.result(20)) == ("first", "before", "after")
+    with pytest.raises(MemoryError, match="no memory"):
+        fatal.result(20)
+    assert [count for count, _ in slow.groups] == [1, 3, 1, 1]
     batcher.close()
 
 

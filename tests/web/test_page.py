@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
@@ -17,6 +19,7 @@ from tests.support.models import SMALL_PLUS, smallest_model
 from tests.support.server import running
 from vitpose_jax import PoseEstimator
 from vitpose_jax.bundled import DEMO_IMAGE
+from vitpose_jax.web import files
 from vitpose_jax.web.batcher import Batcher
 from vitpose_jax.web.page import create_page, estimate
 
@@ -96,6 +99,45 @@ def test_a_client_of_gradio_gets_what_the_page_shows(address, photograph):
     assert shown["size"] == [256, 256] and "in an image of 256 x 256 pixels" in shown["summary"]
     assert shown["people"] == shown["poses"] >= 1
     assert shown["header"] == ["person", "keypoint", "x", "y", "score"]
+
+
+def test_what_a_visitor_names_is_not_fetched(address, tmp_path):
+    """gradio's own image and video would download an address, and take a file's content out of the request."""
+
+    def call(path):
+        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "coco", False, "udp", 0.3, "automatic", "poses"]
+        headers = {"Content-Type": "application/json"}
+        url = f"{address}/gradio_api/call/estimate"
+        request = urllib.request.Request(url, json.dumps({"data": data}).encode(), headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            event = json.load(answer)["event_id"]
+        with urllib.request.urlopen(f"{url}/{event}", timeout=60) as answer:
+            return answer.read().decode()
+
+    (tmp_path / "image.png").write_bytes(DEMO_IMAGE.read_bytes())
+    for path in (
+        f"{address}/v1/health",
+        "https://example.com/image.png",
+        "data:image/png;base64,AAAA",
+        str(tmp_path / "image.png"),
+    ):
+        said = call(path)
+        assert "event: error" in said and "event: complete" not in said, said
+        assert "Traceback" not in said
+
+
+def test_old_results_are_deleted_and_new_ones_stay():
+    old, new = files.result_folder(), files.result_folder()
+    for folder in (old, new):
+        (folder / "poses.json").write_text("{}")
+    before = time.time() - 2 * files.MAX_AGE
+    for path in (old / "poses.json", old):
+        os.utime(path, (before, before))
+    files.delete_old()
+    assert not old.exists() and (new / "poses.json").exists()
+    os.utime(new, (before, before))  # a file in it is still written to
+    files.delete_old()
+    assert new.exists()
 
 
 def test_both_doors_are_open_and_no_others(address, tmp_path):

@@ -4,7 +4,9 @@
     api.py       POST an image, get poses as JSON
     page.py      the page: images, the camera, drawings, tables
     video.py     its videos
+    inputs.py    what it takes: files that a visitor sends
     files.py     its result files
+    limits.py    what a visitor may send
     server.py    both in one server, which `vitpose-jax web` starts
 
 The extra `web` has what they need: `pip install "vitpose-jax[web]"`.

@@ -4,19 +4,23 @@
     GET  /v1/model    the model's skeletons
     GET  /v1/health   whether the server takes requests
 
-Mistakes are answered with {"error": "..."} and 400, 413 (too many bytes) or 503 (too many requests).
+Mistakes are answered with {"error": "..."} and 400, 413 (too many bytes) or 503 (too many requests); 500 is the
+server's fault.
 """
 
+import asyncio
+import contextlib
 import json
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.storage.text import printable, shorten
 from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.batcher import Batcher, BusyError
+from vitpose_jax.web.limits import check_pixels
 
 try:
-    import starlette.concurrency
     from fastapi import APIRouter, Request
     from fastapi.responses import JSONResponse
 except ImportError:
@@ -24,6 +28,8 @@ except ImportError:
 
 # Bytes of an image file.
 MAX_BYTES = 50_000_000
+# Boxes of a request.
+MAX_BOXES = 200
 # Characters of an error message.
 LONGEST_ERROR = 500
 
@@ -46,19 +52,24 @@ def create_router(batcher: Batcher, *, max_bytes: int = MAX_BYTES) -> APIRouter:
         max_bytes: of an image file; a longer request is refused while it is read.
     """
     router = APIRouter(prefix="/v1")
+    reading = _Reading()
 
     @router.post("/poses")
     async def poses(request: Request) -> JSONResponse:
         try:
             options = _read_options(dict(request.query_params))
-            content = await _read_body(request, max_bytes)
-            found = await starlette.concurrency.run_in_threadpool(batcher, content, **options)
+            with reading.one(batcher):
+                content = await _read_body(request, max_bytes)
+            check_pixels(content)
+            found = await asyncio.wrap_future(batcher.submit(content, **options))
         except _RefusedError as error:
             return _refuse(error.status, error)
         except BusyError as error:
             return _refuse(503, error)
         except (ValueError, TypeError) as error:
             return _refuse(400, error)
+        except (RuntimeError, MemoryError) as error:
+            return _refuse(500, error)
         return JSONResponse(found.to_dict())
 
     @router.get("/model")
@@ -72,6 +83,23 @@ def create_router(batcher: Batcher, *, max_bytes: int = MAX_BYTES) -> APIRouter:
         return JSONResponse({"status": "ok", "waiting": batcher.waiting, "max_waiting": batcher.max_waiting})
 
     return router
+
+
+class _Reading:
+    """Counts the requests whose bodies are being read: with those that wait, at most as many as may wait."""
+
+    def __init__(self) -> None:
+        self._count = 0
+
+    @contextlib.contextmanager
+    def one(self, batcher: Batcher) -> Iterator[None]:
+        if self._count + batcher.waiting >= batcher.max_waiting:
+            raise BusyError(f"{self._count + batcher.waiting} requests are waiting already; try again later")
+        self._count += 1
+        try:
+            yield
+        finally:
+            self._count -= 1
 
 
 async def _read_body(request: Request, max_bytes: int) -> bytes:
@@ -97,8 +125,10 @@ def _read_options(query: dict[str, str]) -> dict[str, Any]:
             raise _RefusedError(
                 400, f"boxes: expected a JSON list [[x, y, width, height], ...], got {shorten(query['boxes'])}"
             ) from None
-        if not isinstance(options["boxes"], list):
-            raise _RefusedError(400, f"boxes: expected a JSON list, got {shorten(query['boxes'])}")
+        if not isinstance(options["boxes"], list) or len(options["boxes"]) > MAX_BOXES:
+            raise _RefusedError(
+                400, f"boxes: expected a JSON list of at most {MAX_BOXES} boxes, got {shorten(query['boxes'])}"
+            )
     flip_test = query.get("flip_test", "false").lower()
     if flip_test not in ("true", "false", "1", "0"):
         raise _RefusedError(400, f"flip_test: expected true or false, got {shorten(flip_test)}")

@@ -18,7 +18,7 @@ from vitpose_jax.serving.flow import ItemError
 
 # Images that go to the estimator together, and requests that may wait.
 MAX_IMAGES = 16
-MAX_WAITING = 64
+MAX_WAITING = 32
 
 
 class BusyError(RuntimeError):
@@ -134,7 +134,7 @@ class Batcher:
 
     def _compute(self, group: list[_Request]) -> None:
         flip_test, decode = group[0].options
-        pending = iter(group)
+        pending, request = iter(group), group[0]
         try:
             self.calls += 1
             items = [request.item for request in group]
@@ -146,5 +146,12 @@ class Batcher:
                 else:
                     request.result.set_result(result)
         except BaseException as error:  # noqa: BLE001 - whoever waits must get an answer
-            for request in pending:
+            rest = list(pending)
+            if not request.result.done():
+                rest.insert(0, request)
+            if len(group) == 1:
                 request.result.set_exception(error)
+                return
+            # Such as too little memory: one of them is to blame, and the others get their answers.
+            for request in rest:
+                self._compute([request])

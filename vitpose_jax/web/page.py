@@ -6,6 +6,7 @@ Its handlers are plain functions of a `Batcher`, so tests need no browser. A fil
 
 import functools
 import json
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, get_args
 
@@ -23,19 +24,25 @@ from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.batcher import Batcher, BusyError
 from vitpose_jax.web.files import result_folder
+from vitpose_jax.web.limits import check_pixels
 
 try:
     import gradio as gr
 except ImportError:
     raise ImportError(WEB_EXTRA) from None
 
+from vitpose_jax.web.inputs import sent_image, sent_video
+
 # Seconds between looks for old files, and the age at which they are deleted.
 DELETE_CACHE = (600, 3600)
 # People whose pictures and heatmaps are shown: the highest-scoring.
 MAX_SHOWN = 32
 # Requests of one kind that are handled at the same time; the batcher puts them together.
-CONCURRENCY = 16
+CONCURRENCY = 4
+# Requests of the page that may wait.
+QUEUE = 64
 
+_OVERLAY = threading.Lock()
 OVERLAYS = ("poses", "heatmaps", "attention")
 TABLE_HEADER = ["person", "keypoint", "x", "y", "score"]
 
@@ -83,6 +90,7 @@ def estimate(
     if path is None:
         raise _mistake("Choose an image first.")
     try:
+        check_pixels(path)
         image = load_image(path)
         poses = batcher(image, dataset=dataset, flip_test=flip_test, decode=decode)
         drawing = _draw(batcher, image, poses, threshold, colour_by, overlay, dataset)
@@ -115,7 +123,9 @@ def _draw(
     boxes = np.asarray(poses.boxes)[:MAX_SHOWN]
     size = batcher.estimator.config.image_size
     maps = map_heatmaps if overlay == "heatmaps" else map_attention
-    return draw_heatmaps(image, maps(batcher, image, boxes, dataset), boxes, size=size)
+    # Of a large image this takes much memory, so one at a time.
+    with _OVERLAY:
+        return draw_heatmaps(image, maps(batcher, image, boxes, dataset), boxes, size=size)
 
 
 def _network(batcher: Batcher) -> VitPose:
@@ -213,9 +223,7 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
         with gr.Tab("Image"):
             with gr.Row():
                 with gr.Column():
-                    image = gr.Image(
-                        type="filepath", format="png", sources=["upload", "webcam", "clipboard"], label="Image"
-                    )
+                    image = sent_image(format="png", sources=["upload", "webcam", "clipboard"], label="Image")
                     run = gr.Button("Find people", variant="primary")
                     gr.Examples([[str(path)] for path in DEMO_IMAGES], [image])
                 with gr.Column():
@@ -256,7 +264,7 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
             with gr.Tab("Video"):
                 with gr.Row():
                     with gr.Column():
-                        video = gr.Video(label="Video", elem_id="clip", sources=["upload", "webcam"])
+                        video = sent_video(label="Video", elem_id="clip", sources=["upload", "webcam"])
                         smooth = gr.Checkbox(False, label="Smooth the keypoints over time")
                         every = gr.Slider(1, 10, 5, step=1, label="Look for new people in every n-th frame")
                         run_video = gr.Button("Follow people", variant="primary")
@@ -270,7 +278,8 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
                     api_name="track",
                     concurrency_limit=1,
                 )
-    return page
+    # More visitors than this are told to come again.
+    return page.queue(max_size=QUEUE)
 
 
 def _handle(

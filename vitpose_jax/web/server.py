@@ -9,6 +9,7 @@ from typing import Any
 from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.api import MAX_BYTES, create_router
 from vitpose_jax.web.batcher import Batcher
+from vitpose_jax.web.limits import LimitedBody
 
 # Nothing is asked of the network: no statistics, no fonts, no look for newer versions. gradio reads it when imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -51,6 +52,8 @@ def create_app(
     # Without pages of documentation, which load scripts from the network.
     app = fastapi.FastAPI(title="vitpose-jax", docs_url=None, redoc_url=None, lifespan=lifespan)
     app.include_router(create_router(batcher, max_bytes=max_bytes))
+    # A file that is sent to the page comes with a few lines around it.
+    app.add_middleware(LimitedBody, max_bytes=max_bytes + 10_000)  # pyright: ignore[reportArgumentType]
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     return gr.mount_gradio_app(
         app,
