@@ -4,11 +4,13 @@
     python benchmarks/video.py in.mp4 --every 1 --frames 100
     python benchmarks/video.py in.mp4 --picture docs/video.jpg --show 30 41 81 108 120 189
 
+All stages see the first --frames frames; those of a longer video are first written to a clip of H.264.
 A stage has the seconds of the clock and those of the processor, of all threads; a busy machine changes the former only.
 The network alone is detection and poses. With --picture it draws some frames side by side instead.
 """
 
 import argparse
+import itertools
 import pathlib
 import resource
 import tempfile
@@ -42,23 +44,40 @@ def main() -> None:
     if options.picture is not None:
         draw_picture(estimator, options.video, options.every, options.show, options.picture)
         return
-    with VideoReader(options.video) as reader:
-        frames = [frame for _, frame in zip(range(options.frames), reader, strict=False)]
-        size, rate = reader.size, reader.rate
+    with tempfile.TemporaryDirectory() as folder:
+        measure_stages(estimator, first_frames(options.video, options.frames, folder), options.every, folder)
+
+
+def first_frames(video: str, count: int, folder: str) -> str:
+    """The video, or a clip of its first frames in the folder if it has more."""
+    with VideoReader(video) as reader:
+        frames = list(itertools.islice(reader, count + 1))
+        if len(frames) <= count:
+            return video
+        with VideoWriter(f"{folder}/clip.mp4", reader.size, reader.rate) as writer:
+            for frame in frames[:count]:
+                writer.add(frame.image, frame.time)
+    return f"{folder}/clip.mp4"
+
+
+def measure_stages(estimator: PoseEstimator, video: str, every: int, folder: str) -> None:
+    """Measure all stages on a whole video, and print the table."""
+    with VideoReader(video) as reader:
+        frames, size, rate = list(reader), reader.size, reader.rate
 
     def read() -> None:
-        with VideoReader(options.video) as reader:
-            for _ in zip(range(options.frames), reader, strict=False):
+        with VideoReader(video) as reader:
+            for _ in reader:
                 pass
 
     def detect() -> None:
-        for frame in frames[:: options.every]:
+        for frame in frames[::every]:
             estimator.detector(frame.image)
 
-    tracked = list(track(estimator, frames, every=options.every))  # compiles
+    tracked = list(track(estimator, frames, every=every))  # compiles
 
     def network() -> None:
-        for _ in track(estimator, frames, every=options.every):
+        for _ in track(estimator, frames, every=every):
             pass
 
     drawings: list[np.ndarray] = []
@@ -66,17 +85,15 @@ def main() -> None:
     def draw() -> None:
         drawings.extend(draw_tracks(frame.image, frame.poses, frame.track_ids) for frame in tracked)
 
-    with tempfile.TemporaryDirectory() as folder:
+    def encode() -> None:
+        with VideoWriter(f"{folder}/stage.mp4", size, rate) as writer:
+            for frame, drawing in zip(frames, drawings, strict=True):
+                writer.add(drawing, frame.time)
 
-        def encode() -> None:
-            with VideoWriter(f"{folder}/stage.mp4", size, rate) as writer:
-                for frame, drawing in zip(frames, drawings, strict=True):
-                    writer.add(drawing, frame.time)
+    def everything() -> None:
+        track_file(estimator, video, output=f"{folder}/all.mp4", every=every, overwrite=True)
 
-        def everything() -> None:
-            track_file(estimator, options.video, output=f"{folder}/all.mp4", every=options.every, overwrite=True)
-
-        rows = [measure(stage) for stage in (read, detect, network, draw, encode, everything)]
+    rows = [measure(stage) for stage in (read, detect, network, draw, encode, everything)]
     names = ["read", "detect", "network: detect, poses, tracks", "draw", "encode", "everything, overlapping"]
     alone = sum(rows[place][1] for place in (0, 2, 3, 4))
     print(

@@ -44,8 +44,21 @@ def test_a_second_run_skips_what_is_done(tmp_path, capsys, clip, walkers):
     assert status == 1 and "other settings: smooth was false, now true" in err and "Traceback" not in err
     status, out, err = run(capsys, "video", clip, "--json", lines)
     assert (status, lines.read_bytes()) == (0, before)
-    assert out.startswith("0 frames") and "6 frames were done already" in err
+    assert out.startswith("0 frames, 2 people") and "6 frames were done already" in err
     assert run(capsys, "video", clip, "--json", lines, "--smooth", "--overwrite")[0] == 0
+
+
+def test_a_mistake_with_overwrite_loses_nothing(tmp_path, capsys, clip, walkers, monkeypatch):
+    lines, output = tmp_path / "out.jsonl", tmp_path / "holiday.mp4"
+    run(capsys, "video", clip, "--json", lines)
+    output.write_bytes(b"mine")
+    before = lines.read_bytes()
+    status, _, err = run(capsys, "video", clip, "--json", lines, "--output", output)
+    assert status == 1 and "holiday.mp4: exists already; overwrite it or choose another name" in err
+    monkeypatch.undo()
+    status, _, err = run(capsys, "video", clip, "--json", lines, "--model", tmp_path / "typo", "--overwrite")
+    assert status == 1 and "typo" in err and "Traceback" not in err
+    assert (lines.read_bytes(), output.read_bytes()) == (before, b"mine")
 
 
 @pytest.mark.parametrize(

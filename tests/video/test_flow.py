@@ -93,3 +93,23 @@ def test_wrong_arguments(tmp_path):
             track(WalkerEstimator(), crossing(), every=every)
     with pytest.raises(FileNotFoundError, match="no such file"):
         track(WalkerEstimator(), tmp_path / "missing.mp4")
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_person_whom_the_detector_misses_is_followed(every):
+    class Missing(WalkerEstimator):
+        def __call__(self, images, boxes=None, **options):
+            poses = super().__call__(images, boxes, **options)
+            return poses[:1] if boxes is None and len(self.calls) > 3 else poses
+
+    frames = list(track(Missing(), list(crossing(15)), every=every))
+    assert [frame.track_ids.tolist() for frame in frames] == [[1, 2]] * 15
+    for frame in frames:
+        assert np.abs(frame.poses["nose"][:, 0] - [60 + 8 * frame.index, 400 - 8 * frame.index]).max() <= 1
+
+
+def test_the_keypoints_before_smoothing_are_kept():
+    plain, smoothed = (list(track(WalkerEstimator(), crossing(6), smooth=smooth)) for smooth in (False, True))
+    for one, other in zip(plain, smoothed, strict=True):
+        assert one.unsmoothed is None and other.unsmoothed is not None
+        np.testing.assert_array_equal(other.unsmoothed, one.poses.keypoints)

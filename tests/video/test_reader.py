@@ -6,13 +6,14 @@ import subprocess
 import sys
 import threading
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.support.videos import rectangles, write_video
 from tests.tolerances import VIDEO_TIME
-from vitpose_jax.video.reader import Frame, VideoReader, import_av
+from vitpose_jax.video.reader import Frame, VideoLimitError, VideoReader, import_av
 
 
 def read(source, **options) -> list[Frame]:
@@ -167,3 +168,47 @@ def test_without_pyav_the_extra_is_named():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert 'pip install "vitpose-jax[video]"' in done.stdout
+
+
+def test_limits_of_frames_and_pixels(tmp_path):
+    path = write_video(tmp_path / "in.mp4", rectangles(6))
+    with VideoReader(path, max_frames=6, max_pixels=48 * 64) as reader:
+        assert len(list(reader)) == 6
+    with pytest.raises(VideoLimitError, match=r"in\.mp4: expected a video of at most 5 frames, got 6"):
+        VideoReader(path, max_frames=5)
+    with pytest.raises(VideoLimitError, match=r"in\.mp4: expected frames of at most 3071 pixels, got 48 x 64"):
+        VideoReader(path, max_pixels=48 * 64 - 1)
+    for name in ("max_frames", "max_pixels"):
+        with pytest.raises(ValueError, match=f"{name}: expected 1 or more, got 0"):
+            VideoReader(path, **{name: 0})
+
+
+def test_limits_of_a_folder_of_images(tmp_path):
+    for number, size in enumerate([(48, 64), (48, 64), (50, 64)]):
+        Image.fromarray(rectangles(1, size)[0]).save(tmp_path / f"{number}.png")
+    with pytest.raises(VideoLimitError, match="expected a video of at most 2 frames, got 3"):
+        VideoReader(tmp_path, max_frames=2)
+    with pytest.raises(VideoLimitError, match="expected frames of at most 3000 pixels, got 48 x 64"):
+        VideoReader(tmp_path, max_pixels=3000)
+    with VideoReader(tmp_path, max_pixels=48 * 64) as reader:
+        frames = iter(reader)
+        assert [next(frames).index, next(frames).index] == [0, 1]
+        with pytest.raises(VideoLimitError, match="expected frames of at most 3072 pixels, got 50 x 64"):
+            next(frames)
+
+
+def test_a_source_that_does_not_say_how_long_it_is(tmp_path):
+    path = tmp_path / "live.webm"
+    with av.open(str(path), "w", options={"live": "1"}) as container:
+        stream = container.add_stream("libvpx", rate=10)
+        stream.height, stream.width = 48, 64
+        for image in rectangles(6):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    with VideoReader(path, max_frames=6) as reader:
+        assert reader.num_frames is None and len(list(reader)) == 6
+    with VideoReader(path, max_frames=4) as reader:
+        frames = iter(reader)
+        assert [next(frames).index for _ in range(4)] == [0, 1, 2, 3]
+        with pytest.raises(VideoLimitError, match="expected a video of at most 4 frames, got more"):
+            next(frames)

@@ -31,6 +31,17 @@ def fail() -> WalkerEstimator:
     raise RuntimeError("loaded")
 
 
+def forge_headers(monkeypatch) -> None:
+    """Videos do not say how long they are."""
+    check = VideoReader._check_count
+
+    def check_frames(self, count: int, *, more: bool = False) -> None:
+        if more:
+            check(self, count, more=True)
+
+    monkeypatch.setattr(VideoReader, "_check_count", check_frames)
+
+
 def test_a_drawn_video_and_json_lines(tmp_path, clip):
     summary = track_file(load, clip, output=tmp_path / "out.mp4", json=tmp_path / "out.jsonl", settings=SETTINGS)
     assert (summary.frames, summary.resumed, summary.broken, summary.ids) == (12, 0, 0, 2)
@@ -168,3 +179,96 @@ def test_names_that_cannot_be_written(tmp_path, clip, options, message):
     with pytest.raises(ValueError, match=message):
         track_file(load, clip, **paths)
     assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "taken.mp4"}
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_video_of_more_frames_than_allowed(tmp_path, clip, monkeypatch, every):
+    paths = {"output": tmp_path / "out.mp4", "json": tmp_path / "out.jsonl"}
+    with pytest.raises(ValueError, match=r"in\.mp4: expected a video of at most 11 frames, got 12"):
+        track_file(fail, clip, **paths, settings=SETTINGS, max_frames=11)
+    with pytest.raises(ValueError, match=r"in\.mp4: expected frames of at most 99 pixels, got 240 x 480"):
+        track_file(fail, clip, **paths, settings=SETTINGS, max_pixels=99)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+    # A header that says less than there is.
+    forge_headers(monkeypatch)
+    with pytest.raises(ValueError, match=r"in\.mp4: expected a video of at most 11 frames, got more"):
+        track_file(load, clip, **paths, settings=SETTINGS, max_frames=11, every=every)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+    assert track_file(load, clip, **paths, settings=SETTINGS, max_frames=12, max_pixels=240 * 480).frames == 12
+
+
+def test_beyond_the_limit_earlier_lines_stay(tmp_path, clip, monkeypatch):
+    path = tmp_path / "out.jsonl"
+    track_file(load, clip, json=path, settings=SETTINGS)
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:5]))
+    forge_headers(monkeypatch)
+    with pytest.raises(ValueError, match="at most 8 frames, got more"):
+        track_file(load, clip, json=path, settings=SETTINGS, max_frames=8)
+    assert len(lines(path)) == 8
+
+
+def test_a_file_of_somebody_else_is_not_replaced(tmp_path, clip):
+    path, video, table = tmp_path / "out.jsonl", tmp_path / "holiday.mp4", tmp_path / "out.csv"
+    track_file(load, clip, json=path, settings=SETTINGS)
+    (tmp_path / "out_openpose").mkdir()
+    for foreign in (video, table, tmp_path / "out_openpose" / "mine.json"):
+        foreign.write_bytes(b"mine")
+    for options in ({"output": video}, {"formats": ["deeplabcut"]}, {"formats": ["openpose"]}):
+        with pytest.raises(ValueError, match=r"(holiday\.mp4|out\.csv|out_openpose): exists already; overwrite it"):
+            track_file(fail, clip, json=path, settings=SETTINGS, **options)
+    assert video.read_bytes() == table.read_bytes() == b"mine"
+    track_file(load, clip, json=path, settings=SETTINGS, output=video, formats=["deeplabcut"], overwrite=True)
+    # Now they are this run's own.
+    before = video.read_bytes(), table.read_bytes()
+    assert b"mine" not in before
+    summary = track_file(fail, clip, json=path, settings=SETTINGS, output=video, formats=["deeplabcut"])
+    assert summary.written == [video, path, table] and table.read_bytes() == before[1]
+
+
+def test_a_folder_that_moves_keeps_its_record(tmp_path, clip):
+    (tmp_path / "a").mkdir()
+    track_file(load, clip, json=tmp_path / "a/out.jsonl", output=tmp_path / "a/out.mp4", settings=SETTINGS)
+    (tmp_path / "a").rename(tmp_path / "b")
+    summary = track_file(fail, clip, json=tmp_path / "b/out.jsonl", output=tmp_path / "b/out.mp4", settings=SETTINGS)
+    assert summary.resumed == 12
+
+
+def test_a_model_that_cannot_be_loaded_loses_nothing(tmp_path, clip):
+    path = tmp_path / "out.jsonl"
+    with pytest.raises(RuntimeError, match="loaded"):
+        track_file(fail, clip, json=path, output=tmp_path / "out.mp4", settings=SETTINGS)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.mp4"]
+    track_file(load, clip, json=path, settings=SETTINGS)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(RuntimeError, match="loaded"):
+        track_file(fail, clip, json=path, settings={"model": "typo"}, overwrite=True)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_refused_output_leaves_no_lines(tmp_path, clip):
+    (tmp_path / "taken.mp4").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"taken\.mp4: exists already"):
+        track_file(fail, clip, output=tmp_path / "taken.mp4", json=tmp_path / "out.jsonl", settings=SETTINGS)
+    assert {path.name for path in tmp_path.iterdir()} == {"in.mp4", "taken.mp4"}
+
+
+def test_a_complete_run_knows_its_people(tmp_path, clip):
+    path = tmp_path / "out.jsonl"
+    track_file(load, clip, json=path, settings=SETTINGS)
+    assert track_file(fail, clip, json=path, settings=SETTINGS).ids == 2
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_a_smoothed_run_that_resumes_equals_a_whole_one(tmp_path, clip, every):
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    options = {"settings": SETTINGS, "smooth": True, "every": every}
+    track_file(load, clip, json=whole, **options)
+    track_file(load, clip, json=path, **options)
+    entries = lines(whole)
+    pose = entries[8]["poses"][0]
+    assert [[point["x"], point["y"]] for point in pose["keypoints"]] != pose["unsmoothed"]
+    for end in (3, 7):
+        path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:end]))
+        summary = track_file(load, clip, json=path, **options, output=tmp_path / "out.mp4")
+        assert (summary.frames, summary.resumed) == (12 - end, end)
+        assert lines(path) == entries

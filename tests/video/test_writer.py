@@ -1,3 +1,7 @@
+import itertools
+
+import av
+import av.error
 import numpy as np
 import pytest
 
@@ -88,3 +92,63 @@ def test_bad_names_and_sizes(tmp_path):
         VideoWriter(tmp_path / "out.mp4", (48, 64), 10) as writer,
     ):
         writer.add(np.zeros((40, 64, 3), np.uint8), 0)
+
+
+def test_a_discarded_video_leaves_an_earlier_one_as_it_is(tmp_path):
+    path = tmp_path / "out.mp4"
+    path.write_bytes(b"earlier")
+    with VideoWriter(path, (48, 64), 10) as writer:
+        writer.add(rectangles(1)[0], 0)
+        writer.discard()
+        writer.add(rectangles(1)[0], 0.1)
+    assert path.read_bytes() == b"earlier" and [entry.name for entry in tmp_path.iterdir()] == ["out.mp4"]
+
+
+def test_audio_of_an_unknown_codec_is_left_out(tmp_path):
+    source, said = write_video(tmp_path / "in.mkv", rectangles(4), sound=0.4), []
+    content = source.read_bytes()
+    assert content.count(b"A_AAC") == 1
+    source.write_bytes(content.replace(b"A_AAC", b"A_XYZ"))
+    write(tmp_path / "out.mp4", rectangles(4), audio=source, report=said.append)
+    assert said == [f"{source}: its audio, of an unknown codec, does not fit into .mp4 and is left out"]
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        assert len(list(reader)) == 4
+
+
+def test_damaged_audio_does_not_end_the_run(tmp_path):
+    source, said = write_video(tmp_path / "in.mp4", rectangles(10), sound=1.0), []
+    with VideoWriter(tmp_path / "out.mp4", (48, 64), 10, audio=source, report=said.append) as writer:
+        packets = writer._packets
+
+        def damaged():
+            yield from itertools.islice(packets, 4)
+            raise av.error.InvalidDataError(1, "Invalid data")
+
+        writer._packets = damaged()
+        for number, image in enumerate(rectangles(10)):
+            writer.add(image, number / 10)
+    assert len(said) == 1 and "in.mp4: its audio is damaged, the rest is left out" in said[0]
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        assert len(list(reader)) == 10
+    assert 0.1 < sound_seconds(tmp_path / "out.mp4") < 0.5
+
+
+def test_audio_whose_times_go_back_does_not_end_the_run(tmp_path):
+    source, said = write_video(tmp_path / "in.mp4", rectangles(10), sound=1.0), []
+    with VideoWriter(tmp_path / "out.mp4", (48, 64), 10, audio=source, report=said.append) as writer:
+        packets = list(writer._packets)
+        packets[4].pts = packets[4].dts = packets[1].dts
+        writer._packets = iter(packets)
+        for number, image in enumerate(rectangles(10)):
+            writer.add(image, number / 10)
+    assert len(said) == 1 and "in.mp4: its audio is damaged, the rest is left out" in said[0]
+    with VideoReader(tmp_path / "out.mp4") as reader:
+        assert len(list(reader)) == 10
+
+
+def test_audio_that_cannot_be_opened_leaves_nothing_open(tmp_path, monkeypatch):
+    closed = []
+    monkeypatch.setattr(VideoWriter, "close", lambda self, close=VideoWriter.close: closed.append(close(self)))
+    with pytest.raises(FileNotFoundError):
+        VideoWriter(tmp_path / "out.mp4", (48, 64), 10, audio=tmp_path / "missing.mp4")
+    assert closed == [None] and list(tmp_path.iterdir()) == []

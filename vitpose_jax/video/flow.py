@@ -6,7 +6,8 @@
       between       poses in boxes around the last keypoints                 follow
     TrackedFrame    smoothed, if wanted                                                     smoothing.py
 
-With every=1 no frame needs the poses of the last one, so several share a batch (`PoseEstimator.stream`).
+With every=1 no detection needs the poses of the last frame, so several frames share a batch (`PoseEstimator.stream`).
+Only tracks that the detector missed need a call of their own.
 """
 
 import collections
@@ -44,6 +45,7 @@ class TrackedFrame:
         poses: in pixels of the image. `box_scores` are those of each person's last detection.
         track_ids: of each row of the poses: the same number for the same person, counted from 1.
         detected: the detector ran on this frame.
+        unsmoothed: the keypoints before they were smoothed, which the tracker goes on with; None without smoothing.
     """
 
     index: int
@@ -52,6 +54,7 @@ class TrackedFrame:
     poses: Poses
     track_ids: Int[np.ndarray, " n"]
     detected: bool
+    unsmoothed: Float[np.ndarray, "n K 2"] | None = None
 
 
 class PoseTracker:
@@ -78,7 +81,7 @@ class PoseTracker:
         self._last_detected, self._is_cut = -1, CutFinder()
 
     def restore(self, time: float, index: int, poses: Poses, ids: Int[np.ndarray, " n"], *, detected: bool) -> None:
-        """Take over a frame of an earlier run."""
+        """Take over a frame of an earlier run, with its keypoints before they were smoothed."""
         boxes, keypoints, scores = map(np.asarray, (poses.boxes, poses.keypoints, poses.scores))
         self.tracker.restore(time, ids.tolist(), boxes, keypoints, scores, _box_scores(poses), detected=detected)
         if self._smoother is not None:
@@ -111,7 +114,7 @@ class PoseTracker:
                 frame = waiting.popleft()
                 if self._is_cut(frame.image):
                     self.tracker.end_all()
-                yield self._finish(frame, poses, self._associate(frame, poses), detected=True)
+                yield self._continue(frame, poses)
 
     def _step(self, frame: Frame) -> TrackedFrame:
         # Also when the n-th frame itself is broken, the detector runs once among n.
@@ -129,7 +132,10 @@ class PoseTracker:
             )
             return self._finish(frame, poses, ids, detected=False)
         self._last_detected = frame.index // self._every
-        poses = cast(Poses, self._estimator(frame.image, None, **self._options))
+        return self._continue(frame, cast(Poses, self._estimator(frame.image, None, **self._options)))
+
+    def _continue(self, frame: Frame, poses: Poses) -> TrackedFrame:
+        """Continue the tracks with detections, and with poses where the detector missed one."""
         active = self.tracker.active
         missed = self.tracker.unmatched(frame.time, np.asarray(poses.boxes)) if active else []
         if missed:
@@ -148,11 +154,19 @@ class PoseTracker:
         rows = np.flatnonzero(ids)
         rows = rows[np.argsort(ids[rows], kind="stable")]
         poses, ids = poses[rows], ids[rows]
+        unsmoothed = None
         if self._smoother is not None:
-            keypoints = self._smoother(frame.time, ids.tolist(), np.asarray(poses.keypoints), np.asarray(poses.boxes))
+            unsmoothed = np.asarray(poses.keypoints)
+            keypoints = self._smoother(frame.time, ids.tolist(), unsmoothed, np.asarray(poses.boxes))
             poses = dataclasses.replace(poses, keypoints=keypoints)
         return TrackedFrame(
-            index=frame.index, time=frame.time, image=frame.image, poses=poses, track_ids=ids, detected=detected
+            index=frame.index,
+            time=frame.time,
+            image=frame.image,
+            poses=poses,
+            track_ids=ids,
+            detected=detected,
+            unsmoothed=unsmoothed,
         )
 
 

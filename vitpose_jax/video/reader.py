@@ -38,6 +38,10 @@ _LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp")
 _log = logging.getLogger("vitpose_jax")
 
 
+class VideoLimitError(ValueError):
+    """A video is longer, or its frames are larger, than the caller allows."""
+
+
 class Frame(NamedTuple):
     """One frame of a video.
 
@@ -62,6 +66,8 @@ class VideoReader:
             http and others that FFmpeg opens.
         rate: frames per second of an image sequence; of a camera, the rate to ask for. None for 25, and for the
             camera's own.
+        max_frames: refuse a longer source: before the first frame if it says so, else when more frames come.
+        max_pixels: refuse larger frames, before they are decoded where their size is known then.
         report: gets one line for each broken frame; by default the logger "vitpose_jax".
 
     Attributes:
@@ -77,7 +83,8 @@ class VideoReader:
         ImportError: without PyAV.
         FileNotFoundError: if there is no such file.
         ValueError: for a file that is no video or has no video stream, for a source that cannot be opened, and for a
-            rate that is not positive.
+            rate or a limit that is not positive.
+        VideoLimitError: a ValueError, for a source beyond `max_frames` or `max_pixels`.
     """
 
     def __init__(
@@ -85,11 +92,17 @@ class VideoReader:
         source: str | os.PathLike[str],
         *,
         rate: float | int | None = None,
+        max_frames: int | None = None,
+        max_pixels: int | None = None,
         report: Callable[[str], None] | None = None,
     ):
         if rate is not None and not 0 < rate < float("inf"):
             raise ValueError(f"rate: expected a positive number of frames per second, got {rate}")
+        for name, limit in (("max_frames", max_frames), ("max_pixels", max_pixels)):
+            if limit is not None and limit < 1:
+                raise ValueError(f"{name}: expected 1 or more, got {limit}")
         self.name, self.broken, self.live = os.fspath(source), 0, False
+        self._max_frames, self._max_pixels = max_frames, max_pixels
         self._report = report or _log.warning
         self._container: Any = None
         self._images: list[pathlib.Path] = []
@@ -98,7 +111,11 @@ class VideoReader:
         if path.is_dir() or (not path.exists() and re.search(r"[*?\[]", self.name) and scheme_of(self.name) is None):
             self._open_images(rate)
         else:
-            self._open_stream(rate)
+            try:
+                self._open_stream(rate)
+            except BaseException:
+                self.close()
+                raise
 
     def __enter__(self) -> "VideoReader":
         return self
@@ -116,12 +133,15 @@ class VideoReader:
 
         Raises:
             ValueError: if a live source ends with an error.
+            VideoLimitError: at a frame beyond `max_frames`, or of more than `max_pixels`.
         """
         return self._read_images() if self._container is None else self._read_stream()
 
     def _open_images(self, rate: float | int | None) -> None:
         self._images = find_images([self.name])
+        self._check_count(len(self._images))
         self.size: tuple[int, int] = load_image(self._images[0]).shape[:2]
+        self._check_size(*self.size)
         self.rate = float(rate or DEFAULT_RATE)
         self.num_frames: int | None = len(self._images)
         self.duration: float | None = len(self._images) / self.rate
@@ -149,7 +169,6 @@ class VideoReader:
         # A cover picture of a sound file counts as a stream of video.
         moving = [stream for stream in videos if not stream.disposition & av.stream.Disposition.attached_pic]
         if not moving:
-            self._container.close()
             raise ValueError(f"{self.name}: has no video stream")
         self._stream = moving[0]
         # Threads for whole frames would report a broken frame late, and lose others with it.
@@ -160,13 +179,14 @@ class VideoReader:
         self.duration = None if duration is None or self.live else duration / av.time_base
         if self.num_frames is None and self.duration is not None:
             self.num_frames = round(self.duration * self.rate) or None
+        self._check_count(self.num_frames or 0)
+        self._check_size(self._stream.codec_context.height, self._stream.codec_context.width)
         self._origin = (self._container.start_time or 0) / av.time_base
         self._frames = self._decode(av)
         # The first frame says which way up the video is.
         try:
             first = next(self._frames)
         except StopIteration:
-            self._container.close()
             raise ValueError(f"{self.name}: has no frame that can be decoded") from None
         self._frames = itertools.chain([first], self._frames)
         self.size = first.image.shape[:2]
@@ -178,6 +198,7 @@ class VideoReader:
             except (ValueError, OSError) as error:
                 self._count_broken(index, str(error))
                 continue
+            self._check_size(*image.shape[:2])
             yield Frame(index, index / self.rate, image)
 
     def _read_stream(self) -> Iterator[Frame]:
@@ -193,6 +214,9 @@ class VideoReader:
                 index += 1
                 continue
             for frame in frames:
+                # A header may say anything: all frames count, and each has its own size.
+                self._check_count(index + 1, more=True)
+                self._check_size(frame.height, frame.width)
                 if frame.is_corrupt:
                     self._count_broken(index, "decoded with errors")
                     index += 1
@@ -225,6 +249,18 @@ class VideoReader:
                 continue
             errors = 0
             yield packet
+
+    def _check_count(self, count: int, *, more: bool = False) -> None:
+        if self._max_frames is not None and count > self._max_frames:
+            raise VideoLimitError(
+                f"{self.name}: expected a video of at most {self._max_frames} frames, got {'more' if more else count}"
+            )
+
+    def _check_size(self, height: int, width: int) -> None:
+        if self._max_pixels is not None and height * width > self._max_pixels:
+            raise VideoLimitError(
+                f"{self.name}: expected frames of at most {self._max_pixels} pixels, got {height} x {width}"
+            )
 
     def _count_broken(self, index: int, reason: str) -> None:
         self.broken += 1

@@ -2,7 +2,8 @@
 
     {"frame": 12, "time": 0.48, "detected": false, "poses": [{"track_id": 3, "skeleton": "coco", "box": [...], ...}]}
 
-A pose is that of `Poses.to_dict` with its "track_id". Lines are written as they come. An incomplete last line,
+A pose is that of `Poses.to_dict` with its "track_id", and with "unsmoothed", [[x, y], ...], if its keypoints are
+smoothed: a run that resumes goes on from these. Lines are written as they come. An incomplete last line,
 of a run that was killed, is ignored, and removed by the next run. The other formats are made from the lines at the end,
 one frame at a time, so that a long video needs no more memory than a short one.
 """
@@ -15,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from vitpose_jax.interop.deeplabcut import Tracks, write_deeplabcut
 from vitpose_jax.interop.sleap import write_sleap
@@ -35,13 +36,14 @@ class FrameRecord:
     detected: bool
     poses: Poses
     track_ids: Int[np.ndarray, " n"]
+    unsmoothed: Float[np.ndarray, "n K 2"] | None = None
 
 
 class TrackLines:
-    """A file of JSON lines that grows frame by frame; a context manager.
+    """A file of JSON lines that grows frame by frame; a context manager. Nothing is written before `open` or `add`.
 
     Args:
-        path: of the file; its folder is created.
+        path: of the file.
         overwrite: begin again; False: append to the complete lines that are there.
 
     Attributes:
@@ -53,14 +55,11 @@ class TrackLines:
     """
 
     def __init__(self, path: pathlib.Path, *, overwrite: bool = False):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        end, self.last = 0, -1
+        self._path, self._end, self.last = path, 0, -1
+        self._file: BinaryIO | None = None
         if not overwrite and path.exists():
             for after, entry in _complete_lines(path):
-                end, self.last = after, entry["frame"]
-        self._file: BinaryIO = path.open("r+b" if path.exists() else "w+b")
-        self._file.truncate(end)
-        self._file.seek(end)
+                self._end, self.last = after, entry["frame"]
 
     def __enter__(self) -> "TrackLines":
         return self
@@ -68,22 +67,46 @@ class TrackLines:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def add(self, index: int, time: float, poses: Poses, track_ids: Int[np.ndarray, " n"], *, detected: bool) -> None:
-        """Append a frame; its line is with the system when this returns."""
+    def open(self) -> BinaryIO:
+        """The file: it and its folder are created, and what is not to be kept is removed from it."""
+        if self._file is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self._path.open("r+b" if self._path.exists() else "w+b")
+            self._file.truncate(self._end)
+            self._file.seek(self._end)
+        return self._file
+
+    def add(
+        self,
+        index: int,
+        time: float,
+        poses: Poses,
+        track_ids: Int[np.ndarray, " n"],
+        *,
+        detected: bool,
+        unsmoothed: Float[np.ndarray, "n K 2"] | None = None,
+    ) -> None:
+        """Append a frame; its line is with the system when this returns. Arguments: see `TrackedFrame`."""
         document = poses.to_dict()["poses"]
+        if unsmoothed is not None:
+            before = dataclasses.replace(poses, keypoints=unsmoothed).to_dict()["poses"]
+            for pose, other in zip(document, before, strict=True):
+                pose["unsmoothed"] = [[point["x"], point["y"]] for point in other["keypoints"]]
         entry = {
             "frame": index,
             "time": round(time, 6),
             "detected": detected,
             "poses": [{"track_id": int(number), **pose} for number, pose in zip(track_ids, document, strict=True)],
         }
-        self._file.write((json.dumps(entry, allow_nan=False) + "\n").encode())
-        self._file.flush()
+        file = self.open()
+        file.write((json.dumps(entry, allow_nan=False) + "\n").encode())
+        file.flush()
         self.last = index
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_tracks(path: str | os.PathLike[str], skeleton: Skeleton | None = None) -> Iterator[FrameRecord]:
@@ -142,9 +165,24 @@ def _to_record(entry: dict[str, Any], skeleton: Skeleton | None) -> FrameRecord:
         box_scores=None if any(score is None for score in box_scores) else np.asarray(box_scores, np.float32),
     )
     ids = np.asarray([row["track_id"] for row in rows], np.int64)
+    unsmoothed = None
+    if rows and all("unsmoothed" in row for row in rows):
+        unsmoothed = np.asarray([row["unsmoothed"] for row in rows], np.float32).reshape(points[..., :2].shape)
     return FrameRecord(
-        index=entry["frame"], time=float(entry["time"]), detected=bool(entry["detected"]), poses=poses, track_ids=ids
+        index=entry["frame"],
+        time=float(entry["time"]),
+        detected=bool(entry["detected"]),
+        poses=poses,
+        track_ids=ids,
+        unsmoothed=unsmoothed,
     )
+
+
+def converted_path(path: pathlib.Path, format: Format) -> pathlib.Path:
+    """The file or the folder that `convert_tracks` writes."""
+    if format == "openpose":
+        return path.with_name(f"{path.stem}_openpose")
+    return path.with_suffix({"coco": ".coco.json", "deeplabcut": ".csv", "sleap": ".analysis.h5"}[format])
 
 
 def convert_tracks(path: pathlib.Path, format: Format, image_size: tuple[int, int]) -> pathlib.Path:
@@ -167,11 +205,10 @@ def convert_tracks(path: pathlib.Path, format: Format, image_size: tuple[int, in
         ValueError: for a file that holds something else, or a skeleton that the format cannot hold.
         ImportError: for SLEAP's format without the package tables.
     """
+    target = converted_path(path, format)
     if format == "coco":
-        target = path.with_suffix(".coco.json")
         write_whole(target, _coco_pieces(path))
     elif format == "openpose":
-        target = path.with_name(f"{path.stem}_openpose")
         for record in read_tracks(path):
             document = record.poses.to_openpose(image_size)
             for person, number in zip(document["people"], record.track_ids, strict=True):
@@ -179,10 +216,8 @@ def convert_tracks(path: pathlib.Path, format: Format, image_size: tuple[int, in
             content = (json.dumps(document, allow_nan=False) + "\n").encode()
             write_whole(target / f"{path.stem}_{record.index:012}_keypoints.json", content)
     elif format == "sleap":
-        target = path.with_suffix(".analysis.h5")
         write_sleap(target, to_individuals(path), skeleton=_find_skeleton(path))
     else:
-        target = path.with_suffix(".csv")
         write_deeplabcut(target, to_individuals(path))
     return target
 

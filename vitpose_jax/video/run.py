@@ -17,20 +17,15 @@ from typing import Any
 from tqdm import tqdm
 
 from vitpose_jax.bulk.report import log
-from vitpose_jax.bulk.settings import (
-    check_settings,
-    detector_settings,
-    estimator_settings,
-    hash_file,
-    write_settings,
-)
+from vitpose_jax.bulk.settings import detector_settings, estimator_settings, hash_file
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.serving.requests import DatasetKey, plain
 from vitpose_jax.video.drawing import draw_tracks
 from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame, check_every, read_in_thread
-from vitpose_jax.video.reader import Frame, VideoReader
-from vitpose_jax.video.results import Format, TrackLines, convert_tracks, read_tracks
+from vitpose_jax.video.reader import Frame, VideoLimitError, VideoReader
+from vitpose_jax.video.record import RecordedLines, check_replaced, has_lines
+from vitpose_jax.video.results import Format, convert_tracks, converted_path, read_tracks
 from vitpose_jax.video.threads import Behind
 from vitpose_jax.video.writer import VideoWriter, check_video_name
 
@@ -43,7 +38,7 @@ class VideoSummary:
         frames: the number of frames whose poses this run estimated.
         resumed: the number of frames whose poses were in the JSON lines already.
         broken: the number of frames that could not be decoded.
-        ids: the number of tracks.
+        ids: the number of tracks, in the frames of an earlier run too.
         seconds: from the first frame's results on, when all is loaded.
         written: the files and folders.
     """
@@ -71,6 +66,8 @@ def track_file(
     flip_test: bool = False,
     decode: Decode = "udp",
     overwrite: bool = False,
+    max_frames: int | None = None,
+    max_pixels: int | None = None,
     progress: bool = False,
     report: Callable[[str], None] = log,
     settings: Mapping[str, Any] | None = None,
@@ -79,7 +76,8 @@ def track_file(
 
     Frames whose results are in the file of JSON lines already are not estimated again; a drawn video takes their poses
     from there. Beside NAME.jsonl, NAME.settings.jsonl says what the results depend on: a run with other settings is
-    refused, unless it overwrites. An interruption leaves a video that plays and complete lines.
+    refused, unless it overwrites. It also names the files that were made beside the lines: other existing files are not
+    replaced. An interruption leaves a video that plays and complete lines.
 
     Args:
         estimator: or a function that loads one: it is called only if there is something to do.
@@ -90,7 +88,9 @@ def track_file(
         every, smooth, dataset, flip_test, decode: see `track`.
         drawing: keyword arguments of `draw_tracks`.
         rate: see `VideoReader`.
-        overwrite: replace existing results.
+        overwrite: replace existing results, from the first new frame on.
+        max_frames, max_pixels: refuse a longer source, or larger frames. If a source has more than it says, the run
+            ends when they come, without a drawn video and without lines that it began.
         progress: show frames per second and the number of people on standard error.
         report: gets each message, one line.
         settings: more values for the settings, ready for JSON: with a function that loads the estimator, what names
@@ -100,14 +100,20 @@ def track_file(
         ImportError: without PyAV.
         FileNotFoundError, ValueError: for a source that cannot be read, results that exist, or have other settings, or
             would replace the source, formats without `json`, and options that `track` refuses.
+        VideoLimitError: a ValueError, for a source beyond `max_frames` or `max_pixels`.
     """
     output = None if output is None else pathlib.Path(output)
     lines_path = None if json is None else pathlib.Path(json)
     check_every(every)
-    _check_names(pathlib.Path(source), output, lines_path, formats, overwrite)
+    _check_names(pathlib.Path(source), output, lines_path, formats)
+    if not overwrite:
+        converted = [] if lines_path is None else [converted_path(lines_path, format) for format in formats]
+        check_replaced([*([] if output is None else [output]), *converted], lines_path)
     summary = VideoSummary()
     with contextlib.ExitStack() as stack:
-        reader = stack.enter_context(VideoReader(source, rate=rate, report=report))
+        reader = stack.enter_context(
+            VideoReader(source, rate=rate, max_frames=max_frames, max_pixels=max_pixels, report=report)
+        )
         record: dict[str, Any] = {
             "every": every,
             "smooth": smooth,
@@ -118,30 +124,27 @@ def track_file(
         }
         if isinstance(estimator, PoseEstimator):
             record |= estimator_settings(estimator) | detector_settings(estimator.detector)
-        lines = None
+        kept = None
         if lines_path is not None:
-            lines = _open_lines(lines_path, reader, record, overwrite=overwrite)
-            stack.callback(lines.close)
-        if output is not None and output.exists() and not overwrite and (lines is None or lines.last < 0):
-            raise ValueError(f"{output}: exists already; overwrite it or choose another name")
+            kept = _open_lines(lines_path, reader, record, overwrite=overwrite)
+            stack.callback(kept.lines.close)
         people = _Tracked(
             estimator,
-            lines_path if lines is not None and lines.last >= 0 else None,
+            lines_path if kept is not None and kept.resumes else None,
             {"every": every, "smooth": smooth, "dataset": dataset, "flip_test": flip_test, "decode": decode},
         )
-        draw = None
+        draw = writer = None
         if output is not None:
             audio = source if pathlib.Path(source).is_file() else None
             writer = stack.enter_context(VideoWriter(output, reader.size, reader.rate, audio=audio, report=report))
+            add = writer.add
             drawer = Behind[TrackedFrame](
-                lambda frame: writer.add(
-                    draw_tracks(frame.image, frame.poses, frame.track_ids, **(drawing or {})), frame.time
-                )
+                lambda frame: add(draw_tracks(frame.image, frame.poses, frame.track_ids, **(drawing or {})), frame.time)
             )
             draw = drawer.put
             stack.callback(drawer.close)
         start = None
-        last = -1 if lines is None else lines.last
+        last = -1 if kept is None else kept.lines.last
         bar = stack.enter_context(
             tqdm(total=reader.num_frames, unit="frame", disable=not progress, file=sys.stderr, dynamic_ncols=True)
         )
@@ -149,26 +152,45 @@ def track_file(
             frames = stack.enter_context(contextlib.closing(read_in_thread(reader)))
             results = people.run(frames, last=last, live=reader.live, draw=draw is not None)
             for frame in stack.enter_context(contextlib.closing(results)):
+                if kept is not None:
+                    kept.begin(output)
                 if frame is None or frame.index <= last:
                     summary.resumed += 1
                 else:
                     summary.frames += 1
-                    if lines is not None:
-                        lines.add(frame.index, frame.time, frame.poses, frame.track_ids, detected=frame.detected)
+                    if kept is not None:
+                        kept.lines.add(
+                            frame.index,
+                            frame.time,
+                            frame.poses,
+                            frame.track_ids,
+                            detected=frame.detected,
+                            unsmoothed=frame.unsmoothed,
+                        )
                 if frame is not None and draw is not None:
                     draw(frame)
                 start = start or time.monotonic()
                 bar.update()
                 if frame is not None:
                     bar.set_postfix(people=len(frame.poses), refresh=False)
+        except VideoLimitError:
+            if writer is not None:
+                writer.discard()
+            if kept is not None:
+                kept.remove()
+            raise
         finally:
             summary.seconds = 0.0 if start is None else time.monotonic() - start
             summary.broken, summary.ids = reader.broken, people.num_ids
     if output is not None and output.exists():
         summary.written.append(output)
-    if lines_path is not None:
+    if lines_path is not None and kept is not None:
+        kept.begin(output)
+        kept.lines.close()
         summary.written.append(lines_path)
-        summary.written += [convert_tracks(lines_path, format, reader.size) for format in formats]
+        for format in formats:
+            kept.announce(converted_path(lines_path, format))
+            summary.written.append(convert_tracks(lines_path, format, reader.size))
     return summary
 
 
@@ -183,10 +205,11 @@ class _Tracked:
     ):
         self._estimator, self._earlier, self._options = estimator, earlier, options
         self._people: PoseTracker | None = None
+        self._earlier_ids = 0
 
     @property
     def num_ids(self) -> int:
-        return 0 if self._people is None else self._people.tracker.num_ids
+        return self._earlier_ids if self._people is None else self._people.tracker.num_ids
 
     def run(
         self, frames: Iterator[Frame], *, last: int, live: bool, draw: bool
@@ -205,6 +228,7 @@ class _Tracked:
                     pending = next(records, None)
                 if pending is None or pending.index != frame.index:
                     continue  # it was broken in the earlier run
+                self._earlier_ids = max([self._earlier_ids, *pending.track_ids.tolist()])
                 if draw:
                     yield TrackedFrame(
                         index=frame.index,
@@ -221,7 +245,10 @@ class _Tracked:
         people = self._people = self._load()
         if self._earlier is not None:
             for record in read_tracks(self._earlier):
-                people.restore(record.time, record.index, record.poses, record.track_ids, detected=record.detected)
+                poses = record.poses
+                if record.unsmoothed is not None:
+                    poses = dataclasses.replace(poses, keypoints=record.unsmoothed)
+                people.restore(record.time, record.index, poses, record.track_ids, detected=record.detected)
         if previous is not None:
             people.look(previous.image)
         yield from people.run(_with(first, frames), live=live)
@@ -237,19 +264,13 @@ def _with(first: Frame | None, frames: Iterator[Frame]) -> Iterable[Frame]:
     yield from frames
 
 
-def _open_lines(path: pathlib.Path, reader: VideoReader, settings: dict[str, Any], *, overwrite: bool) -> TrackLines:
+def _open_lines(path: pathlib.Path, reader: VideoReader, settings: dict[str, Any], *, overwrite: bool) -> RecordedLines:
     """The JSON lines of an earlier run with the same settings, or new ones."""
-    record = path.with_suffix(".settings.jsonl")
-    exists = path.is_file() and path.stat().st_size > 0
-    if reader.live and exists and not overwrite:
+    if reader.live and has_lines(path) and not overwrite:
         raise ValueError(f"{path}: exists already, and a live source cannot be resumed; overwrite it")
     source = pathlib.Path(reader.name)
     settings = {**settings, "source": hash_file(source) if source.is_file() else reader.name, "rate": reader.rate}
-    if exists and not overwrite:
-        check_settings(record, settings, has_results=True)
-    lines = TrackLines(path, overwrite=overwrite)
-    write_settings(record, settings)
-    return lines
+    return RecordedLines(path, settings, overwrite=overwrite)
 
 
 def _check_names(
@@ -257,7 +278,6 @@ def _check_names(
     output: pathlib.Path | None,
     lines: pathlib.Path | None,
     formats: Sequence[Format],
-    overwrite: bool,
 ) -> None:
     if output is None and lines is None:
         raise ValueError("expected a drawn video to write, JSON lines, or both; got neither")

@@ -64,6 +64,7 @@ class VideoWriter:
         self._temporary.unlink(missing_ok=True)
         self._last, self._period, self._closed = -1, 1 / float(rate), False
         self._source: Any = None
+        self._audio, self._packets, self._discarded = None, iter(()), False
         format = FORMATS[self._path.suffix.lower()]
         # The index of an mp4 moves to its front, so that browsers can start before they have all of it.
         options = {} if format == "matroska" else {"movflags": "+faststart"}
@@ -71,15 +72,21 @@ class VideoWriter:
             self._container = av.open(str(self._temporary), "w", format=format, options=options)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self._path)) from error
+        try:
+            self._add_streams(av, rate, audio)
+        except BaseException:
+            self.close()
+            raise
+
+    def _add_streams(self, av: Any, rate: float | int, audio: str | os.PathLike[str] | None) -> None:
         has_x264 = "libx264" in av.codecs_available
         codec, settings = ("libx264", {"crf": str(CRF), "preset": "veryfast"}) if has_x264 else ("mpeg4", {"q": "4"})
-        height, width = size
+        height, width = self.size
         nearest = fractions.Fraction(rate).limit_denominator(1001)
         stream = self._container.add_stream(codec, rate=max(nearest, fractions.Fraction(1, 1001)), options=settings)
         stream.width, stream.height, stream.pix_fmt = width + width % 2, height + height % 2, "yuv420p"
         stream.time_base = stream.codec_context.time_base = TIME_BASE
         self._stream = stream
-        self._audio, self._packets = None, iter(())
         if audio is not None:
             self._open_audio(av, audio)
 
@@ -117,13 +124,17 @@ class VideoWriter:
         self._mux(self._stream.encode(frame))
         self._last = frame.pts
 
+    def discard(self) -> None:
+        """Let `close` leave no file: an existing one of this name stays as it is."""
+        self._discarded = True
+
     def close(self) -> None:
-        """Complete the file and give it its name; without any frame there is no file."""
+        """Complete the file and give it its name; without any frame, or after `discard`, there is no file."""
         if self._closed:
             return
         self._closed = True
         try:
-            if self._last >= 0:
+            if self._last >= 0 and not self._discarded:
                 self._mux(self._stream.encode(None))
                 self._copy_audio(until=float(self._last * TIME_BASE) + self._period)
                 self._container.close()
@@ -146,12 +157,11 @@ class VideoWriter:
         if not self._source.streams.audio:
             return
         stream = self._source.streams.audio[0]
-        if stream.codec_context.name.split("_")[0] not in {
-            name.split("_")[0] for name in self._container.supported_codecs
-        }:
-            self._report(
-                f"{path}: its audio, {stream.codec_context.name}, does not fit into {self._path.suffix} and is left out"
-            )
+        # FFmpeg knows no codec for some streams.
+        codec = "of an unknown codec" if stream.codec_context is None else stream.codec_context.name
+        supported = {name.split("_")[0] for name in self._container.supported_codecs}
+        if stream.codec_context is None or codec.split("_")[0] not in supported:
+            self._report(f"{path}: its audio, {codec}, does not fit into {self._path.suffix} and is left out")
             return
         self._audio = self._container.add_stream_from_template(stream)
         self._origin = (self._source.start_time or 0) / av.time_base
@@ -160,10 +170,13 @@ class VideoWriter:
 
     def _copy_audio(self, until: float) -> None:
         """Copy the packets that begin before a time: the file holds sound and picture side by side."""
-        if self._audio is None:
-            return
-        while True:
-            packet = self._waiting if self._waiting is not None else next(self._packets, None)
+        av = import_av()
+        while self._audio is not None:
+            try:
+                packet = self._waiting if self._waiting is not None else next(self._packets, None)
+            except (av.error.FFmpegError, OSError) as error:
+                self._end_audio(error)
+                return
             self._waiting = None
             if packet is None:
                 return
@@ -175,7 +188,15 @@ class VideoWriter:
             shift = round(self._origin / packet.time_base)
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
             packet.stream = self._audio
-            self._container.mux(packet)
+            try:
+                self._container.mux(packet)
+            except (av.error.InvalidDataError, av.error.ArgumentError) as error:  # times that go back, for one
+                self._end_audio(error)
+
+    def _end_audio(self, error: BaseException) -> None:
+        """Go on without the rest of the audio."""
+        self._audio = None
+        self._report(f"{self._source.name}: its audio is damaged, the rest is left out: {error}")
 
 
 def check_video_name(path: pathlib.Path) -> None:
