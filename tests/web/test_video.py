@@ -11,7 +11,7 @@ from tests.support.walks import WalkerEstimator
 from vitpose_jax.bundled import DEMO_IMAGE
 from vitpose_jax.video import VideoReader
 from vitpose_jax.web.page import _handle_video
-from vitpose_jax.web.video import check_video, create_video_tracker
+from vitpose_jax.web.video import create_video_tracker
 
 
 @pytest.fixture
@@ -59,6 +59,6 @@ def test_files_that_are_no_video_or_name_other_files_are_refused(tmp_path, clip)
 
 
 def test_a_video_that_is_too_long_is_refused(clip):
-    check_video(clip, max_frames=7)
-    with pytest.raises(ValueError, match="expected a video of at most 6 frames, got 7"):
-        check_video(clip, max_frames=6)
+    track(create_video_tracker(WalkerEstimator(), max_frames=7), clip)
+    with pytest.raises(gr.Error, match="at most 6 frames, got 7"):
+        track(create_video_tracker(WalkerEstimator(), max_frames=6), clip)

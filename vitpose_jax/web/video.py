@@ -3,9 +3,10 @@
 from collections.abc import Callable
 
 from vitpose_jax.estimator import PoseEstimator
-from vitpose_jax.video.reader import VideoReader, import_av
+from vitpose_jax.video.reader import import_av
 from vitpose_jax.video.run import track_file
 from vitpose_jax.web.files import result_folder
+from vitpose_jax.web.limits import MAX_PIXELS
 
 # Frames of a video: one visitor must not keep the server busy for hours.
 MAX_FRAMES = 1800
@@ -30,7 +31,7 @@ def create_video_tracker(estimator: PoseEstimator, *, max_frames: int = MAX_FRAM
         path: str, *, dataset: str | None, flip_test: bool, threshold: float, smooth: bool, every: int
     ) -> tuple[str, str]:
         """The paths of the drawn video and of its JSON lines."""
-        check_video(path, max_frames=max_frames)
+        check_video(path)
         folder = result_folder()
         video, lines = folder / "poses.mp4", folder / "poses.jsonl"
         track_file(
@@ -43,6 +44,8 @@ def create_video_tracker(estimator: PoseEstimator, *, max_frames: int = MAX_FRAM
             flip_test=flip_test,
             smooth=smooth,
             every=every,
+            max_frames=max_frames,
+            max_pixels=MAX_PIXELS,
             progress=True,
         )
         return str(video), str(lines)
@@ -50,22 +53,17 @@ def create_video_tracker(estimator: PoseEstimator, *, max_frames: int = MAX_FRAM
     return track_video
 
 
-def check_video(path: str, *, max_frames: int = MAX_FRAMES) -> None:
+def check_video(path: str) -> None:
     """Check a file of a stranger before it is read as a video.
 
     Args:
         path: of the file.
-        max_frames: the largest number of frames.
 
     Raises:
-        ValueError: if it is no video, is a list of other files, or is too long.
+        ValueError: if it is no video, or is a list of other files.
     """
     av = import_av()
     try:
         av.open(path, options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}).close()
     except (av.error.FFmpegError, OSError) as error:
         raise ValueError(f"{path}: expected a video file, as MP4, WebM or AVI ({error.strerror})") from None
-    with VideoReader(path) as reader:
-        count = reader.num_frames
-    if count is not None and count > max_frames:
-        raise ValueError(f"{path}: expected a video of at most {max_frames} frames, got {count}")
