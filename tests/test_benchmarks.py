@@ -40,14 +40,24 @@ SCRIPTS = (
 PARTS = ("common", "peers", "quantize_worker", "start_worker")
 
 
+# PyTables, which pandas imports, has the name of a script: each is in the place of the other while it is needed.
+_OURS: dict[str, types.ModuleType] = {}
+
+
 def load(name: str) -> types.ModuleType:
     """A script, as `python benchmarks/NAME.py` imports it."""
     environment = dict(os.environ)
+    theirs = sys.modules.pop("tables", None)
+    sys.modules.update(_OURS)
     sys.path.insert(0, str(BENCHMARKS))
     try:
         return importlib.import_module(name)
     finally:
         sys.path.remove(str(BENCHMARKS))
+        if "tables" in sys.modules:
+            _OURS["tables"] = sys.modules.pop("tables")
+        if theirs is not None:
+            sys.modules["tables"] = theirs
         # ahead.py sets variables for the compilers.
         os.environ.clear()
         os.environ.update(environment)
