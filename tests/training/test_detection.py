@@ -212,7 +212,6 @@ def test_rules_cover_all_parameters():
 # Training runs
 
 
-@pytest.mark.slow
 def test_a_finder_learns_to_find_rectangles(boxes, tmp_path):
     config = detection_settings(
         boxes,
