@@ -7,7 +7,7 @@ import numpy as np
 from vitpose_jax import ItemError, PoseEstimator, Poses
 from vitpose_jax.skeletons import COCO
 
-NOBODY = Poses.create(np.zeros((0, 17, 2)), np.zeros((0, 17)), np.zeros((0, 4)), COCO)
+EMPTY = Poses.create(np.zeros((0, 17, 2)), np.zeros((0, 17)), np.zeros((0, 4)), COCO)
 
 
 class Slow(PoseEstimator):
@@ -29,4 +29,4 @@ class Slow(PoseEstimator):
             elif image == "fatal":
                 raise MemoryError("no memory")
             else:
-                yield image if isinstance(image, str) else NOBODY
+                yield image if isinstance(image, str) else EMPTY

@@ -115,7 +115,7 @@ def test_stored_integers_are_not_converted(folders, tmp_path, monkeypatch):
 
 
 def test_kernels_are_rounded_layer_by_layer():
-    """No more than one layer is asked for at a time, and the results are those of the whole kernel."""
+    """Layers are read one by one, and the results are those of the whole kernel."""
     name = "backbone.blocks.mlp.fc1.kernel"
     weights = np.random.default_rng(0).normal(size=(3, 8, 4)).astype(np.float32)
     read = []

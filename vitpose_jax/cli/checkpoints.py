@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpose_jax.cli.common import Lenient
+from vitpose_jax.cli.common import Lenient, Revision
 
 
 class Format(enum.StrEnum):
@@ -29,7 +29,7 @@ def convert(
     group_size: Annotated[
         int | None, typer.Option(help="With --int4: inputs that share a scale.", show_default="128")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    revision: Revision = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing checkpoint.")] = False,
     allow_non_finite: Annotated[
@@ -48,7 +48,7 @@ def convert(
 
 def info(
     source: Annotated[str, typer.Argument(help="A Hub id, a folder or a checkpoint file.")],
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    revision: Revision = None,
     lenient: Lenient = False,
 ) -> None:
     """Print what a checkpoint holds, without loading its weights."""

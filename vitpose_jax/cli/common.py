@@ -29,7 +29,22 @@ class DType(enum.StrEnum):
     auto = "auto"
 
 
-# An option that commands have that open a checkpoint.
+# Options that several commands have.
+Model = Annotated[
+    str, typer.Option(help="A Hub id, a folder, a checkpoint file, or the bundled model.", metavar="SOURCE")
+]
+BoxDetector = Annotated[
+    str,
+    typer.Option(help="Find the boxes with this detector: a Hub id, a folder, or the bundled one.", metavar="SOURCE"),
+]
+Labels = Annotated[
+    list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
+]
+Expert = Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")]
+FlipTest = Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")]
+DecodeOption = Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")]
+DTypeOption = Annotated[DType, typer.Option(help="The dtype of the computation.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Lenient = Annotated[
     bool, typer.Option("--lenient", help="Pass over unknown keys of a config.json, which may matter, with a warning.")
 ]

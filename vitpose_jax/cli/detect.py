@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER
-from vitpose_jax.cli.common import DType, Lenient, exit_with_failures, named_source, say, show_progress
+from vitpose_jax.cli.common import (
+    DType,
+    DTypeOption,
+    Labels,
+    Lenient,
+    Revision,
+    exit_with_failures,
+    named_source,
+    say,
+    show_progress,
+)
 
 if TYPE_CHECKING:
     from vitpose_jax.detections import Detections
@@ -26,12 +36,10 @@ def detect(
     max_detections: Annotated[
         int | None, typer.Option(help="Maximum number of objects in an image: the highest-scoring.")
     ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
-    ] = None,
+    label: Labels = None,
     draw: Annotated[bool, typer.Option("--draw", help="Also write each image with its boxes drawn on it.")] = False,
-    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    dtype: DTypeOption = DType.float32,
+    revision: Revision = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpose_jax.cli.common import Decode, DType, Lenient
+from vitpose_jax.cli.common import Decode, DType, Lenient, Revision
 
 
 class Target(enum.StrEnum):
@@ -52,7 +52,7 @@ def export(
     decode: Annotated[Decode, typer.Option(help="path: how heatmaps become points.")] = Decode.udp,
     border: Annotated[Border, typer.Option(help="path: how pixels outside the image count.")] = Border.scipy,
     skeleton: Annotated[str | None, typer.Option(help="The keypoints of the head: coco, crowdpose, ...")] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    revision: Revision = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:

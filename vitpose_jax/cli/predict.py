@@ -7,7 +7,23 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import Decode, DType, Lenient, exit_with_failures, named_source, say, show_progress
+from vitpose_jax.cli.common import (
+    BoxDetector,
+    Decode,
+    DecodeOption,
+    DType,
+    DTypeOption,
+    Expert,
+    FlipTest,
+    Labels,
+    Lenient,
+    Model,
+    Revision,
+    exit_with_failures,
+    named_source,
+    say,
+    show_progress,
+)
 from vitpose_jax.cli.drawing import ColourBy, Fade, LineWidth, Radius, Threshold, drawing_options
 
 if TYPE_CHECKING:
@@ -28,9 +44,7 @@ class Format(enum.StrEnum):
 
 def predict(
     images: Annotated[list[str], typer.Argument(help="Images: files, folders or glob patterns.", metavar="IMAGE...")],
-    model: Annotated[
-        str, typer.Option(help="A Hub id, a folder, a checkpoint file, or the bundled model.", metavar="SOURCE")
-    ] = DEFAULT_MODEL,
+    model: Model = DEFAULT_MODEL,
     output: Annotated[pathlib.Path, typer.Option(help="Folder for the results.", metavar="DIR")] = pathlib.Path(
         "poses"
     ),
@@ -43,16 +57,9 @@ def predict(
             metavar="FILE|x,y,w,h",
         ),
     ] = None,
-    detector: Annotated[
-        str,
-        typer.Option(
-            help="Find the boxes with this detector: a Hub id, a folder, or the bundled one.", metavar="SOURCE"
-        ),
-    ] = DEFAULT_FINDER,
+    detector: BoxDetector = DEFAULT_FINDER,
     whole_image: Annotated[bool, typer.Option("--whole-image", help="Take each image as one box.")] = False,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
-    ] = None,
+    label: Labels = None,
     format: Annotated[
         Format, typer.Option(help="json, openpose, yolo: one file for each image. coco: one for all.")
     ] = Format.json,
@@ -65,16 +72,16 @@ def predict(
     ] = None,
     fade: Fade = False,
     numbers: Annotated[bool, typer.Option("--numbers", help="Write each person's number beside it.")] = False,
-    dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
+    dataset: Expert = None,
     category: Annotated[int | None, typer.Option(help="Use only boxes of this category_id of the file.")] = None,
     min_score: Annotated[
         float | None,
         typer.Option(help="Use only boxes with at least this score. Default: all of a file, the detector's threshold."),
     ] = None,
-    flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")] = False,
-    decode: Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")] = Decode.udp,
-    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    flip_test: FlipTest = False,
+    decode: DecodeOption = Decode.udp,
+    dtype: DTypeOption = DType.float32,
+    revision: Revision = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:

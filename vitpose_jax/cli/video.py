@@ -8,7 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import Decode, DType, Lenient, named_source, say
+from vitpose_jax.cli.common import (
+    BoxDetector,
+    Decode,
+    DecodeOption,
+    DType,
+    DTypeOption,
+    Expert,
+    FlipTest,
+    Labels,
+    Lenient,
+    Model,
+    Revision,
+    named_source,
+    say,
+)
 from vitpose_jax.cli.drawing import ColourBy, Fade, LineWidth, Radius, Threshold, drawing_options
 
 if TYPE_CHECKING:
@@ -41,18 +55,9 @@ def video(
     format: Annotated[
         list[Format] | None, typer.Option(help="Also make these of the JSON lines, beside them; repeatable.")
     ] = None,
-    model: Annotated[
-        str, typer.Option(help="A Hub id, a folder, a checkpoint file, or the bundled model.", metavar="SOURCE")
-    ] = DEFAULT_MODEL,
-    detector: Annotated[
-        str,
-        typer.Option(
-            help="Find the boxes with this detector: a Hub id, a folder, or the bundled one.", metavar="SOURCE"
-        ),
-    ] = DEFAULT_FINDER,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Class to detect: a name, animals or all; repeatable. Default: person.")
-    ] = None,
+    model: Model = DEFAULT_MODEL,
+    detector: BoxDetector = DEFAULT_FINDER,
+    label: Labels = None,
     min_score: Annotated[
         float | None, typer.Option(help="Use only boxes with at least this score. Default: the detector's threshold.")
     ] = None,
@@ -69,11 +74,11 @@ def video(
     ] = None,
     fade: Fade = False,
     numbers: Annotated[bool, typer.Option(help="Write each person's number beside it.")] = True,
-    dataset: Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++: coco, ap10k, ...")] = None,
-    flip_test: Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")] = False,
-    decode: Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")] = Decode.udp,
-    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")] = None,
+    dataset: Expert = None,
+    flip_test: FlipTest = False,
+    decode: DecodeOption = Decode.udp,
+    dtype: DTypeOption = DType.float32,
+    revision: Revision = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import DType, Lenient, say
+from vitpose_jax.cli.common import DType, DTypeOption, Lenient, say
 
 
 def web(
@@ -16,7 +16,7 @@ def web(
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
     max_upload: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 50,
-    dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
+    dtype: DTypeOption = DType.float32,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
     lenient: Lenient = False,
 ) -> None:

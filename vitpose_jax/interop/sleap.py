@@ -1,6 +1,6 @@
 """SLEAP's analysis files: HDF5 with the tracks of individuals over the frames of a video.
 
-    tracks           Float64[individuals 2 keypoints frames]    (x, y) in pixels of the image; NaN where there is nobody
+    tracks           Float64[individuals 2 keypoints frames]    (x, y) in pixels; NaN for those not in a frame
     point_scores     Float64[individuals keypoints frames]
     instance_scores  Float64[individuals frames]                the mean of the keypoints' scores
     track_occupancy  UInt8[frames individuals]                  who is in a frame

@@ -22,7 +22,7 @@ EXAMPLES = frozenset(str(path) for path in DEMO_IMAGES)
 
 
 def sent_image(**options: Any) -> "gr.Image":
-    """An image whose value is the path of the file that was sent, which nobody has decoded yet.
+    """An image whose value is the path of the file as it was sent, not decoded yet.
 
     Args:
         options: for `gradio.Image`.
@@ -31,7 +31,7 @@ def sent_image(**options: Any) -> "gr.Image":
 
 
 def sent_video(**options: Any) -> "gr.Video":
-    """A video whose value is the path of the file that was sent, which nobody has decoded yet.
+    """A video whose value is the path of the file as it was sent, not decoded yet.
 
     Args:
         options: for `gradio.Video`.

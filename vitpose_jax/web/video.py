@@ -35,7 +35,7 @@ def create_video_tracker(estimator: PoseEstimator, *, max_frames: int = MAX_FRAM
         folder = result_folder()
         video, lines = folder / "poses.mp4", folder / "poses.jsonl"
         track_file(
-            lambda: estimator,  # an estimator would be hashed for settings that nobody compares
+            lambda: estimator,  # the estimator itself would be hashed for the settings, which the page does not need
             path,
             output=video,
             json=lines,
