@@ -52,7 +52,7 @@ def arguments(
     if dtypes is not None:
         parser.add_argument("--dtypes", nargs="+", default=dtypes, choices=["float32", "bfloat16", "float16"])
     if peers is not None:
-        choices = ["eager", "compile", "onnxruntime", "openvino"]
+        choices = ["eager", "compile", "onnxruntime", "onnxruntime-int8", "openvino"]
         parser.add_argument("--peers", nargs="*", default=peers, choices=choices, help="see peers.py")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds, help="timed calls of each program")

@@ -1,7 +1,7 @@
 """VitPose of transformers as the benchmarks call it, with its own crops and decoding.
 
 "eager" and "compile" (torch.compile) run in PyTorch. "onnxruntime" and "openvino" run the network that transformers
-exports as ONNX, on the CPU.
+exports as ONNX, on the CPU; "onnxruntime-int8" rounds it to int8 first.
 """
 
 import importlib.util
@@ -148,6 +148,20 @@ class OnnxRuntime(Exported):
         return lambda crops: session.run(None, {name: crops})[0]
 
 
+class OnnxRuntimeInt8(OnnxRuntime):
+    """ONNX Runtime with int8 weights and activations, which it rounds as they come ("dynamic quantization")."""
+
+    def compile(self, path: str) -> Callable[[np.ndarray], np.ndarray]:
+        """A function from crops to heatmaps."""
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+
+        with tempfile.NamedTemporaryFile(suffix=".onnx") as file:
+            quantize_dynamic(
+                path, file.name, op_types_to_quantize=["MatMul", "Gemm"], per_channel=True, weight_type=QuantType.QInt8
+            )
+            return super().compile(file.name)
+
+
 class OpenVino(Exported):
     """OpenVINO's CPU plugin, in float32 or bfloat16."""
 
@@ -161,7 +175,7 @@ class OpenVino(Exported):
         return lambda crops: compiled([crops])[compiled.output(0)].copy()
 
 
-RUNTIMES = {"onnxruntime": OnnxRuntime, "openvino": OpenVino}
+RUNTIMES = {"onnxruntime": OnnxRuntime, "onnxruntime-int8": OnnxRuntimeInt8, "openvino": OpenVino}
 
 
 def load(folder: str, dtype: str, names: list[str]) -> dict[str, Peer]:
@@ -172,7 +186,7 @@ def load(folder: str, dtype: str, names: list[str]) -> dict[str, Peer]:
     for name in names:
         if name not in RUNTIMES:
             peers[name] = Peer(folder, dtype, compiled=name == "compile")
-        elif importlib.util.find_spec(name) and (name, dtype) != ("onnxruntime", "bfloat16"):
+        elif importlib.util.find_spec(name.removesuffix("-int8")) and (dtype == "float32" or name == "openvino"):
             peers[name] = RUNTIMES[name](folder, dtype)
     return peers
 

@@ -32,6 +32,7 @@ PROGRAMS = {
     "eager": "transformers",
     "compile": "transformers, torch.compile",
     "onnxruntime": "ONNX Runtime",
+    "onnxruntime-int8": "ONNX Runtime, int8",
     "openvino": "OpenVINO",
 }
 EXPERTS = {
@@ -230,6 +231,24 @@ def variants_table(rows: list[Row]) -> str:
     ]
     header = ["part", "variant", "in use", *(f"{n} {'crop' if n == 1 else 'crops'}, ms" for n in batches)]
     return markdown([*header, "largest difference"], cells, numbers=len(batches) + 1)
+
+
+def parts_table(rows: list[Row]) -> str:
+    """The parts of the network, a table for each model, dtype and number of people."""
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        groups.setdefault((row["preset"], row["dtype"], row["people"]), []).append(row)
+    tables = []
+    for (preset, dtype, people), parts in groups.items():
+        cells = []
+        for row in parts:
+            rate = f"{row['gflops']:.0f} GFLOP/s" if "gflops" in row else ""
+            rate = f"{row['gbytes']:.0f} GB/s" if "gbytes" in row else rate
+            limit = percent(row, "of_product") or percent(row, "of_copy")
+            cells.append([row["part"], f"{row['ms']:.1f}", percent(row, "fraction"), rate, limit])
+        header = [f"{preset}, {dtype}, {people} {'person' if people == 1 else 'people'}", "ms", "of the whole"]
+        tables.append(markdown([*header, "rate", "of the limit"], cells, numbers=4))
+    return "\n\n".join(tables)
 
 
 def ahead_table(rows: list[Row]) -> str:

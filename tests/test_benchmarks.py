@@ -27,6 +27,7 @@ SCRIPTS = (
     "figure",
     "gallery",
     "parity",
+    "parts",
     "plot",
     "quantize",
     "speed",
