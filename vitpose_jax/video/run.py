@@ -71,6 +71,7 @@ def track_file(
     progress: bool = False,
     report: Callable[[str], None] = log,
     settings: Mapping[str, Any] | None = None,
+    before_frame: Callable[[], None] | None = None,
 ) -> VideoSummary:
     """Track the people of a video, and write a drawn video, JSON lines, or both.
 
@@ -95,6 +96,7 @@ def track_file(
         report: gets each message, one line.
         settings: more values for the settings, ready for JSON: with a function that loads the estimator, what names
             its model.
+        before_frame: called before the poses of each frame are estimated; what it raises ends the run as Ctrl-C does.
 
     Raises:
         ImportError: without PyAV.
@@ -149,7 +151,7 @@ def track_file(
             tqdm(total=reader.num_frames, unit="frame", disable=not progress, file=sys.stderr, dynamic_ncols=True)
         )
         try:
-            frames = stack.enter_context(contextlib.closing(read_in_thread(reader)))
+            frames = stack.enter_context(contextlib.closing(_checked(read_in_thread(reader), before_frame)))
             results = people.run(frames, last=last, live=reader.live, draw=draw is not None)
             for frame in stack.enter_context(contextlib.closing(results)):
                 if kept is not None:
@@ -256,6 +258,14 @@ class _Tracked:
     def _load(self) -> PoseTracker:
         estimator = self._estimator if isinstance(self._estimator, PoseEstimator) else self._estimator()
         return PoseTracker(estimator, **self._options)
+
+
+def _checked(frames: Generator[Frame, None, None], check: Callable[[], None] | None) -> Generator[Frame, None, None]:
+    with contextlib.closing(frames):
+        for frame in frames:
+            if check is not None:
+                check()
+            yield frame
 
 
 def _with(first: Frame | None, frames: Iterator[Frame]) -> Iterable[Frame]:
