@@ -1,5 +1,6 @@
 """`vitpose-jax web`: a page in the browser, and an HTTP interface."""
 
+import gc
 from typing import Annotated
 
 import typer
@@ -60,4 +61,8 @@ def web(
     app = create_app(models, max_bytes=max_upload * 1_000_000, track_video=track_video)
     address = "localhost" if host == "127.0.0.1" else host
     say(f"http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)")
-    serve(app, listening)
+    try:
+        serve(app, listening)
+    finally:
+        # The interpreter would look through all objects of JAX and gradio before it ends, for seconds.
+        gc.freeze()
