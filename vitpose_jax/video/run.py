@@ -23,7 +23,7 @@ from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.serving.requests import DatasetKey, plain
 from vitpose_jax.video.drawing import draw_tracks
 from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame, check_every, read_in_thread
-from vitpose_jax.video.reader import Frame, VideoLimitError, VideoReader
+from vitpose_jax.video.reader import Frame, StreamEndedError, VideoLimitError, VideoReader
 from vitpose_jax.video.record import RecordedLines, check_replaced, has_lines
 from vitpose_jax.video.results import Format, convert_tracks, converted_path, read_tracks
 from vitpose_jax.video.threads import Behind
@@ -41,6 +41,7 @@ class VideoSummary:
         ids: the number of tracks, in the frames of an earlier run too.
         seconds: from the first frame's results on, when all is loaded.
         written: the files and folders.
+        broke_off: why a live source ended, if it ended with an error; what came before is written.
     """
 
     frames: int = 0
@@ -49,6 +50,7 @@ class VideoSummary:
     ids: int = 0
     seconds: float = 0.0
     written: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    broke_off: str | None = None
 
 
 def track_file(
@@ -78,7 +80,8 @@ def track_file(
     Frames whose results are in the file of JSON lines already are not estimated again; a drawn video takes their poses
     from there. Beside NAME.jsonl, NAME.settings.jsonl says what the results depend on: a run with other settings is
     refused, unless it overwrites. It also names the files that were made beside the lines: other existing files are not
-    replaced. An interruption leaves a video that plays and complete lines.
+    replaced. An interruption leaves a video that plays and complete lines,
+    and so does a live source that breaks off: it is not opened again.
 
     Args:
         estimator: or a function that loads one: it is called only if there is something to do.
@@ -175,6 +178,9 @@ def track_file(
                 bar.update()
                 if frame is not None:
                     bar.set_postfix(people=len(frame.poses), refresh=False)
+        except StreamEndedError as error:
+            summary.broke_off = str(error)
+            report(summary.broke_off)
         except VideoLimitError:
             if writer is not None:
                 writer.discard()
@@ -242,6 +248,11 @@ class _Tracked:
                     )
                 else:
                     yield None
+            if first is None:
+                return
+        elif live:
+            # From here on a thread takes what the source sends, also while the model is loaded.
+            first = next(frames, None)
             if first is None:
                 return
         people = self._people = self._load()
