@@ -9,7 +9,8 @@ All stages see the first --frames frames; those of a longer video are first writ
 A stage has the seconds of the clock and those of the processor, of all threads; a busy machine changes the former only.
 The network alone is detection and poses. With --picture it draws some frames side by side instead.
 With --minutes it repeats the video until it is so long, and shows the memory of a whole run, with a drawn video and
-JSON lines: the poses are those of a still crowd, because the network's memory does not depend on the number of frames.
+JSON lines. The poses are those of two people who stand still: the network's memory does not depend on the number of
+frames.
 """
 
 import argparse
@@ -150,17 +151,17 @@ def repeat(video: str, minutes: float, height: int | None, folder: str) -> str:
     return path
 
 
-class StillCrowd(PoseEstimator):
-    """Ten people who do not move, whatever the image shows."""
+class StillPeople(PoseEstimator):
+    """Two people who do not move, whatever the image shows."""
 
     def __init__(self) -> None:
         self.config, self.frames, self.memory = VitPoseConfig(), 0, []
         random = np.random.default_rng(0)
-        # A grid of fifths and halves of the image.
-        self._points = (random.random((10, 17, 2)) + np.argwhere(np.ones((5, 2)))[:, None]) / [5, 2]
+        # One in each half of the image.
+        self._points = (random.random((2, 17, 2)) + [[[0, 0]], [[1, 0]]]) / [2, 1]
 
     def __call__(self, images: Any, boxes: Any = None, **_: Any) -> Any:
-        """The crowd."""
+        """The two."""
         self.frames += 1
         self.memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         points = self._points * [images.shape[1], images.shape[0]]
@@ -168,7 +169,7 @@ class StillCrowd(PoseEstimator):
         found = np.concatenate([low, high - low], axis=1)
         given = found if boxes is None else boxes
         scores = np.ones(len(found)) if boxes is None else None
-        return Poses.create(points, np.full((10, 17), 0.9), given, COCO, box_scores=scores)
+        return Poses.create(points, np.full((2, 17), 0.9), given, COCO, box_scores=scores)
 
     @property
     def detector(self) -> Any:
@@ -178,16 +179,16 @@ class StillCrowd(PoseEstimator):
 
 def measure_memory(video: str, folder: str) -> None:
     """Run over a long video, and print the largest memory so far at parts of it."""
-    crowd, output, lines = StillCrowd(), f"{folder}/all.mp4", f"{folder}/all.jsonl"
+    people, output, lines = StillPeople(), f"{folder}/all.mp4", f"{folder}/all.jsonl"
     start = time.perf_counter()
-    summary = track_file(lambda: crowd, video, output=output, json=lines)
+    summary = track_file(lambda: people, video, output=output, json=lines)
     seconds = time.perf_counter() - start
     with VideoReader(video) as reader:
         rows, columns = reader.size
     parts = [0.01, 0.1, 0.5, 1.0]
     places = [max(round(part * summary.frames), 1) - 1 for part in parts]
     largest = [
-        [f"{part:.0%}", str(place + 1), f"{crowd.memory[place] / 1024:.0f}"]
+        [f"{part:.0%}", str(place + 1), f"{people.memory[place] / 1024:.0f}"]
         for part, place in zip(parts, places, strict=True)
     ]
     print(markdown(["of the video", "frames", "peak memory, MB"], largest, numbers=2))

@@ -73,7 +73,7 @@ def test_a_stream_that_falls_silent_is_given_up(tmp_path, monkeypatch):
                 return super().__call__(*arguments, **options)
 
         summary = track_file(
-            Walkers(),
+            Walkers,
             f"udp://127.0.0.1:{port}",
             output=tmp_path / "out.mp4",
             json=tmp_path / "out.jsonl",

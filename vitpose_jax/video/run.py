@@ -80,8 +80,8 @@ def track_file(
     Frames whose results are in the file of JSON lines already are not estimated again; a drawn video takes their poses
     from there. Beside NAME.jsonl, NAME.settings.jsonl says what the results depend on: a run with other settings is
     refused, unless it overwrites. It also names the files that were made beside the lines: other existing files are not
-    replaced. An interruption leaves a video that plays and complete lines,
-    and so does a live source that breaks off: it is not opened again.
+    replaced. An interruption leaves a video that plays and complete lines, and so does a live source that breaks off:
+    it is not opened again.
 
     Args:
         estimator: or a function that loads one: it is called only if there is something to do.
