@@ -104,6 +104,14 @@ def test_mistakes_are_answered_in_words(client, params, content, status, message
     assert len(answer.json()["error"]) < 600
 
 
+def test_people_are_not_taken_for_animals(client, models):
+    """Also once the finder of people is loaded."""
+    assert models.choose("plus").batcher.estimator.detector is not None
+    for _ in range(2):
+        answer = client.post("/v1/poses", params={"model": "plus", "dataset": "ap10k"}, content=png(random_image()))
+        assert answer.status_code == 400 and "the bundled finder finds people" in answer.json()["error"]
+
+
 def test_paths_and_urls_are_not_read(client, tmp_path):
     """The body is the file itself: a server must not open what a visitor names."""
     (tmp_path / "image.png").write_bytes(png(random_image()))
