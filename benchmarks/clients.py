@@ -24,7 +24,7 @@ from tables import clients_table
 from vitpose_jax import PoseEstimator
 from vitpose_jax.bundled import DEMO_IMAGE
 from vitpose_jax.web.api import create_router
-from vitpose_jax.web.batcher import Batcher
+from vitpose_jax.web.models import Models
 
 CLIENTS = [1, 8, 32]
 SECONDS = 5.0
@@ -49,9 +49,10 @@ def send(port: int, content: bytes, seconds: float) -> list[float]:
 
 def measure(options: argparse.Namespace) -> list[dict]:
     """One row for each number of clients: the medians of the rounds, which take turns."""
-    batcher = Batcher(PoseEstimator.from_pretrained())
+    models = Models({"bundled": PoseEstimator.from_pretrained()})
+    batcher = models.choose().batcher
     app = fastapi.FastAPI()
-    app.include_router(create_router(batcher))
+    app.include_router(create_router(models))
     listening = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -77,7 +78,7 @@ def measure(options: argparse.Namespace) -> list[dict]:
     finally:
         server.should_exit = True
         thread.join()
-        batcher.close()
+        models.close()
     return [
         {"clients": clients, **{name: statistics.median(one[name] for one in rounds) for name in rounds[0]}}
         for clients, rounds in results.items()

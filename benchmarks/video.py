@@ -3,25 +3,33 @@
     python benchmarks/video.py in.mp4
     python benchmarks/video.py in.mp4 --every 1 --frames 100
     python benchmarks/video.py in.mp4 --picture docs/video.jpg --show 30 41 81 108 120 189
+    python benchmarks/video.py in.mp4 --minutes 60 --height 128
 
 All stages see the first --frames frames; those of a longer video are first written to a clip of H.264.
 A stage has the seconds of the clock and those of the processor, of all threads; a busy machine changes the former only.
 The network alone is detection and poses. With --picture it draws some frames side by side instead.
+With --minutes it repeats the video until it is so long, and shows the memory of a whole run, with a drawn video and
+JSON lines. The poses are those of two people who stand still: the network's memory does not depend on the number of
+frames.
 """
 
 import argparse
+import fractions
 import itertools
 import pathlib
 import resource
 import tempfile
 import time
 from collections.abc import Callable
+from typing import Any
 
+import av
 import numpy as np
 from PIL import Image
 from tables import markdown
 
-from vitpose_jax import PoseEstimator
+from vitpose_jax import PoseEstimator, Poses, VitPoseConfig
+from vitpose_jax.skeletons import COCO
 from vitpose_jax.video import VideoReader, VideoWriter, track, track_file
 from vitpose_jax.video.drawing import draw_tracks
 
@@ -34,12 +42,18 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--frames", type=int, default=250, help="the first frames of the video")
     parser.add_argument("--picture", type=pathlib.Path, help="draw frames into this file instead")
     parser.add_argument("--show", nargs="+", type=int, default=[0], help="the frames of the picture, three in a row")
+    parser.add_argument("--minutes", type=float, help="measure the memory over a video of this length instead")
+    parser.add_argument("--height", type=int, help="make the long video smaller: rows of pixels")
     return parser
 
 
 def main() -> None:
     """Measure, or draw."""
     options = parser().parse_args()
+    if options.minutes is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            measure_memory(repeat(options.video, options.minutes, options.height, folder), folder)
+        return
     estimator = PoseEstimator.from_pretrained()
     if options.picture is not None:
         draw_picture(estimator, options.video, options.every, options.show, options.picture)
@@ -110,6 +124,77 @@ def measure_stages(estimator: PoseEstimator, video: str, every: int, folder: str
     print(f"{len(frames)} frames of {size[1]} x {size[0]}, {people / len(frames):.2f} people in each")
     print(f"everything / network alone: {rows[5][0] / rows[2][0]:.2f} of the clock, {rows[5][1] / rows[2][1]:.2f}")
     print(f"peak memory: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
+
+
+def repeat(video: str, minutes: float, height: int | None, folder: str) -> str:
+    """A video that shows another one over and over: its packets are copied."""
+    clip, path = f"{folder}/clip.mp4", f"{folder}/long.mp4"
+    with VideoReader(video) as reader:
+        frames, rate = list(reader), reader.rate
+        rows, columns = reader.size if height is None else (height, round(height * reader.size[1] / reader.size[0]))
+    with VideoWriter(clip, (rows, columns), rate) as writer:
+        for frame in frames:
+            writer.add(np.asarray(Image.fromarray(frame.image).resize((columns, rows))), frame.time)
+    count, shift = max(round(60 * minutes * rate / len(frames)), 1), fractions.Fraction(len(frames)) / round(rate)
+    with av.open(path, "w") as target:
+        stream: Any = None
+        for number in range(count):
+            with av.open(clip) as source:
+                stream = stream or target.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(source.streams.video[0]):
+                    if packet.dts is None:
+                        continue
+                    packet.pts += round(number * shift / packet.time_base)
+                    packet.dts += round(number * shift / packet.time_base)
+                    packet.stream = stream
+                    target.mux(packet)
+    return path
+
+
+class StillPeople(PoseEstimator):
+    """Two people who do not move, whatever the image shows."""
+
+    def __init__(self) -> None:
+        self.config, self.frames, self.memory = VitPoseConfig(), 0, []
+        random = np.random.default_rng(0)
+        # One in each half of the image.
+        self._points = (random.random((2, 17, 2)) + [[[0, 0]], [[1, 0]]]) / [2, 1]
+
+    def __call__(self, images: Any, boxes: Any = None, **_: Any) -> Any:
+        """The two."""
+        self.frames += 1
+        self.memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        points = self._points * [images.shape[1], images.shape[0]]
+        low, high = points.min(axis=1), points.max(axis=1)
+        found = np.concatenate([low, high - low], axis=1)
+        given = found if boxes is None else boxes
+        scores = np.ones(len(found)) if boxes is None else None
+        return Poses.create(points, np.full((2, 17), 0.9), given, COCO, box_scores=scores)
+
+    @property
+    def detector(self) -> Any:
+        """None is needed."""
+        return None
+
+
+def measure_memory(video: str, folder: str) -> None:
+    """Run over a long video, and print the largest memory so far at parts of it."""
+    people, output, lines = StillPeople(), f"{folder}/all.mp4", f"{folder}/all.jsonl"
+    start = time.perf_counter()
+    summary = track_file(lambda: people, video, output=output, json=lines)
+    seconds = time.perf_counter() - start
+    with VideoReader(video) as reader:
+        rows, columns = reader.size
+    parts = [0.01, 0.1, 0.5, 1.0]
+    places = [max(round(part * summary.frames), 1) - 1 for part in parts]
+    largest = [
+        [f"{part:.0%}", str(place + 1), f"{people.memory[place] / 1024:.0f}"]
+        for part, place in zip(parts, places, strict=True)
+    ]
+    print(markdown(["of the video", "frames", "peak memory, MB"], largest, numbers=2))
+    megabytes = [pathlib.Path(path).stat().st_size / 1e6 for path in (output, lines)]
+    print(f"{summary.frames} frames of {columns} x {rows}, {summary.ids} people, {seconds:.0f} s")
+    print(f"drawn video {megabytes[0]:.0f} MB, JSON lines {megabytes[1]:.0f} MB")
 
 
 def measure(stage: Callable[[], None]) -> tuple[float, float]:

@@ -274,6 +274,25 @@ def test_supervision_draws_vertices_and_ellipses(name):
         assert drawn(getattr(supervision, name)(), poses.to_supervision()).any()
 
 
+def test_track_ids_go_to_supervision_and_colour_its_drawings():
+    poses = sample(3, COCO)
+    key_points = poses.to_supervision(track_ids=np.asarray([7, 2, 9]))
+    assert key_points.data["tracker_id"].tolist() == [7, 2, 9]
+    assert key_points[[2, 0]].data["tracker_id"].tolist() == [9, 7]
+    detections = key_points.as_detections()
+    detections.tracker_id = detections.data["tracker_id"]
+    boxes = supervision.BoxAnnotator(color_lookup=supervision.ColorLookup.TRACK)
+    scene = boxes.annotate(np.zeros((480, 640, 3), np.uint8), detections[:1])
+    assert supervision.ColorPalette.DEFAULT.by_idx(7).as_bgr() in {
+        tuple(colour) for colour in scene.reshape(-1, 3).tolist()
+    }
+    assert poses[:0].to_supervision(track_ids=[]).data["tracker_id"].shape == (0,)
+    assert "tracker_id" not in poses.to_supervision().data
+    for wrong in ([1, 2], [1.5, 2.0, 3.0]):
+        with pytest.raises(ValueError, match="track_ids: expected 3 whole numbers, got"):
+            poses.to_supervision(track_ids=wrong)
+
+
 def test_supervision_suppresses_and_boxes_poses():
     poses = sample(2, COCO)
     twice = Poses.create(

@@ -126,3 +126,7 @@ FINE_TUNED = 0.01
 
 # Times in seconds, in units of a container: a millisecond in Matroska (half of it, and some room).
 VIDEO_TIME = 6e-4
+
+# Pixels by which a video that was ended and resumed may differ: it continues from keypoints that were rounded to five
+# decimals, which move the boxes of the next frame by as much, and a few pixel values of a crop round otherwise.
+RESUMED_VIDEO = 0.05

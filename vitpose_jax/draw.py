@@ -171,12 +171,13 @@ def draw_heatmaps(
     if not len(maps) or not maps.max() > 0:
         return canvas
     height, width = maps.shape[1:]
-    ends = np.tile(np.asarray([[0, 0], [width - 1, height - 1]], np.float32), (len(boxes), 1, 1))
-    regions = boxes_to_regions(boxes, size, padding=padding)
+    ends = jnp.asarray([[[0, 0], [width - 1, height - 1]]], jnp.float32)
     heat = np.zeros((canvas.height, canvas.width), np.float32)
-    # Where the middles of a map's first and last pixel are in the image.
-    ends = np.asarray(crop_to_image(jnp.asarray(ends), regions, (height, width)))
-    for values, (first, last) in zip(maps, ends, strict=True):
+    # Box by box: JAX compiles for each shape, and each image has another number of people.
+    for values, box in zip(maps, boxes[:, None], strict=True):
+        # Where the middles of the map's first and last pixel are in the image.
+        region = boxes_to_regions(box, size, padding=padding)
+        ((first, last),) = np.asarray(crop_to_image(ends, region, (height, width)))
         step = (last - first) / (np.maximum([width - 1, height - 1], 1))
         a, e = (1 / step).tolist()
         # Pillow counts from the corner of the first pixel.

@@ -197,6 +197,8 @@ class PoseEstimator:
         self.model = model
         self.config = model.config
         self._detector, self._detector_lock = detector, threading.Lock()
+        # The bundled one, which is loaded later, finds people alone.
+        self._own_detector = detector is not None
         self.max_batch, self.border, self.padding, self.stretch = max_batch, border, padding, stretch
         # Parameters and pixels are on every device, boxes and results are split among them.
         self._min_batch, self._replicated, self._split = count, None, None
@@ -446,7 +448,7 @@ class PoseEstimator:
             dataset, flip_test, decode: as for a call.
         """
         image = np.zeros((*image_size, 3), np.uint8)
-        if self.config.skeleton(plain(dataset)).name not in ANIMAL_SKELETONS or self._detector is not None:
+        if self.config.skeleton(plain(dataset)).name not in ANIMAL_SKELETONS or self._own_detector:
             self.detector(image)
         largest, smallest = self._batch_limits(flip_test)
         count = largest if num_boxes is None else min(num_boxes, largest)
@@ -482,7 +484,7 @@ class PoseEstimator:
         request = check_request(self.config, boxes, dataset, flip_test=flip_test, box_format=box_format, name=name)
         (skeleton, *_) = request.skeletons
         needs_detector = request.boxes is None and not request.whole_image
-        if needs_detector and self._detector is None and skeleton.name in ANIMAL_SKELETONS:
+        if needs_detector and not self._own_detector and skeleton.name in ANIMAL_SKELETONS:
             raise ValueError(
                 f"{name}: expected boxes: the bundled finder finds people, and {skeleton.name!r} is for animals; "
                 'give boxes, "image" for the whole image, or a detector of animals: '

@@ -294,11 +294,16 @@ class Poses:
         """
         return {index: skeleton.edges_from_one for index, skeleton in enumerate(self.skeletons)}
 
-    def to_supervision(self) -> "supervision.KeyPoints":
+    def to_supervision(self, track_ids: ArrayLike | None = None) -> "supervision.KeyPoints":
         """The poses as `supervision.KeyPoints`, for its annotators and trackers.
 
         Keypoints that are not finite become 0, 0 with score 0, and are not visible. All others are visible; hide weak
         ones with `key_points.visible = key_points.keypoint_confidence > threshold`.
+
+        Args:
+            track_ids: (n,) whole numbers, the `track_ids` of a frame of a video. They are "tracker_id" in the data:
+                `KeyPoints` has no field for them. Selections of rows keep them, and `as_detections` takes them along:
+                its annotators look for `detections.tracker_id = detections.data["tracker_id"]`.
 
         Returns:
             xy (n, K, 2) in pixels and keypoint_confidence (n, K); detection_confidence (n,), the box scores, or the
@@ -310,6 +315,7 @@ class Poses:
 
         Raises:
             ImportError: if supervision is not installed.
+            ValueError: if track_ids are not n whole numbers.
         """
         try:
             from supervision import KeyPoints
@@ -322,6 +328,7 @@ class Poses:
         index = np.asarray(self.skeleton_index).astype(int)
         names = np.asarray([self.skeletons[number].name for number in index], dtype=np.str_)
         boxes = np.asarray(self.boxes)
+        tracks = {} if track_ids is None else {"tracker_id": self._check_ids(track_ids)}
         return KeyPoints(
             xy=points[..., :2],
             class_id=index,
@@ -332,6 +339,7 @@ class Poses:
                 "class_name": names,
                 "xyxy": np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1),
                 "covariance": self._disagreement() if self.covariances is None else np.asarray(self.covariances),
+                **tracks,
             },
         )
 
@@ -349,6 +357,12 @@ class Poses:
             ValueError: for another layout.
         """
         return pose_table(list(self.rows()), self.box_scores, layout)
+
+    def _check_ids(self, track_ids: ArrayLike) -> Int[np.ndarray, " n"]:
+        ids = np.asarray(track_ids)
+        if ids.shape != (len(self),) or not (np.issubdtype(ids.dtype, np.integer) or not ids.size):
+            raise ValueError(f"track_ids: expected {len(self)} whole numbers, got {str(track_ids)[:80]}")
+        return ids.astype(int)
 
     def _row_scores(self) -> Float[np.ndarray, " n"]:
         """The box score of each row, or the mean score of its keypoints."""

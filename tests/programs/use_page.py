@@ -8,7 +8,15 @@ from PIL import Image
 
 client = Client(sys.argv[1], verbose=False)
 drawing, summary, people, table, file = client.predict(
-    handle_file(sys.argv[2]), "coco", False, "udp", 0.3, "automatic", "poses", api_name="/estimate"
+    handle_file(sys.argv[2]),
+    "vitpose-small-open",
+    "coco",
+    False,
+    "udp",
+    0.3,
+    "automatic",
+    "poses",
+    api_name="/estimate",
 )
 with open(file) as content:
     poses = json.load(content)["poses"]

@@ -23,6 +23,7 @@ PROGRAMS.set_forkserver_preload(
         "vitpose_jax.cli",
         "vitpose_jax.evaluation.detected",
         "vitpose_jax.training.loop",
+        "vitpose_jax.video.run",
         "faster_coco_eval",
     ]
 )
@@ -99,6 +100,7 @@ def _program(arguments: list[str], folder: pathlib.Path, log: pathlib.Path, mome
     from vitpose_jax.bulk import results
     from vitpose_jax.cli import main
     from vitpose_jax.training import setup
+    from vitpose_jax.video import writer
 
     os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -108,6 +110,7 @@ def _program(arguments: list[str], folder: pathlib.Path, log: pathlib.Path, mome
     vitpose_jax.estimator.MAX_BATCH_CPU = 1
     for module in (vitpose_jax.estimator, detector):
         module.load_image = _slowed(module.load_image)
+    writer.VideoWriter.add = _slowed(writer.VideoWriter.add)
     make_step = setup.make_train_step
     setup.make_train_step = lambda *values, **options: _slowed(make_step(*values, **options))
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -14,17 +14,23 @@ from collections.abc import Iterator
 from tests.support import programs
 
 
-@contextlib.contextmanager
-def running(log: pathlib.Path) -> Iterator[str]:
-    """The address of `vitpose-jax web` in a process of its own, which is told to stop at the end."""
-    arguments = [sys.executable, "-m", "vitpose_jax", "web", "--port", "0", "--max-upload", "3"]
+def start(log: pathlib.Path, *options: object, **variables: str) -> tuple[subprocess.Popen, str]:
+    """`vitpose-jax web` in a process of its own, and its address once it is up."""
+    arguments = [sys.executable, "-m", "vitpose_jax", "web", "--port", "0", "--max-upload", "3", *map(str, options)]
     with open(log, "w") as output:
-        server = subprocess.Popen(arguments, stdout=output, stderr=output, env=programs.environment())
+        server = subprocess.Popen(arguments, stdout=output, stderr=output, env=programs.environment(**variables))
     while "Ctrl-C ends it" not in log.read_text():
         assert server.poll() is None, log.read_text()
         time.sleep(0.1)
     url = re.search(r"http://localhost:\d+", log.read_text())[0].replace("localhost", "127.0.0.1")
     _wait_until_up(url)
+    return server, url
+
+
+@contextlib.contextmanager
+def running(log: pathlib.Path, *options: object) -> Iterator[str]:
+    """The address of `vitpose-jax web`, which is told to stop at the end."""
+    server, url = start(log, *options)
     yield url
     server.send_signal(signal.SIGTERM)
     assert server.wait(30) in (0, 143, -signal.SIGTERM), log.read_text()

@@ -14,13 +14,13 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 from tests.support.images import random_image
-from tests.support.models import smallest_model
+from tests.support.models import SMALL_PLUS, smallest_model
 from tests.support.slow_estimator import Slow
 from vitpose_jax import PoseEstimator
 from vitpose_jax.skeletons import COCO
 from vitpose_jax.web.api import create_router
-from vitpose_jax.web.batcher import Batcher
 from vitpose_jax.web.limits import LimitedBody
+from vitpose_jax.web.models import Models
 
 BOXES = [[10, 20, 60, 90], [40, 5, 50, 100]]
 
@@ -32,27 +32,37 @@ def png(image) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def batcher():
-    batcher = Batcher(PoseEstimator(smallest_model()))
-    yield batcher
-    batcher.close()
+def models():
+    plus = smallest_model(**SMALL_PLUS, hidden_size=16)
+    models = Models({"small": PoseEstimator(smallest_model()), "plus": PoseEstimator(plus)})
+    yield models
+    models.close()
 
 
 @pytest.fixture(scope="module")
-def client(batcher):
+def client(models):
     app = FastAPI()
-    app.include_router(create_router(batcher, max_bytes=200_000))
+    app.include_router(create_router(models, max_bytes=200_000))
     with TestClient(app) as client:
         yield client
 
 
-@pytest.mark.parametrize("options", [{}, {"flip_test": "true", "decode": "argmax", "dataset": "coco"}])
-def test_an_image_and_boxes_give_what_the_estimator_gives(client, batcher, options):
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"flip_test": "true", "decode": "argmax", "dataset": "coco"},
+        {"model": "plus"},
+        {"model": "plus", "dataset": "ap10k"},
+    ],
+)
+def test_an_image_and_boxes_give_what_the_estimator_gives(client, models, options):
     image = random_image()
     answer = client.post("/v1/poses", params={"boxes": json.dumps(BOXES), **options}, content=png(image))
     assert answer.status_code == 200
     call = {**options, "flip_test": "flip_test" in options}
-    assert answer.json() == json.loads(json.dumps(batcher.estimator(image, np.asarray(BOXES), **call).to_dict()))
+    estimator = models.choose(call.pop("model", None)).batcher.estimator
+    assert answer.json() == json.loads(json.dumps(estimator(image, np.asarray(BOXES), **call).to_dict()))
 
 
 def test_no_boxes_are_no_people(client):
@@ -79,9 +89,12 @@ def test_no_boxes_are_no_people(client):
         ({"boxes": "[[1, 2, -3, 4]]"}, None, 400, "boxes"),
         ({"boxes": "[[NaN, 2, 3, 4]]"}, None, 400, "boxes"),
         ({"boxes": "[]", "dataset": "martians"}, None, 400, "martians"),
+        ({"boxes": "[]", "dataset": "ap10k"}, None, 400, "ap10k"),
+        ({"boxes": "[]", "model": "huge"}, None, 400, "^model: expected one of small, plus, got 'huge'$"),
+        ({"boxes": "[]", "model": "plus", "dataset": "martians"}, None, 400, "martians"),
         ({"boxes": "[]", "flip_test": "perhaps"}, None, 400, "flip_test: expected true or false, got 'perhaps'"),
         ({"boxes": "[]", "decode": "magic"}, None, 400, "decode: expected one of udp, .*, got 'magic'"),
-        ({"box": "[]"}, None, 400, "box: expected one of boxes, dataset, flip_test, decode"),
+        ({"box": "[]"}, None, 400, "box: expected one of boxes, model, dataset, flip_test, decode"),
     ],
 )
 def test_mistakes_are_answered_in_words(client, params, content, status, message):
@@ -89,6 +102,14 @@ def test_mistakes_are_answered_in_words(client, params, content, status, message
     assert answer.status_code == status
     assert list(answer.json()) == ["error"] and re.search(message, answer.json()["error"])
     assert len(answer.json()["error"]) < 600
+
+
+def test_people_are_not_taken_for_animals(client, models):
+    """Also once the finder of people is loaded."""
+    assert models.choose("plus").batcher.estimator.detector is not None
+    for _ in range(2):
+        answer = client.post("/v1/poses", params={"model": "plus", "dataset": "ap10k"}, content=png(random_image()))
+        assert answer.status_code == 400 and "the bundled finder finds people" in answer.json()["error"]
 
 
 def test_paths_and_urls_are_not_read(client, tmp_path):
@@ -102,9 +123,9 @@ def test_paths_and_urls_are_not_read(client, tmp_path):
 def test_a_busy_server_says_so_and_answers_the_others():
     """Nine clients at once, of whom one is computed and three may wait; the rest need no thread and no memory."""
     slow = Slow()
-    batcher = Batcher(slow, max_images=1, max_waiting=3)
+    models = Models({"slow": slow}, max_images=1, max_waiting=3)
     app = FastAPI()
-    app.include_router(create_router(batcher))
+    app.include_router(create_router(models))
     with TestClient(app) as client, concurrent.futures.ThreadPoolExecutor(9) as pool:
         post = functools.partial(client.post, "/v1/poses", content=png(random_image()))
         first = pool.submit(post)
@@ -115,14 +136,14 @@ def test_a_busy_server_says_so_and_answers_the_others():
         slow.may_go_on.set()
         assert first.result(20).status_code == 200
         assert sorted(other.result(20).status_code for other in others) == [200] * 3 + [503] * 5
-    batcher.close()
+    models.close()
 
 
-def test_a_fault_of_the_server_is_said_in_json(client, batcher, monkeypatch):
+def test_a_fault_of_the_server_is_said_in_json(client, models, monkeypatch):
     def fails(*_, **__):
         raise MemoryError("no memory")
 
-    monkeypatch.setattr(batcher.estimator, "stream", fails)
+    monkeypatch.setattr(models.choose().batcher.estimator, "stream", fails)
     answer = client.post("/v1/poses", content=png(random_image()))
     assert (answer.status_code, answer.json()) == (500, {"error": "no memory"})
 
@@ -152,8 +173,15 @@ def test_long_requests_are_ended_while_they_arrive():
         assert (answer.status_code, list(answer.json())) == (413, ["error"])
 
 
-def test_model_and_health(client):
-    assert client.get("/v1/health").json() == {"status": "ok", "waiting": 0, "max_waiting": 32}
+def test_models_and_health(client):
+    assert client.get("/v1/health").json() == {"status": "ok", "waiting": 0, "max_waiting": 64}
+    listed = client.get("/v1/models").json()
+    assert listed["default"] == "small" and list(listed["models"]) == ["small", "plus"]
+    assert listed["models"]["plus"]["datasets"] == ["coco", "ap10k"]
     model = client.get("/v1/model").json()
+    assert model == {"name": "small", **listed["models"]["small"]}
     assert model["image_size"] == [32, 16] and model["skeletons"]["coco"]["keypoints"] == list(COCO.keypoints)
+    assert client.get("/v1/model", params={"model": "plus"}).json()["datasets"] == ["coco", "ap10k"]
+    answer = client.get("/v1/model", params={"model": "huge"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "model: expected one of small, plus, got 'huge'"})
     assert client.get("/v1/poses").status_code == 405

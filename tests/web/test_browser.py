@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.models import SMALL_PLUS, smallest_model
 from tests.support.server import running
 from tests.support.videos import rectangles, write_video
+from vitpose_jax import checkpoint
 from vitpose_jax.bundled import GROUP_IMAGE
 
 pytestmark = pytest.mark.browser
@@ -25,10 +27,21 @@ def address(tmp_path_factory):
         yield url
 
 
+@pytest.fixture(scope="module")
+def choices(tmp_path_factory):
+    """A server with two models, one of them of two data sets."""
+    folder = tmp_path_factory.mktemp("choices")
+    checkpoint.save(smallest_model(**SMALL_PLUS), folder / "plus")
+    options = ("--model", "vitpose-small-open", "--model", folder / "plus")
+    with running(folder / "log.txt", *options) as url:
+        yield url
+
+
 @pytest.fixture
-def page(address):
+def page(request):
     from playwright.sync_api import sync_playwright
 
+    address = request.getfixturevalue(getattr(request, "param", "address"))
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 1300})
@@ -79,3 +92,26 @@ def test_people_of_a_video_are_tracked(page, tmp_path):
     page.evaluate("document.querySelectorAll('video').forEach(video => { video.currentTime = video.duration / 2 })")
     page.wait_for_timeout(1000)
     page.screenshot(path=os.environ.get("VITPOSE_VIDEO_SCREENSHOT", tmp_path / "page.png"))
+
+
+@pytest.mark.parametrize("page", ["choices"], indirect=True)
+def test_a_model_and_its_dataset_are_chosen(page, tmp_path):
+    def options(name):
+        page.locator(f"#{name} input").click()
+        page.locator(f"#{name} [role=option]").first.wait_for()
+        return [text.strip("\u2713 \n") for text in page.locator(f"#{name} [role=option]").all_inner_texts()]
+
+    page.locator("input[type=file]").first.set_input_files(str(GROUP_IMAGE))
+    page.get_by_role("button", name="Find people").click()
+    page.get_by_text("12 people in an image of 640 x 480 pixels").wait_for(timeout=60_000)
+    assert options("dataset") == ["coco"]
+    page.keyboard.press("Tab")
+    assert options("model") == ["vitpose-small-open", "plus"]
+    page.locator("#model [role=option]").nth(1).click()
+    # The model's data sets are offered, and the image is drawn anew with it: no path of the server is shown.
+    page.wait_for_timeout(5000)
+    assert options("dataset") == ["coco", "ap10k"]
+    page.screenshot(path=os.environ.get("VITPOSE_CHOICES_SCREENSHOT", tmp_path / "page.png"))
+    page.locator("#dataset [role=option]").nth(1).click()
+    # After the programs of the other model are compiled.
+    page.get_by_text("the bundled finder finds people").first.wait_for(timeout=240_000)

@@ -1,7 +1,9 @@
 """What the page shows, its server over a real socket, and what the server does not give away."""
 
 import asyncio
+import functools
 import json
+import logging
 import os
 import subprocess
 import time
@@ -9,6 +11,7 @@ import urllib.error
 import urllib.request
 
 import gradio as gr
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -17,18 +20,21 @@ from tests.support import programs
 from tests.support.cli import run
 from tests.support.models import SMALL_PLUS, smallest_model
 from tests.support.server import running
+from tests.tolerances import HEATMAPS
 from vitpose_jax import PoseEstimator
 from vitpose_jax.bundled import DEMO_IMAGE
+from vitpose_jax.draw import draw_heatmaps
+from vitpose_jax.pipeline.preprocess import crop_boxes
 from vitpose_jax.web import files
-from vitpose_jax.web.batcher import Batcher
+from vitpose_jax.web.models import Models, name_sources
 from vitpose_jax.web.page import create_page, estimate
 
 
 @pytest.fixture(scope="module")
-def batcher():
-    batcher = Batcher(PoseEstimator.from_pretrained())
-    yield batcher
-    batcher.close()
+def models():
+    models = Models({"small": PoseEstimator.from_pretrained()})
+    yield models
+    models.close()
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +44,21 @@ def photograph(tmp_path_factory):
     return str(path)
 
 
-def shown(batcher, path, overlay="poses", **changes):
-    options = {"dataset": None, "flip_test": False, "decode": "udp", "threshold": 0.3, "colour_by": "automatic"}
-    return estimate(batcher, path, *{**options, **changes}.values(), overlay)
+def shown(models, path, overlay="poses", **changes):
+    options = {
+        "model": None,
+        "dataset": None,
+        "flip_test": False,
+        "decode": "udp",
+        "threshold": 0.3,
+        "colour_by": "automatic",
+    }
+    return estimate(models, path, *{**options, **changes}.values(), overlay)
 
 
 @pytest.mark.parametrize("overlay", ["poses", "heatmaps", "attention"])
-def test_an_image_gives_drawing_people_table_and_file(batcher, photograph, overlay):
-    results = shown(batcher, photograph, overlay)
+def test_an_image_gives_drawing_people_table_and_file(models, photograph, overlay):
+    results = shown(models, photograph, overlay)
     with open(results.file) as file:
         poses = json.load(file)["poses"]
     assert len(poses) >= 1 and len(results.people) == len(poses) and len(results.table) == 17 * len(poses)
@@ -55,34 +68,99 @@ def test_an_image_gives_drawing_people_table_and_file(batcher, photograph, overl
     assert (difference != 0).any(axis=-1).mean() > 0.01
 
 
-def test_an_image_without_people_says_so(batcher, tmp_path):
+def test_an_image_without_people_says_so(models, tmp_path):
     Image.new("RGB", (200, 100), (90, 120, 90)).save(tmp_path / "green.png")
     for overlay in ("poses", "heatmaps"):
-        results = shown(batcher, str(tmp_path / "green.png"), overlay)
+        results = shown(models, str(tmp_path / "green.png"), overlay)
         assert results.summary.startswith("No people") and results.people == [] and results.table == []
 
 
-def test_mistakes_are_words_without_paths_of_the_server(batcher, tmp_path):
+def test_mistakes_are_words_without_paths_of_the_server(models, tmp_path):
     with pytest.raises(gr.Error, match="Choose an image first"):
-        shown(batcher, None)
+        shown(models, None)
     (tmp_path / "text.png").write_text("not an image")
     with pytest.raises(gr.Error) as raised:
-        shown(batcher, str(tmp_path / "text.png"))
+        shown(models, str(tmp_path / "text.png"))
     assert str(tmp_path) not in str(raised.value) and "Pillow" in str(raised.value)
 
 
-def test_a_page_offers_the_datasets_of_the_model():
-    batcher = Batcher(PoseEstimator(smallest_model(**SMALL_PLUS)))
-
+def made_page(models):
     async def create():
         # In an event loop: without one, gradio makes several and leaves them open.
-        return create_page(batcher, model_name="plus", track_video=lambda *_, **__: None)
+        return create_page(models, track_video=lambda *_, **__: None)
 
     page = asyncio.run(create())
-    labels = {block.label: block for block in page.blocks.values() if getattr(block, "label", None)}
+    return {block.label: block for block in page.blocks.values() if getattr(block, "label", None)}
+
+
+def test_a_page_offers_the_models_and_their_datasets():
+    plus = PoseEstimator(smallest_model(**SMALL_PLUS))
+    models = Models({"small": PoseEstimator(smallest_model()), "plus": plus})
+    labels = made_page(models)
+    assert [name for name, _ in labels["Model"].choices] == ["small", "plus"] and labels["Model"].value == "small"
     assert [name for name, _ in labels["Keypoints"].choices] == ["coco", "ap10k"]
-    assert "Video" in labels
-    batcher.close()
+    assert "Video" in labels and labels["Model"].parent.parent.visible
+    models.close()
+    models = Models({"small": PoseEstimator(smallest_model())})
+    assert not made_page(models)["Model"].parent.parent.visible, "there is nothing to choose"
+    models.close()
+
+
+def test_an_unknown_model_is_words(models, photograph):
+    with pytest.raises(gr.Error, match="model: expected one of small, got 'huge'"):
+        shown(models, photograph, model="huge")
+
+
+def test_models_have_names_without_paths(tmp_path):
+    (tmp_path / "best").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "old.pth").write_bytes(b"")
+    (tmp_path / "a=b").mkdir()
+    best, other = str(tmp_path / "best"), str(tmp_path / "other")
+    sources = [best, str(tmp_path / "old.pth"), "user/model", f"mine={other}", str(tmp_path / "a=b")]
+    assert name_sources(sources) == dict(
+        zip(["best", "old", "user/model", "mine", "a=b"], [best, *sources[1:3], other, sources[4]], strict=True)
+    )
+    with pytest.raises(ValueError, match="--model: two are named 'best'; name one yourself: --model NAME="):
+        name_sources([best, f"best={other}"])
+
+
+def test_another_image_compiles_nothing(models, tmp_path, caplog):
+    """Neither another size nor another number of people, for each drawing."""
+    sizes = {"a.png": (256, 256), "b.png": (211, 301), "c.png": (512, 384)}
+    for name, size in sizes.items():
+        Image.open(DEMO_IMAGE).resize(size).save(tmp_path / name)
+    served = models.choose()
+
+    def draw_all(name, count):
+        image = np.asarray(Image.open(tmp_path / name))
+        boxes = np.tile(np.float32([10, 10, 100, 150]), (count, 1))
+        for kind in ("heatmaps", "attention"):
+            shown(models, str(tmp_path / name), kind)
+            draw_heatmaps(image, served.overlays(image, boxes, kind), boxes)
+
+    draw_all("a.png", 1)
+    with jax.log_compiles(), caplog.at_level(logging.WARNING):
+        draw_all("b.png", 3)
+        draw_all("c.png", 6)
+        compiled = [record.message for record in caplog.records if record.message.startswith("Compiling")]
+        jax.jit(lambda x: x + 1)(np.zeros(7))
+    assert compiled == []
+    assert any(record.message.startswith("Compiling") for record in caplog.records), "compilations are not seen"
+
+
+def test_overlays_are_those_of_the_network(models, photograph):
+    served, image = models.choose(), np.asarray(Image.open(photograph))
+    boxes = np.float32([[20, 10, 150, 200], [60, 30, 90, 120], [5, 5, 60, 70], [9, 8, 200, 220], [1, 2, 99, 88]])
+    model = served.batcher.estimator.model
+    # Compiled too: pixel values are rounded, and in another program a few round otherwise.
+    crops = jax.jit(functools.partial(crop_boxes, size=model.config.image_size))(image, boxes)
+    np.testing.assert_allclose(
+        served.overlays(image, boxes, "heatmaps"), model(crops).max(axis=-1), rtol=0, atol=HEATMAPS
+    )
+    last = model.backbone(crops, 0, output_attentions=True).attentions[-1]
+    maps = served.overlays(image, boxes, "attention")
+    np.testing.assert_allclose(maps.reshape(5, -1), last.mean(axis=(1, 2)), rtol=0, atol=HEATMAPS)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +183,8 @@ def test_what_a_visitor_names_is_not_fetched(address, tmp_path):
     """gradio's own image and video would download an address, and take a file's content out of the request."""
 
     def call(path):
-        data = [{"path": path, "meta": {"_type": "gradio.FileData"}}, "coco", False, "udp", 0.3, "automatic", "poses"]
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        data = [file, "vitpose-small-open", "coco", False, "udp", 0.3, "automatic", "poses"]
         headers = {"Content-Type": "application/json"}
         url = f"{address}/gradio_api/call/estimate"
         request = urllib.request.Request(url, json.dumps({"data": data}).encode(), headers)

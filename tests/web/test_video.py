@@ -10,6 +10,8 @@ from tests.support.videos import rectangles, write_video
 from tests.support.walks import WalkerEstimator
 from vitpose_jax.bundled import DEMO_IMAGE
 from vitpose_jax.video import VideoReader
+from vitpose_jax.web import files, video
+from vitpose_jax.web.models import Models
 from vitpose_jax.web.page import _handle_video
 from vitpose_jax.web.video import create_video_tracker
 
@@ -21,13 +23,24 @@ def clip(tmp_path):
     return str(path)
 
 
+def tracker(**options):
+    return create_video_tracker(Models({"walkers": WalkerEstimator()}), **options)
+
+
 def track(track_video, path, **changes):
-    options = {"dataset": "coco", "flip_test": False, "threshold": 0.3, "smooth": False, "every": 2.0}
+    options = {
+        "model": "walkers",
+        "dataset": "coco",
+        "flip_test": False,
+        "threshold": 0.3,
+        "smooth": False,
+        "every": 2.0,
+    }
     return _handle_video(track_video, path, *{**options, **changes}.values())
 
 
 def test_a_video_gives_a_drawn_one_and_json_lines(clip):
-    track_video = create_video_tracker(WalkerEstimator())
+    track_video = tracker()
     drawn, lines = track(track_video, clip, smooth=True)
     with VideoReader(drawn) as reader:
         assert reader.size == (96, 128) and len(list(reader)) == 7
@@ -39,7 +52,7 @@ def test_a_video_gives_a_drawn_one_and_json_lines(clip):
 
 
 def test_files_that_are_no_video_or_name_other_files_are_refused(tmp_path, clip):
-    track_video = create_video_tracker(WalkerEstimator())
+    track_video = tracker()
     Image.open(DEMO_IMAGE).save(tmp_path / "image.png")
     lists = {
         "list.m3u8": f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{clip}\n#EXT-X-ENDLIST\n",
@@ -59,6 +72,33 @@ def test_files_that_are_no_video_or_name_other_files_are_refused(tmp_path, clip)
 
 
 def test_a_video_that_is_too_long_is_refused(clip):
-    track(create_video_tracker(WalkerEstimator(), max_frames=7), clip)
+    track(tracker(max_frames=7), clip)
     with pytest.raises(gr.Error, match="at most 6 frames, got 7"):
-        track(create_video_tracker(WalkerEstimator(), max_frames=6), clip)
+        track(tracker(max_frames=6), clip)
+
+
+def test_a_video_ends_with_the_server_and_leaves_nothing(clip, monkeypatch):
+    models = Models({"walkers": WalkerEstimator()})
+    folders = []
+
+    def result_folder():
+        folders.append(files.result_folder())
+        return folders[-1]
+
+    monkeypatch.setattr(video, "result_folder", result_folder)
+    estimator, estimate = models.choose().batcher.estimator, WalkerEstimator.__call__
+
+    def stop_at_the_third(self, *arguments, **options):
+        if len(self.calls) == 2:
+            models.stopping.set()
+        return estimate(self, *arguments, **options)
+
+    monkeypatch.setattr(WalkerEstimator, "__call__", stop_at_the_third)
+    with pytest.raises(gr.Error, match="the server is shutting down"):
+        track(create_video_tracker(models), clip)
+    assert len(estimator.calls) == 3
+    assert len(folders) == 1 and not folders[0].exists()
+    with pytest.raises(gr.Error, match="the server is shutting down"):
+        track(create_video_tracker(models), clip)
+    assert len(folders) == 1
+    models.close()

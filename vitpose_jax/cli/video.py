@@ -135,3 +135,5 @@ def video(
     print(f"{summary.frames} frames{broken}, {summary.ids} people, {speed:.1f} frames per second")
     for path in summary.written:
         print(path)
+    if summary.broke_off:
+        raise typer.Exit(1)

@@ -1,6 +1,7 @@
 """`vitpose-jax web`: a page in the browser, and an HTTP interface."""
 
-from typing import Annotated, Any
+import gc
+from typing import Annotated
 
 import typer
 
@@ -9,7 +10,14 @@ from vitpose_jax.cli.common import DType, DTypeOption, Lenient, say
 
 
 def web(
-    model: Annotated[str, typer.Option(help="A Hub id, a folder or a file.", metavar="SOURCE")] = DEFAULT_MODEL,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A Hub id, a folder, a file, or the bundled model; repeatable: visitors choose. The first is the "
+            "default. Visitors see the last part of a path, or NAME.",
+            metavar="[NAME=]SOURCE",
+        ),
+    ] = None,
     detector: Annotated[
         str, typer.Option(help="Finds the people: a Hub id or a folder of an RT-DETR.", metavar="SOURCE")
     ] = DEFAULT_FINDER,
@@ -23,27 +31,38 @@ def web(
     """Open a page in the browser that finds people and their keypoints, with an HTTP interface beside it."""
     from vitpose_jax.detector import Detector
     from vitpose_jax.estimator import PoseEstimator
-    from vitpose_jax.web.batcher import Batcher
+    from vitpose_jax.web.models import Models, name_sources
     from vitpose_jax.web.server import create_app, open_port, serve
     from vitpose_jax.web.video import create_video_tracker
 
+    sources = name_sources(model or [DEFAULT_MODEL])
+    if revision is not None and len(sources) > 1:
+        raise ValueError(f"--revision is of one model: expected one --model, got {len(sources)}")
     listening = open_port(host, port)
-    say(f"loading {model} and {detector}")
     finder = None
     if detector != DEFAULT_FINDER:
+        say(f"loading {detector}")
         finder = Detector.from_pretrained(detector, dtype=dtype.value, strict=not lenient)
-    estimator = PoseEstimator.from_pretrained(
-        model, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder
-    )
-    say(f"compiling for {estimator.device_kind}")
-    estimator.warmup()
+    estimators = {}
+    for name, source in sources.items():
+        say(f"loading {source}")
+        estimators[name] = PoseEstimator.from_pretrained(
+            source, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder
+        )
+    for name, estimator in estimators.items():
+        say(f"compiling {name} for {estimator.device_kind}")
+        estimator.warmup()
+    models = Models(estimators)
     try:
-        track_video = create_video_tracker(estimator)
+        track_video = create_video_tracker(models)
     except ImportError as error:
         say(f"the page takes images alone: {error}")
         track_video = None
-    options: dict[str, Any] = {"model_name": model, "max_bytes": max_upload * 1_000_000, "track_video": track_video}
-    app = create_app(Batcher(estimator), **options)
-    name = "localhost" if host == "127.0.0.1" else host
-    say(f"http://{name}:{listening.getsockname()[1]} (Ctrl-C ends it)")
-    serve(app, listening)
+    app = create_app(models, max_bytes=max_upload * 1_000_000, track_video=track_video)
+    address = "localhost" if host == "127.0.0.1" else host
+    say(f"http://{address}:{listening.getsockname()[1]} (Ctrl-C ends it)")
+    try:
+        serve(app, listening)
+    finally:
+        # The interpreter would look through all objects of JAX and gradio before it ends, for seconds.
+        gc.freeze()

@@ -33,13 +33,17 @@ TIMEOUT = 20.0
 _CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}:none"), "win32": ("dshow", "video={}")}
 # A source is given up after this many errors of the container in a row.
 _MAX_ERRORS = 10
-_LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp")
+_LIVE_SCHEMES = ("rtsp", "rtsps", "rtmp", "rtmps", "srt", "udp", "rtp", "tcp")
 
 _log = logging.getLogger("vitpose_jax")
 
 
 class VideoLimitError(ValueError):
     """A video is longer, or its frames are larger, than the caller allows."""
+
+
+class StreamEndedError(ValueError):
+    """A live source ended with an error, or sent nothing for too long."""
 
 
 class Frame(NamedTuple):
@@ -132,7 +136,7 @@ class VideoReader:
         """The frames.
 
         Raises:
-            ValueError: if a live source ends with an error.
+            StreamEndedError: a ValueError, if a live source ends with an error, or sends nothing for 20 seconds.
             VideoLimitError: at a frame beyond `max_frames`, or of more than `max_pixels`.
         """
         return self._read_images() if self._container is None else self._read_stream()
@@ -164,7 +168,8 @@ class VideoReader:
         try:
             self._container = av.open(target, format=format, options=options, timeout=timeout)
         except (av.error.FFmpegError, OSError, ValueError) as error:
-            raise ValueError(f"{self.name}: cannot be opened as a video: {_reason(error)}") from error
+            device = f" ({target})" if camera else ""
+            raise ValueError(f"{self.name}{device}: cannot be opened as a video: {_reason(error)}") from error
         videos = self._container.streams.video
         # A cover picture of a sound file counts as a stream of video.
         moving = [stream for stream in videos if not stream.disposition & av.stream.Disposition.attached_pic]
@@ -240,7 +245,7 @@ class VideoReader:
             except av.error.FFmpegError as error:
                 errors += 1
                 if self.live:
-                    raise ValueError(f"{self.name}: the stream ended: {_reason(error)}") from error
+                    raise StreamEndedError(f"{self.name}: the stream ended: {_reason(error)}") from error
                 self.broken += 1
                 self._report(f"{self.name}: damaged: {_reason(error)}")
                 if errors >= _MAX_ERRORS:

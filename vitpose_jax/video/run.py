@@ -23,7 +23,7 @@ from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.serving.requests import DatasetKey, plain
 from vitpose_jax.video.drawing import draw_tracks
 from vitpose_jax.video.flow import EVERY, PoseTracker, TrackedFrame, check_every, read_in_thread
-from vitpose_jax.video.reader import Frame, VideoLimitError, VideoReader
+from vitpose_jax.video.reader import Frame, StreamEndedError, VideoLimitError, VideoReader
 from vitpose_jax.video.record import RecordedLines, check_replaced, has_lines
 from vitpose_jax.video.results import Format, convert_tracks, converted_path, read_tracks
 from vitpose_jax.video.threads import Behind
@@ -41,6 +41,7 @@ class VideoSummary:
         ids: the number of tracks, in the frames of an earlier run too.
         seconds: from the first frame's results on, when all is loaded.
         written: the files and folders.
+        broke_off: why a live source ended, if it ended with an error; what came before is written.
     """
 
     frames: int = 0
@@ -49,6 +50,7 @@ class VideoSummary:
     ids: int = 0
     seconds: float = 0.0
     written: list[pathlib.Path] = dataclasses.field(default_factory=list)
+    broke_off: str | None = None
 
 
 def track_file(
@@ -71,13 +73,15 @@ def track_file(
     progress: bool = False,
     report: Callable[[str], None] = log,
     settings: Mapping[str, Any] | None = None,
+    before_frame: Callable[[], None] | None = None,
 ) -> VideoSummary:
     """Track the people of a video, and write a drawn video, JSON lines, or both.
 
     Frames whose results are in the file of JSON lines already are not estimated again; a drawn video takes their poses
     from there. Beside NAME.jsonl, NAME.settings.jsonl says what the results depend on: a run with other settings is
     refused, unless it overwrites. It also names the files that were made beside the lines: other existing files are not
-    replaced. An interruption leaves a video that plays and complete lines.
+    replaced. An interruption leaves a video that plays and complete lines, and so does a live source that breaks off:
+    it is not opened again.
 
     Args:
         estimator: or a function that loads one: it is called only if there is something to do.
@@ -95,6 +99,7 @@ def track_file(
         report: gets each message, one line.
         settings: more values for the settings, ready for JSON: with a function that loads the estimator, what names
             its model.
+        before_frame: called before the poses of each frame are estimated; what it raises ends the run as Ctrl-C does.
 
     Raises:
         ImportError: without PyAV.
@@ -149,7 +154,7 @@ def track_file(
             tqdm(total=reader.num_frames, unit="frame", disable=not progress, file=sys.stderr, dynamic_ncols=True)
         )
         try:
-            frames = stack.enter_context(contextlib.closing(read_in_thread(reader)))
+            frames = stack.enter_context(contextlib.closing(_checked(read_in_thread(reader), before_frame)))
             results = people.run(frames, last=last, live=reader.live, draw=draw is not None)
             for frame in stack.enter_context(contextlib.closing(results)):
                 if kept is not None:
@@ -173,6 +178,9 @@ def track_file(
                 bar.update()
                 if frame is not None:
                     bar.set_postfix(people=len(frame.poses), refresh=False)
+        except StreamEndedError as error:
+            summary.broke_off = str(error)
+            report(summary.broke_off)
         except VideoLimitError:
             if writer is not None:
                 writer.discard()
@@ -242,6 +250,11 @@ class _Tracked:
                     yield None
             if first is None:
                 return
+        elif live:
+            # From here on a thread takes what the source sends, also while the model is loaded.
+            first = next(frames, None)
+            if first is None:
+                return
         people = self._people = self._load()
         if self._earlier is not None:
             for record in read_tracks(self._earlier):
@@ -256,6 +269,14 @@ class _Tracked:
     def _load(self) -> PoseTracker:
         estimator = self._estimator if isinstance(self._estimator, PoseEstimator) else self._estimator()
         return PoseTracker(estimator, **self._options)
+
+
+def _checked(frames: Generator[Frame, None, None], check: Callable[[], None] | None) -> Generator[Frame, None, None]:
+    with contextlib.closing(frames):
+        for frame in frames:
+            if check is not None:
+                check()
+            yield frame
 
 
 def _with(first: Frame | None, frames: Iterator[Frame]) -> Iterable[Frame]:

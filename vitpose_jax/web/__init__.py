@@ -1,6 +1,8 @@
-"""A page in the browser and an HTTP interface, both on one estimator.
+"""A page in the browser and an HTTP interface, both on the same estimators.
 
     batcher.py   requests of many threads, put together into calls of the estimator
+    overlays.py  heatmaps and attention of the people in an image
+    models.py    estimators by the names that visitors see
     api.py       POST an image, get poses as JSON
     page.py      the page: images, the camera, drawings, tables
     video.py     its videos

@@ -1,7 +1,9 @@
 """The HTTP interface: an image goes in, poses come out as JSON.
 
-    POST /v1/poses    the bytes of an image file; ?boxes=[[x,y,width,height]]&dataset=coco&flip_test=true&decode=udp
-    GET  /v1/model    the model's skeletons
+    POST /v1/poses    the bytes of an image file;
+                      ?boxes=[[x,y,width,height]]&model=NAME&dataset=coco&flip_test=true&decode=udp
+    GET  /v1/models   the models, with their data sets and skeletons
+    GET  /v1/model    one of them: ?model=NAME, or the default
     GET  /v1/health   whether the server takes requests
 
 Mistakes are answered with {"error": "..."} and 400, 413 (too many bytes) or 503 (too many requests); 500 is the
@@ -19,6 +21,7 @@ from vitpose_jax.storage.text import printable, shorten
 from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.batcher import Batcher, BusyError
 from vitpose_jax.web.limits import check_pixels
+from vitpose_jax.web.models import Models
 
 try:
     from fastapi import APIRouter, Request
@@ -33,7 +36,7 @@ MAX_BOXES = 200
 # Characters of an error message.
 LONGEST_ERROR = 500
 
-_OPTIONS = ("boxes", "dataset", "flip_test", "decode")
+_OPTIONS = ("boxes", "model", "dataset", "flip_test", "decode")
 
 
 class _RefusedError(Exception):
@@ -44,11 +47,11 @@ class _RefusedError(Exception):
         self.status = status
 
 
-def create_router(batcher: Batcher, *, max_bytes: int = MAX_BYTES) -> APIRouter:
+def create_router(models: Models, *, max_bytes: int = MAX_BYTES) -> APIRouter:
     """The routes.
 
     Args:
-        batcher: what computes.
+        models: what computes.
         max_bytes: of an image file; a longer request is refused while it is read.
     """
     router = APIRouter(prefix="/v1")
@@ -58,6 +61,7 @@ def create_router(batcher: Batcher, *, max_bytes: int = MAX_BYTES) -> APIRouter:
     async def poses(request: Request) -> JSONResponse:
         try:
             options = _read_options(dict(request.query_params))
+            batcher = models.choose(options.pop("model")).batcher
             with reading.one(batcher):
                 content = await _read_body(request, max_bytes)
             check_pixels(content)
@@ -72,15 +76,23 @@ def create_router(batcher: Batcher, *, max_bytes: int = MAX_BYTES) -> APIRouter:
             return _refuse(500, error)
         return JSONResponse(found.to_dict())
 
+    @router.get("/models")
+    async def all_models() -> JSONResponse:
+        described = {model.name: model.describe() for model in models.all}
+        return JSONResponse({"default": models.choose().name, "models": described})
+
     @router.get("/model")
-    async def model() -> JSONResponse:
-        config = batcher.estimator.model.config
-        skeletons = {skeleton.name: skeleton.to_dict() for skeleton in config.skeletons}
-        return JSONResponse({"image_size": list(config.image_size), "skeletons": skeletons})
+    async def one_model(model: str | None = None) -> JSONResponse:
+        try:
+            served = models.choose(model)
+        except ValueError as error:
+            return _refuse(400, error)
+        return JSONResponse({"name": served.name, **served.describe()})
 
     @router.get("/health")
     async def health() -> JSONResponse:
-        return JSONResponse({"status": "ok", "waiting": batcher.waiting, "max_waiting": batcher.max_waiting})
+        max_waiting = sum(model.batcher.max_waiting for model in models.all)
+        return JSONResponse({"status": "ok", "waiting": models.waiting, "max_waiting": max_waiting})
 
     return router
 
@@ -117,7 +129,7 @@ def _read_options(query: dict[str, str]) -> dict[str, Any]:
     unknown = sorted(set(query) - set(_OPTIONS))
     if unknown:
         raise _RefusedError(400, f"{printable(unknown[0])}: expected one of {', '.join(_OPTIONS)}")
-    options: dict[str, Any] = {"dataset": query.get("dataset")}
+    options: dict[str, Any] = {"model": query.get("model"), "dataset": query.get("dataset")}
     if "boxes" in query:
         try:
             options["boxes"] = json.loads(query["boxes"])

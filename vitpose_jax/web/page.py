@@ -1,14 +1,14 @@
 """The page: drop an image or use the camera, see everybody's pose, take the numbers along.
 
-Its handlers are plain functions of a `Batcher`, so tests need no browser. A file that a visitor sends is read by
+Its handlers are plain functions of `Models`, so tests need no browser. A file that a visitor sends is read by
 `load_image` alone; results are files in the cache of the server, which deletes them after an hour.
 """
 
 import functools
 import json
 import threading
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple, get_args
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from PIL import Image
@@ -18,13 +18,13 @@ from vitpose_jax.bundled import DEMO_IMAGES
 from vitpose_jax.draw import ColourBy, draw_heatmaps, draw_poses
 from vitpose_jax.images import load_image
 from vitpose_jax.pipeline.postprocess import Decode
-from vitpose_jax.pipeline.preprocess import crop_boxes
 from vitpose_jax.poses import Poses
-from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.web import WEB_EXTRA
-from vitpose_jax.web.batcher import Batcher, BusyError
+from vitpose_jax.web.batcher import BusyError
 from vitpose_jax.web.files import result_folder
 from vitpose_jax.web.limits import check_pixels
+from vitpose_jax.web.models import Models, ServedModel
+from vitpose_jax.web.overlays import Kind
 
 try:
     import gradio as gr
@@ -43,7 +43,7 @@ CONCURRENCY = 4
 QUEUE = 64
 
 _OVERLAY = threading.Lock()
-OVERLAYS = ("poses", "heatmaps", "attention")
+DRAWINGS = ("poses", *get_args(Kind))
 TABLE_HEADER = ["person", "keypoint", "x", "y", "score"]
 
 
@@ -66,8 +66,9 @@ class Results(NamedTuple):
 
 
 def estimate(
-    batcher: Batcher,
+    models: Models,
     path: str | None,
+    model: str | None,
     dataset: str | None,
     flip_test: bool,
     decode: Decode,
@@ -78,11 +79,12 @@ def estimate(
     """The poses in an image, as the page shows them.
 
     Args:
-        batcher: what computes.
+        models: what computes.
         path: the image file; None if the visitor gave none.
+        model: the name of one of them; None for the default.
         dataset, flip_test, decode: as for a call of the estimator.
         threshold, colour_by: as for `draw_poses`; "automatic" leaves the colours to it.
-        overlay: "poses", "heatmaps" or "attention".
+        overlay: one of `DRAWINGS`.
 
     Raises:
         gradio.Error: with a message for the visitor.
@@ -91,9 +93,9 @@ def estimate(
         raise _mistake("Choose an image first.")
     try:
         check_pixels(path)
-        image = load_image(path)
-        poses = batcher(image, dataset=dataset, flip_test=flip_test, decode=decode)
-        drawing = _draw(batcher, image, poses, threshold, colour_by, overlay, dataset)
+        served, image = models.choose(model), load_image(path)
+        poses = served.batcher(image, dataset=dataset, flip_test=flip_test, decode=decode)
+        drawing = _draw(served, image, poses, threshold, colour_by, overlay, dataset)
     except (ValueError, TypeError, OSError, BusyError) as error:
         # Without the name that the file has on the server.
         raise _mistake(str(error).replace(f"{path}: ", "").replace(path, "the image")) from None
@@ -109,7 +111,7 @@ def _mistake(message: str) -> "gr.Error":
 
 
 def _draw(
-    batcher: Batcher,
+    served: ServedModel,
     image: np.ndarray,
     poses: Poses,
     threshold: float,
@@ -121,48 +123,10 @@ def _draw(
         chosen: ColourBy | None = None if colour_by == "automatic" else colour_by  # pyright: ignore[reportAssignmentType]
         return draw_poses(image, poses, threshold=threshold, colour_by=chosen)
     boxes = np.asarray(poses.boxes)[:MAX_SHOWN]
-    size = batcher.estimator.config.image_size
-    maps = map_heatmaps if overlay == "heatmaps" else map_attention
+    size = served.batcher.estimator.config.image_size
     # Of a large image this takes much memory, so one at a time.
     with _OVERLAY:
-        return draw_heatmaps(image, maps(batcher, image, boxes, dataset), boxes, size=size)
-
-
-def _network(batcher: Batcher) -> VitPose:
-    model = batcher.estimator.model
-    if not isinstance(model, VitPose):
-        raise ValueError("an exported model gives poses alone, not heatmaps or attention")
-    return model
-
-
-def _crops(batcher: Batcher, image: np.ndarray, boxes: np.ndarray) -> Any:
-    config = batcher.estimator.config
-    return crop_boxes(image, boxes, config.image_size, mean=config.image_mean, std=config.image_std)
-
-
-def map_heatmaps(batcher: Batcher, image: np.ndarray, boxes: np.ndarray, dataset: str | None) -> np.ndarray:
-    """The largest value of any keypoint's heatmap: (n, height, width), one for each box."""
-    model = _network(batcher)
-    parts = [np.asarray(model(_crops(batcher, image, part), dataset), np.float32) for part in _parts(boxes)]
-    return np.concatenate(parts).max(axis=-1)
-
-
-def map_attention(batcher: Batcher, image: np.ndarray, boxes: np.ndarray, dataset: str | None) -> np.ndarray:
-    """How much all patches look at each patch in the last block: (n, rows, columns), the mean over its heads."""
-    model, config = _network(batcher), batcher.estimator.config
-    rows, columns = (side // patch for side, patch in zip(config.image_size, config.patch_size, strict=True))
-    maps = []
-    for part in _parts(boxes):
-        crops = _crops(batcher, image, part)
-        attentions: Any = model.backbone(crops, config.dataset_index(dataset), output_attentions=True).attentions
-        last = np.asarray(attentions[-1], np.float32)  # n, heads, tokens, tokens
-        maps.append(last.mean(axis=(1, 2))[:, -rows * columns :].reshape(-1, rows, columns))
-    return np.concatenate(maps)
-
-
-def _parts(boxes: np.ndarray) -> Iterator[np.ndarray]:
-    # The attention of all blocks takes much memory, so few boxes go at a time.
-    return (boxes[start : start + 4] for start in range(0, len(boxes), 4))
+        return draw_heatmaps(image, served.overlays(image, boxes, cast(Kind, overlay), dataset), boxes, size=size)
 
 
 def _crop_people(image: np.ndarray, poses: Poses, threshold: float) -> list[tuple[Image.Image, str]]:
@@ -195,31 +159,38 @@ def _write_json(poses: Poses) -> str:
     return str(path)
 
 
-def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[..., Any] | None = None) -> "gr.Blocks":
+def create_page(models: Models, *, track_video: Callable[..., Any] | None = None) -> "gr.Blocks":
     """The page.
 
     Args:
-        batcher: what computes.
-        model_name: shown in the title.
+        models: what computes; visitors choose among them.
         track_video: of `video.create_video_tracker`; None for a page without videos.
 
     Returns:
         Blocks of gradio, to launch or to mount.
     """
-    config = batcher.estimator.config
-    datasets = [skeleton.name for skeleton in config.skeletons]
+    default = models.choose()
+    # Those of all models: programs choose both at once, and what does not fit is refused in words.
+    datasets = list(dict.fromkeys(dataset for model in models.all for dataset in model.datasets))
     with gr.Blocks(title="vitpose-jax", analytics_enabled=False, delete_cache=DELETE_CACHE) as page:
+        title = f"`{default.name}` with " if len(models.names) == 1 else ""
         gr.Markdown(
-            f"# Poses of everybody in the picture\n`{model_name}` with [vitpose-jax]"
+            f"# Poses of everybody in the picture\n{title}[vitpose-jax]"
             f"(https://github.com/vitpose-jax/vitpose-jax) {__version__}. What you send is deleted within two hours."
         )
+        with gr.Row(visible=len(models.names) > 1 or len(datasets) > 1):
+            model = gr.Dropdown(
+                models.names, value=default.name, label="Model", elem_id="model", interactive=len(models.names) > 1
+            )
+            dataset = gr.Dropdown(
+                datasets, value=datasets[0], label="Keypoints", elem_id="dataset", interactive=len(datasets) > 1
+            )
         with gr.Accordion("Options", open=False), gr.Row():
-            dataset = gr.Dropdown(datasets, value=datasets[0], label="Keypoints", interactive=len(datasets) > 1)
             threshold = gr.Slider(0, 1, 0.3, step=0.05, label="Least score of a drawn keypoint")
             flip_test = gr.Checkbox(False, label="Average with the mirrored crops (slower, a little better)")
             decode = gr.Dropdown(list(get_args(Decode)), value="udp", label="Decoding of heatmaps")
             colour_by = gr.Dropdown(["automatic", *get_args(ColourBy)], value="automatic", label="Colours by")
-            overlay = gr.Dropdown(list(OVERLAYS), value="poses", label="Draw")
+            overlay = gr.Dropdown(list(DRAWINGS), value="poses", label="Draw")
         with gr.Tab("Image"):
             with gr.Row():
                 with gr.Column():
@@ -246,20 +217,24 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
                 buttons=["fullscreen"],
             )
             table = gr.Dataframe(headers=TABLE_HEADER, label="Keypoints, in pixels of the image", interactive=False)
-            inputs = [image, dataset, flip_test, decode, threshold, colour_by, overlay]
+            inputs = [image, model, dataset, flip_test, decode, threshold, colour_by, overlay]
             outputs = [drawing, summary, people, table, file]
-            handler = functools.partial(_handle, batcher)
+            handler = functools.partial(_handle, models)
             run.click(handler, inputs, outputs, api_name="estimate", concurrency_limit=CONCURRENCY)
-            # A new option draws anew, once there is an image.
-            for option in inputs[1:]:
-                option.input(
-                    functools.partial(_handle_again, batcher),
+            # A new option draws anew, once there is an image; a new model first says which data sets it has.
+            fitting = functools.partial(_fitting_datasets, models)
+            changed = model.input(fitting, [model, dataset], [dataset], api_visibility="private")
+            for event in (changed.then, *(option.input for option in inputs[2:])):
+                event(
+                    functools.partial(_handle_again, models),
                     inputs,
                     outputs,
                     api_visibility="private",
                     concurrency_limit=CONCURRENCY,
                     show_progress="minimal",
                 )
+            if datasets != default.datasets:
+                page.load(fitting, [model, dataset], [dataset], api_visibility="private")
         if track_video is not None:
             with gr.Tab("Video"):
                 with gr.Row():
@@ -273,7 +248,7 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
                         tracks = gr.File(label="Poses of all frames (JSON lines)", interactive=False)
                 run_video.click(
                     functools.partial(_handle_video, track_video),
-                    [video, dataset, flip_test, threshold, smooth, every],
+                    [video, model, dataset, flip_test, threshold, smooth, every],
                     [tracked, tracks],
                     api_name="track",
                     concurrency_limit=1,
@@ -283,8 +258,9 @@ def create_page(batcher: Batcher, *, model_name: str, track_video: Callable[...,
 
 
 def _handle(
-    batcher: Batcher,
+    models: Models,
     image: str | None,
+    model: str,
     dataset: str,
     flip_test: bool,
     decode: str,
@@ -292,18 +268,24 @@ def _handle(
     colour_by: str,
     overlay: str,
 ) -> Results:
-    return estimate(batcher, image, dataset, flip_test, decode, threshold, colour_by, overlay)  # pyright: ignore[reportArgumentType]
+    return estimate(models, image, model, dataset, flip_test, decode, threshold, colour_by, overlay)  # pyright: ignore[reportArgumentType]
 
 
-def _handle_again(batcher: Batcher, image: str | None, *options: Any) -> Any:
+def _handle_again(models: Models, image: str | None, *options: Any) -> Any:
     if image is None:
         return [gr.skip()] * len(Results._fields)
-    return _handle(batcher, image, *options)
+    return _handle(models, image, *options)
+
+
+def _fitting_datasets(models: Models, model: str, dataset: str) -> Any:
+    datasets = models.choose(model).datasets
+    return gr.Dropdown(datasets, value=dataset if dataset in datasets else datasets[0])
 
 
 def _handle_video(
     track_video: Callable[..., Any],
     video: str | None,
+    model: str,
     dataset: str,
     flip_test: bool,
     threshold: float,
@@ -313,7 +295,7 @@ def _handle_video(
 ) -> Any:
     if video is None:
         raise _mistake("Choose a video first.")
-    options = {"dataset": dataset, "flip_test": flip_test, "threshold": threshold, "smooth": smooth}
+    options = {"model": model, "dataset": dataset, "flip_test": flip_test, "threshold": threshold, "smooth": smooth}
     try:
         return track_video(video, every=int(every), **options)
     except (ValueError, TypeError, OSError, BusyError) as error:

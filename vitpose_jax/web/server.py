@@ -1,4 +1,4 @@
-"""One server for the page and the HTTP interface, on one estimator."""
+"""One server for the page and the HTTP interface, on the same estimators."""
 
 import contextlib
 import os
@@ -8,8 +8,8 @@ from typing import Any
 
 from vitpose_jax.web import WEB_EXTRA
 from vitpose_jax.web.api import MAX_BYTES, create_router
-from vitpose_jax.web.batcher import Batcher
 from vitpose_jax.web.limits import LimitedBody
+from vitpose_jax.web.models import Models
 
 # Nothing is asked of the network: no statistics, no fonts, no look for newer versions. gradio reads it when imported.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -17,6 +17,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 try:
     import fastapi
     import gradio as gr
+    import gradio.routes
     import gradio.themes
     import uvicorn
 except ImportError:
@@ -29,17 +30,15 @@ GRACE = 20
 
 
 def create_app(
-    batcher: Batcher,
+    models: Models,
     *,
-    model_name: str,
     max_bytes: int = MAX_BYTES,
     track_video: Callable[..., Any] | None = None,
 ) -> "fastapi.FastAPI":
     """The page at /, the HTTP interface at /v1.
 
     Args:
-        batcher: what computes; closed when the server stops.
-        model_name: shown on the page.
+        models: what computes; closed when the server stops.
         max_bytes: of a file that is sent.
         track_video: see `create_page`.
     """
@@ -47,17 +46,17 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(app: "fastapi.FastAPI") -> AsyncIterator[None]:
         yield
-        batcher.close()
+        models.close()
 
     # Without pages of documentation, which load scripts from the network.
     app = fastapi.FastAPI(title="vitpose-jax", docs_url=None, redoc_url=None, lifespan=lifespan)
-    app.include_router(create_router(batcher, max_bytes=max_bytes))
+    app.include_router(create_router(models, max_bytes=max_bytes))
     # A file that is sent to the page comes with a few lines around it.
     app.add_middleware(LimitedBody, max_bytes=max_bytes + 10_000)  # pyright: ignore[reportArgumentType]
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    return gr.mount_gradio_app(
+    app = gr.mount_gradio_app(
         app,
-        create_page(batcher, model_name=model_name, track_video=track_video),
+        create_page(models, track_video=track_video),
         path="/",
         max_file_size=max_bytes,
         theme=theme,
@@ -67,6 +66,17 @@ def create_app(
         enable_monitoring=False,
         mcp_server=False,
     )
+    inner = [getattr(route, "app", None) for route in app.routes]
+    pages = [page for page in inner if isinstance(page, gradio.routes.App)]
+
+    def end_long_answers() -> None:
+        models.stopping.set()
+        for page in pages:
+            # Each open page holds a connection that would last until it is closed.
+            page.stop_event.set()
+
+    app.state.end_long_answers = end_long_answers
+    return app
 
 
 def open_port(host: str = "127.0.0.1", port: int = 7860) -> socket.socket:
@@ -87,11 +97,20 @@ def open_port(host: str = "127.0.0.1", port: int = 7860) -> socket.socket:
 
 
 def serve(app: "fastapi.FastAPI", listening: socket.socket) -> None:
-    """Run until the process is told to stop; requests under way are answered.
+    """Run until the process is told to stop; requests under way are answered, but a video ends after its frame.
 
     Args:
         app: of `create_app`.
         listening: of `open_port`.
     """
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE)
-    uvicorn.Server(config).run(sockets=[listening])
+    _Server(config).run(sockets=[listening])
+
+
+class _Server(uvicorn.Server):
+    """A server that ends long answers before it waits for the others."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Stop."""
+        self.config.app.state.end_long_answers()  # pyright: ignore[reportAttributeAccessIssue, reportFunctionMemberAccess]
+        await super().shutdown(sockets)

@@ -1,12 +1,14 @@
 """Videos on the page: people are tracked, and the drawn video and the JSON lines come back."""
 
+import shutil
 from collections.abc import Callable
 
-from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.video.reader import import_av
 from vitpose_jax.video.run import track_file
+from vitpose_jax.web.batcher import BusyError
 from vitpose_jax.web.files import result_folder
 from vitpose_jax.web.limits import MAX_PIXELS
+from vitpose_jax.web.models import Models
 
 # Frames of a video: one visitor must not keep the server busy for hours.
 MAX_FRAMES = 1800
@@ -15,11 +17,11 @@ MAX_FRAMES = 1800
 CONTAINERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg"
 
 
-def create_video_tracker(estimator: PoseEstimator, *, max_frames: int = MAX_FRAMES) -> Callable[..., tuple[str, str]]:
+def create_video_tracker(models: Models, *, max_frames: int = MAX_FRAMES) -> Callable[..., tuple[str, str]]:
     """What `create_page` takes as `track_video`.
 
     Args:
-        estimator: what computes.
+        models: what computes. Once it is told to stop, a video ends after its frame, and its files are deleted.
         max_frames: of a video; a longer one is refused before anything is computed.
 
     Raises:
@@ -27,27 +29,47 @@ def create_video_tracker(estimator: PoseEstimator, *, max_frames: int = MAX_FRAM
     """
     import_av()
 
+    def check_stopping() -> None:
+        if models.stopping.is_set():
+            raise BusyError("the server is shutting down")
+
     def track_video(
-        path: str, *, dataset: str | None, flip_test: bool, threshold: float, smooth: bool, every: int
+        path: str,
+        *,
+        model: str | None,
+        dataset: str | None,
+        flip_test: bool,
+        threshold: float,
+        smooth: bool,
+        every: int,
     ) -> tuple[str, str]:
         """The paths of the drawn video and of its JSON lines."""
+        estimator = models.choose(model).batcher.estimator
+        check_stopping()
         check_video(path)
         folder = result_folder()
         video, lines = folder / "poses.mp4", folder / "poses.jsonl"
-        track_file(
-            lambda: estimator,  # the estimator itself would be hashed for the settings, which the page does not need
-            path,
-            output=video,
-            json=lines,
-            drawing={"threshold": threshold},
-            dataset=dataset,
-            flip_test=flip_test,
-            smooth=smooth,
-            every=every,
-            max_frames=max_frames,
-            max_pixels=MAX_PIXELS,
-            progress=True,
-        )
+        try:
+            track_file(
+                lambda: (
+                    estimator
+                ),  # the estimator itself would be hashed for the settings, which the page does not need
+                path,
+                output=video,
+                json=lines,
+                drawing={"threshold": threshold},
+                dataset=dataset,
+                flip_test=flip_test,
+                smooth=smooth,
+                every=every,
+                max_frames=max_frames,
+                max_pixels=MAX_PIXELS,
+                progress=True,
+                before_frame=check_stopping,
+            )
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return str(video), str(lines)
 
     return track_video
