@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import DType, DTypeOption, Lenient, say
+from vitpose_jax.cli.common import DType, DTypeOption, GroupSize, Lenient, QuantizeOption, quantize_options, say
 
 
 def web(
@@ -17,10 +17,14 @@ def web(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
     max_upload: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 50,
     dtype: DTypeOption = DType.float32,
+    quantize: QuantizeOption = None,
+    group_size: GroupSize = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
     lenient: Lenient = False,
 ) -> None:
     """Open a page in the browser that finds people and their keypoints, with an HTTP interface beside it."""
+    rounding = quantize_options(quantize, group_size)
+
     from vitpose_jax.detector import Detector
     from vitpose_jax.estimator import PoseEstimator
     from vitpose_jax.web.batcher import Batcher
@@ -33,7 +37,7 @@ def web(
     if detector != DEFAULT_FINDER:
         finder = Detector.from_pretrained(detector, dtype=dtype.value, strict=not lenient)
     estimator = PoseEstimator.from_pretrained(
-        model, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder
+        model, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder, **rounding
     )
     say(f"compiling for {estimator.device_kind}")
     estimator.warmup()
