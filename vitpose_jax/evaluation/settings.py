@@ -20,7 +20,6 @@ from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD
 from vitpose_jax.evaluation.scoring import NMS_THRESHOLD, Nms
 from vitpose_jax.pipeline.regions import BOX_PADDING
 
-
 FLOATING_POINT = "floating point"
 
 

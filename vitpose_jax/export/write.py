@@ -21,6 +21,7 @@ from vitpose_jax.pipeline.regions import BOX_PADDING
 from vitpose_jax.pipeline.warp import Border, check_border
 from vitpose_jax.serving.requests import check_flip_pairs
 from vitpose_jax.storage.atomic import whole_file, write_whole
+from vitpose_jax.vitpose.adapters import check_no_adapters
 from vitpose_jax.vitpose.modeling import VitPose
 
 
@@ -202,6 +203,7 @@ def _check_batch(batch: int | None) -> tuple[int, ...]:
 
 
 def _one_head(model: VitPose, dataset: str | int | None) -> VitPose:
+    check_no_adapters(model, "export")
     if model.quantization is not None:
         raise ValueError("expected a model in floating point to export, got one with quantised kernels")
     config = model.config
