@@ -60,7 +60,7 @@ DecodeOption = Annotated[Decode, typer.Option(help="How heatmaps are decoded to 
 DTypeOption = Annotated[DType, typer.Option(help="The dtype of the computation.")]
 QuantizeOption = Annotated[
     Quantize | None,
-    typer.Option("--quantize", help="Keep the weights of the blocks as int8 or int4 in memory.", show_default="float"),
+    typer.Option("--quantize", help="Keep the weights of the blocks as int8 or int4.", show_default="float"),
 ]
 GroupSize = Annotated[
     int | None,
