@@ -5,8 +5,8 @@
 Needs `pip install qwix "vitpose-jax[train]"`; written for qwix 0.1.8. While it trains, qwix rounds the kernels of the
 blocks in each product to int4, in groups of GROUP_SIZE inputs with a scale each, and passes gradients through the
 rounding. The groups are those of `quantize="int4"`, which rounds the trained weights at the end. Here the model learns
-to repeat its own heatmaps of a few crops of one photograph, without labels; another photograph shows whether that helps
-elsewhere. Replace `crops` by crops of your own, as many as you have.
+to repeat its own heatmaps of three crops of one photograph, without labels. That helps there, and harms on another
+photograph: replace `crops` by crops of your own, as many as you have.
 """
 
 import sys
@@ -23,8 +23,8 @@ from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE, GROUP_IMAGE
 from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose.modeling import abstract_vitpose
 
-STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 20
-GROUP_SIZE = 32
+STEPS = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+GROUP_SIZE = 128
 PEOPLE = 3
 
 teacher = from_pretrained()
@@ -44,7 +44,7 @@ targets, other_targets = heatmaps_of(teacher, crops), heatmaps_of(teacher, other
 rule = qwix.QtRule(module_path="backbone/blocks/.*", weight_qtype=jnp.int4, tile_size=GROUP_SIZE)
 student = qwix.quantize_model(from_pretrained(), qwix.QtProvider([rule]), crops)
 graphdef, trained, rest = nnx.split(student, nnx.Param, ...)
-optimizer = optax.adam(1e-5)
+optimizer = optax.adam(optax.cosine_decay_schedule(1e-5, STEPS))
 
 
 @jax.jit
