@@ -4,6 +4,7 @@
     python benchmarks/quantize.py --presets plus-huge
     python benchmarks/quantize.py --presets tiny --rounds 1     # shows that it runs
     python benchmarks/quantize.py --products
+    python benchmarks/quantize.py --presets base vitpose-small-open --forward 1 8 --rounds 7 --output quantize_forward
 
 With images: AP of the bundled model in the annotated boxes, with the flip test, at each setting; and how far keypoints
 move. "clipped" chooses the range of each group by the squared error; "everything" rounds patch embedding and head, too.
@@ -15,6 +16,10 @@ settings in turn.
 
 With products: the linear layers of the base model, 16 crops. "w8a8" rounds the tokens to int8, too, each with a scale
 of its own, and multiplies integers.
+
+With forward: the whole network with such products in all linear layers of the blocks, for these numbers of crops,
+beside floating point and int8 weights alone. The heatmaps are compared with those of float32. Only those of the bundled
+model, in crops of a photograph, mean something: random weights add up to heatmaps that hardly depend on the input.
 """
 
 import argparse
@@ -26,15 +31,23 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from common import TINY, arguments, report, timed_rows, vitpose_config
 from quantize_worker import SETTINGS, program
-from tables import quantize_accuracy_table, quantize_memory_table, quantize_products_table, quantize_time_table
+from tables import (
+    quantize_accuracy_table,
+    quantize_forward_table,
+    quantize_memory_table,
+    quantize_products_table,
+    quantize_time_table,
+)
 
-from vitpose_jax import VitPose, VitPoseConfig, from_pretrained, load_image
+from vitpose_jax import VitPose, VitPoseConfig, crop_boxes, from_pretrained, load_image
+from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE
 from vitpose_jax.convert.engine import plan, source_shapes
 from vitpose_jax.convert.formats import HUGGINGFACE
 from vitpose_jax.convert.formats.format import vitpose_shapes
@@ -48,7 +61,7 @@ from vitpose_jax.serving.program import Program
 from vitpose_jax.storage import int4, int8, parameters
 from vitpose_jax.vitpose import products
 from vitpose_jax.vitpose.modeling import abstract_vitpose
-from vitpose_jax.vitpose.quantized import is_quantized, num_bytes
+from vitpose_jax.vitpose.quantized import QuantizedKernel, is_quantized, num_bytes
 
 MODEL = "vitpose-small-open"
 WORKER = pathlib.Path(__file__).with_name("quantize_worker.py")
@@ -57,6 +70,8 @@ BATCH = 4
 PEOPLE, LOWEST = 16, 0.3
 # Fractions of the largest weight of a group that are tried as its range.
 RANGES = np.linspace(1.0, 0.7, 7)
+
+PRODUCT = QuantizedKernel.product
 
 Round = Callable[[np.ndarray], np.ndarray]
 
@@ -234,6 +249,53 @@ def measure_products(rounds: int) -> list[dict]:
     return rows
 
 
+def w8a8_product(kernel: QuantizedKernel, x: jax.Array, index: object = None) -> jax.Array:
+    """`QuantizedKernel.product` with int8 tokens: each has a scale of its own."""
+    if index is not None:
+        raise ValueError("w8a8: expected a model without experts")
+    wide = x.astype(jnp.float32)
+    token_scale = jnp.maximum(jnp.abs(wide).max(axis=-1, keepdims=True) / int8.LARGEST, jnp.finfo(jnp.float32).tiny)
+    rounded = jnp.rint(wide / token_scale).astype(jnp.int8)
+    sums = jnp.matmul(rounded, kernel.values[...], preferred_element_type=jnp.int32)
+    return (sums * token_scale * kernel.scale[...]).astype(x.dtype)
+
+
+def measure_forward(preset: str, counts: list[int], rounds: int) -> list[dict]:
+    """One row for each kind of product and each number of crops."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        source = preset
+        if preset != MODEL:
+            config, source = vitpose_config(preset, layer_norm_eps=1e-12), folder
+            write_random(config.replace(skeletons=config.skeletons[:1]), pathlib.Path(folder))
+        networks: dict[str, Program] = {}
+        for name, options in {
+            "float32": {},
+            "bfloat16": {"dtype": "bfloat16"},
+            "int8 weights": {"quantize": "int8"},
+            "int8 weights, bfloat16": {"quantize": "int8", "dtype": "bfloat16"},
+            "W8A8": {"quantize": "int8"},
+            "W8A8, bfloat16": {"quantize": "int8", "dtype": "bfloat16"},
+        }.items():
+            model = from_pretrained(source, **options)
+            networks[name] = Program(model, lambda model, crops: model(crops))
+        for count in counts:
+            boxes = np.asarray(DEMO_BOX, np.float32) + np.random.default_rng(0).uniform(-20, 20, (count, 4))
+            crops = crop_boxes(load_image(DEMO_IMAGE), boxes.astype(np.float32), model.config.image_size)
+            heatmaps = {}
+            for name, network in networks.items():
+                # The first call of a shape traces the program.
+                with mock.patch.object(QuantizedKernel, "product", w8a8_product if "W8A8" in name else PRODUCT):
+                    heatmaps[name] = np.asarray(network(crops), np.float32)
+            programs = {name: functools.partial(run, crops) for name, run in networks.items()}
+            label = {"preset": preset, "people": count}
+            largest = np.abs(heatmaps["float32"]).max()
+            for row in timed_rows(label, programs, rounds=rounds, baseline="float32")[0]:
+                error = np.abs(heatmaps[row["program"]] - heatmaps["float32"]).max() / largest
+                rows.append(row | {"heatmaps": float(error)})
+    return rows
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     options = arguments(__doc__ or "", presets=[], dtypes=["bfloat16"], rounds=5)
@@ -241,6 +303,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--images", help="images of COCO")
     options.add_argument("--annotations", help="their person_keypoints file")
     options.add_argument("--limit", type=int, help="only the first images")
+    options.add_argument("--forward", nargs="+", type=int, metavar="CROPS", help="time whole forward passes")
     options.add_argument("--products", action="store_true", help="time products of int8 tokens with int8 weights")
     return options
 
@@ -255,6 +318,10 @@ def main() -> None:
     if options.products:
         rows = measure_products(options.rounds)
         report(quantize_products_table(rows), rows, options)
+        return
+    if options.forward:
+        rows = [row for preset in options.presets for row in measure_forward(preset, options.forward, options.rounds)]
+        report(quantize_forward_table(rows), rows, options)
         return
     rows = [
         row

@@ -426,6 +426,49 @@ def quantize_products_table(rows: list[Row]) -> str:
     return markdown(["layer", "float32", "bfloat16", "int8 alone", "W8A8"], cells.values(), numbers=4)
 
 
+def quantize_forward_table(rows: list[Row]) -> str:
+    """A whole forward pass with int8 products, beside floating point, and how far its heatmaps are."""
+    lines = [
+        [row["preset"], str(row["people"]), row["program"], f"{row['ms']:.0f}", f"{row['ratio']:.2f}", moved(row)]
+        for row in rows
+    ]
+    return markdown(["model", "crops", "products", "median, ms", "relative", "heatmaps differ by"], lines, numbers=3)
+
+
+def moved(row: Row) -> str:
+    """The largest difference of heatmaps, as a fraction of their largest value."""
+    return f"{100 * row['heatmaps']:.2f} %"
+
+
+def export_table(rows: list[Row]) -> str:
+    """Exported files beside the model."""
+    lines = [
+        [
+            *(str(row[name]) for name in ("preset", "setting", "people")),
+            {"stablehlo": "StableHLO", **PROGRAMS}.get(row["program"], row["program"]),
+            f"{row['bytes'] / 1e6:.1f} MB",
+            f"{row['load_s']:.1f} s",
+            f"{row['first_ms'] / 1e3:.1f} s",
+            *spread_cells(row, 0),
+            f"{row['ratio']:.2f}",
+        ]
+        for row in rows
+    ]
+    header = [
+        "model",
+        "weights",
+        "people",
+        "form",
+        "file",
+        "load",
+        "first call",
+        "median, ms",
+        "10 % to 90 %",
+        "relative",
+    ]
+    return markdown(header, lines, numbers=6)
+
+
 def person_finder() -> str:
     """Accuracy of the bundled finder, as `vitpose-jax evaluate --task detection` wrote it."""
     document = read("person_finder/metrics.json")
@@ -447,6 +490,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantize-memory": from_rows("quantize_memory", quantize_memory_table),
     "quantize-time": from_rows("quantize_time", quantize_time_table),
     "quantize-products": from_rows("quantize_products", quantize_products_table),
+    "quantize-forward": from_rows("quantize_forward", quantize_forward_table),
+    "export": from_rows("cpu_avx512_export", export_table),
     "speed-cpu": speed_summary,
     "speed-stages": from_rows("cpu_avx512", stages_table),
     "speed-models": from_rows("cpu_avx512_models", stages_table),

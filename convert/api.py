@@ -11,6 +11,7 @@ from vitpose_jax.skeletons import Skeleton
 from vitpose_jax.storage import int8 as int8_kernels
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, write_folder
+from vitpose_jax.vitpose.adapters import check_no_adapters
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.vitpose.quantized import (
@@ -130,9 +131,10 @@ def write(
         The folder.
 
     Raises:
-        ValueError: if the format cannot hold the model, if a quantized model is to be rounded a second time, or if
-            `folder` holds a checkpoint and `overwrite` is not set.
+        ValueError: if the format cannot hold the model, if the model has adapters that are not merged, if a quantized
+            model is to be rounded a second time, or if `folder` holds a checkpoint and `overwrite` is not set.
     """
+    check_no_adapters(model, "write")
     kind, format = stored_kind(to, int8=int8, int4=int4), _written_format(to)
     check_group_size(kind, group_size)
     param_dtype = model.backbone.param_dtype

@@ -15,11 +15,13 @@ from jaxtyping import Float
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import LazyTensor
 from vitpose_jax.storage.text import join
+from vitpose_jax.vitpose.adapters import check_no_adapters
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.vitpose.positions import resize_positions
 from vitpose_jax.vitpose.quantized import check_not_quantized
 
+from .adapters import is_adapter
 from .formats import BACKBONE_FORMATS, VITPOSE_FORMATS
 from .formats.backbones import backbone_shapes
 from .hub import resolve_source
@@ -61,6 +63,7 @@ def load_backbone(source: str | Path | VitPose, config: VitPoseConfig) -> Arrays
     """
     if isinstance(source, VitPose):
         check_not_quantized(source, "load_backbone")
+        check_no_adapters(source, "load_backbone")
         model, where = source, "the ViTPose"
     else:
         model, where = load_vitpose(source), str(source)
@@ -88,7 +91,10 @@ def load_vitpose(source: str | Path) -> VitPose | None:
         ValueError: as `load_backbone`.
     """
     path = resolve_source(source)
-    if strip_prefixes(_open(path), VITPOSE_FORMATS, source=str(path))[1] is None:
+    if (
+        not (path.is_dir() and is_adapter(path))
+        and strip_prefixes(_open(path), VITPOSE_FORMATS, source=str(path))[1] is None
+    ):
         return None
     return build_model(open_source(path), dtype=np.float32, param_dtype=np.float32)
 

@@ -21,7 +21,7 @@ from jax.typing import DTypeLike
 
 from vitpose_jax.skeletons import Skeleton, get_skeleton
 from vitpose_jax.storage import parameters
-from vitpose_jax.storage.tensors import LazyTensor, read_json
+from vitpose_jax.storage.tensors import CONFIG_FILE, LazyTensor, read_json
 from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 from vitpose_jax.vitpose.quantized import (
@@ -34,9 +34,11 @@ from vitpose_jax.vitpose.quantized import (
     stored_group_size,
 )
 
+from .adapters import merged_tensors, read_adapter
 from .engine import arrange
-from .formats import VITPOSE_FORMATS
+from .formats import ADAPTER, VITPOSE_FORMATS
 from .formats.format import Format, Tensors, config_path
+from .hub import resolve_source
 from .torch_files import find_weights, open_tensors
 from .wrappers import strip_prefixes
 
@@ -95,6 +97,8 @@ def open_source(
             or listing at once all tensors that are missing, unexpected or have a wrong shape.
     """
     format = _declared_format(path, formats) if path.is_dir() else None
+    if format is ADAPTER:
+        return _open_adapter(path, strict=strict, check_finite=check_finite)
     weights = find_weights(path) if path.is_dir() else path
     tensors, marked = strip_prefixes(open_tensors(weights), formats, source=str(weights))
     if marked is None:
@@ -103,10 +107,26 @@ def open_source(
             f"{weights}: not a {formats[0].network}: expected one of {marks} among its tensors, "
             f"got {join(sorted(tensors), most=3)}"
         )
+    if marked is ADAPTER:
+        return _open_adapter(weights.parent, strict=strict, check_finite=check_finite)
     format = format or marked
     if config is None:
         config = format.read_config(path, tensors, image_size=image_size, strict=strict)
     return check_tensors(format, config, tensors, name=str(weights), check_finite=check_finite)
+
+
+def _open_adapter(folder: Path, *, strict: bool, check_finite: bool) -> Source:
+    """A folder of adapters with its base: the model with both."""
+    adapter, tensors = read_adapter(folder)
+    beside = folder / adapter.base
+    try:
+        path = beside if beside.exists() else resolve_source(adapter.base)
+        formats = tuple(format for format in VITPOSE_FORMATS if format is not ADAPTER)
+        base = open_source(path, formats=formats, strict=strict, check_finite=check_finite)
+    except ValueError as error:
+        raise ValueError(f'{folder / CONFIG_FILE}: "base", the model that its adapters belong to: {error}') from error
+    merged = merged_tensors(adapter, tensors, base.tensors, source=str(folder))
+    return check_tensors(ADAPTER, adapter.model, merged, name=str(folder), check_finite=check_finite)
 
 
 def check_tensors(format: Format, config: Any, tensors: Tensors, *, name: str, check_finite: bool = True) -> Source:

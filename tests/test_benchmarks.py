@@ -24,6 +24,7 @@ SCRIPTS = (
     "calibration",
     "clients",
     "detection",
+    "export",
     "figure",
     "gallery",
     "parity",

@@ -15,6 +15,7 @@ from tests.support import programs
 from tests.tolerances import BLOCK, HEATMAPS, KEYPOINTS, REFINED, REFINED_MOST
 from vitpose_jax import PoseEstimator, Poses, export, from_pretrained
 from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE, GROUP_IMAGE
+from vitpose_jax.pretrained import describe
 
 ROOT = pathlib.Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
@@ -133,6 +134,17 @@ def test_supervision_annotators(run, tmp_path):
     np.testing.assert_array_equal(values["poses"].box_scores, values["people"].scores)
     assert (values["scene"] != values["image"]).any()
     assert (tmp_path / "supervision_poses.png").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # qwix calls deprecated functions
+def test_quantization_aware(run, tmp_path):
+    """The loss falls, and so does the error of int4 where it was trained."""
+    values = run("quantization_aware.py")
+    assert values["losses"][-1] < values["losses"][0] / 2
+    before, after = values["errors"]["trained on"]
+    assert after < before
+    assert describe(tmp_path / "int4_aware").dtype == "int4"
 
 
 def test_exported_onnx(tmp_path):

@@ -121,3 +121,8 @@ NATIVE = Format(
     prepare=dequantize_tensors,
     pytorch=False,
 )
+
+# A folder of adapters and its base together (adapters.py) are a native model.
+ADAPTER = dataclasses.replace(
+    NATIVE, name="adapter", mark="backbone.blocks.attention.qkv.kernel.lora_a", model_types=("vitpose_jax_adapter",)
+)

@@ -232,6 +232,9 @@ def test_options_reach_the_estimator(capsys, model, images, tmp_path):
     assert keypoints() == plain
     for options in (("--flip-test",), ("--decode", "argmax"), ("--decode", "quarter"), ("--dtype", "bfloat16")):
         assert keypoints(*options) != plain, options
+    assert keypoints("--quantize", "int8") != plain != keypoints("--quantize", "int4", "--group-size", 8)
+    settings = json.loads((tmp_path / "out" / "settings.jsonl").read_text())
+    assert (settings["quantize"], settings["group_size"]) == ("int4", 8)
 
 
 def test_a_broken_image_does_not_stop_the_others(capsys, model, images, tmp_path):
@@ -256,6 +259,9 @@ def test_a_broken_image_does_not_stop_the_others(capsys, model, images, tmp_path
         (("IMAGE", "--boxes", "IMAGE"), "expected JSON"),
         (("IMAGE", "--dataset", "ap10k"), "no dataset 'ap10k' in this model"),
         (("IMAGE", "--model", "no/such/folder"), "no/such/folder"),
+        (("IMAGE", "--group-size", 8), "--group-size: expected it with --quantize int4, got --quantize nothing"),
+        (("IMAGE", "--group-size", 8, "--quantize", "int8"), "--quantize int4, got --quantize int8"),
+        (("IMAGE", "--quantize", "int4", "--whole-image"), "group_size: expected a divisor of the 24 inputs"),
     ],
 )
 def test_a_mistake_is_one_line(capsys, model, images, tmp_path, arguments, message):

@@ -66,6 +66,7 @@ def test_a_mistake_with_overwrite_loses_nothing(tmp_path, capsys, clip, walkers,
     [
         (["in.mp4"], "expected --output, --json or both"),
         (["in.mp4", "--output", "out.mp4", "--format", "coco"], "expected --json too"),
+        (["in.mp4", "--output", "out.mp4", "--group-size", 8], "--group-size: expected it with --quantize int4"),
         (["missing.mp4", "--output", "out.mp4"], "missing.mp4: no such file"),
         (["text.mp4", "--output", "out.mp4"], "text.mp4: cannot be opened as a video"),
         (["in.mp4", "--output", "out.txt"], "out.txt: expected a name that ends in one of .mp4"),

@@ -504,10 +504,12 @@ def test_command_options_reach_the_evaluation(capsys, small, tmp_path):
     detections = tmp_path / "boxes.json"
     detections.write_text(json.dumps(boxes))
     options = ("--detections", detections, "--no-flip-test", "--decode", "argmax", "--dtype", "bfloat16")
+    options += ("--quantize", "int4", "--group-size", 4)
     output = tmp_path / "out"
     status, printed, said = evaluate_small(capsys, small, output, *options, "--soft-nms", "--min-score", 0.5)
     assert status == 0
     assert "2 boxes in 1 images, 2 results" in printed
+    assert "not as published: weights int4, groups of 4, not floating point" in printed
     assert "1 boxes without area" in said
     settings = json.loads((output / "metrics.json").read_text())["settings"]
     assert (settings["flip_test"], settings["decode"], settings["dtype"]) == (False, "argmax", "bfloat16")
@@ -539,6 +541,7 @@ def test_broken_images_end_the_command_with_1(capsys, small, tmp_path):
         (("--ground-truth-boxes", "--dataset", "ap10k"), "no dataset 'ap10k' in this model; it knows coco"),
         (("--ground-truth-boxes", "--max-batch", "3"), "max_batch: expected a power of two"),
         (("--ground-truth-boxes", "--devices", "99"), "--devices: expected at most"),
+        (("--ground-truth-boxes", "--group-size", "4"), "--group-size: expected it with --quantize int4"),
         (("--ground-truth-boxes", "--resume", "--overwrite"), "expected --resume or --overwrite, got both"),
     ],
 )

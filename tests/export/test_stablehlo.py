@@ -18,7 +18,7 @@ from tests.support.images import random_image
 from tests.support.limits import largest_file
 from tests.support.models import SMALL_PLUS, random_crops, smallest_model
 from tests.tolerances import BFLOAT16, HEATMAPS, KEYPOINTS, REFINED, REFINED_MOST, ROUNDED_PIXELS
-from vitpose_jax import PoseEstimator, VitPose, export, from_pretrained
+from vitpose_jax import PoseEstimator, VitPose, export
 from vitpose_jax.bulk.settings import estimator_settings, hash_model
 from vitpose_jax.export import write
 from vitpose_jax.export.metadata import KEY
@@ -291,7 +291,6 @@ def test_bad_options_leave_no_file(tmp_path, model, network, monkeypatch, unchec
         ({"border": "wide"}, "border: expected one of"),
         ({"flip_test": True}, "expected them with the part 'path'"),
         ({"dataset": "ap10k"}, "no dataset 'ap10k'"),
-        ({"model": from_pretrained(quantize="int8")}, "in floating point to export, got one with quantised kernels"),
         ({"model": nameless, "part": "path", "flip_test": True}, "'custom' has no flip pairs"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -239,6 +239,11 @@ def test_both_doors_are_open_and_no_others(address, tmp_path):
         assert status in (403, 404) and b"secret" not in content.replace(str(secret).encode(), b"")
 
 
+def test_a_group_size_without_int4_is_one_line(capsys):
+    status, _, said = run(capsys, "web", "--group-size", 8)
+    assert status == 1 and said.startswith("vitpose-jax: error: --group-size: expected it with --quantize int4")
+
+
 def test_a_port_that_is_taken_is_one_line(address, capsys):
     status, _, said = run(capsys, "web", "--port", address.rpartition(":")[2])
     assert status == 1 and said.splitlines()[-1].startswith("vitpose-jax: error: ") and "in use" in said

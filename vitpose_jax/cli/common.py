@@ -3,7 +3,7 @@
 import enum
 import pathlib
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 
 import typer
 
@@ -29,6 +29,20 @@ class DType(enum.StrEnum):
     auto = "auto"
 
 
+class Quantize(enum.StrEnum):
+    """How the kernels of the blocks are kept in memory."""
+
+    int8 = "int8"
+    int4 = "int4"
+
+
+class QuantizeOptions(TypedDict, total=False):
+    """Arguments of `from_pretrained`."""
+
+    quantize: Literal["int8", "int4"]
+    group_size: int
+
+
 # Options that several commands have.
 Model = Annotated[
     str, typer.Option(help="A Hub id, a folder, a checkpoint file, or the bundled model.", metavar="SOURCE")
@@ -44,6 +58,14 @@ Expert = Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++
 FlipTest = Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")]
 DecodeOption = Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")]
 DTypeOption = Annotated[DType, typer.Option(help="The dtype of the computation.")]
+QuantizeOption = Annotated[
+    Quantize | None,
+    typer.Option("--quantize", help="Keep the weights of the blocks as int8 or int4.", show_default="float"),
+]
+GroupSize = Annotated[
+    int | None,
+    typer.Option("--group-size", help="With --quantize int4: inputs that share a scale.", show_default="128"),
+]
 Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.")]
 Lenient = Annotated[
     bool, typer.Option("--lenient", help="Pass over unknown keys of a config.json, which may matter, with a warning.")
@@ -53,6 +75,22 @@ Lenient = Annotated[
 def say(message: str) -> None:
     """Print a line on standard error, after the program's name."""
     print(f"vitpose-jax: {message}", file=sys.stderr)
+
+
+def quantize_options(quantize: Quantize | None, group_size: int | None) -> "QuantizeOptions":
+    """The arguments of `from_pretrained` that --quantize and --group-size stand for; empty without them.
+
+    Raises:
+        ValueError: for a group size without int4, before anything is loaded.
+    """
+    if group_size is not None and quantize is not Quantize.int4:
+        raise ValueError(f"--group-size: expected it with --quantize int4, got --quantize {quantize or 'nothing'}")
+    options: QuantizeOptions = {}
+    if quantize is not None:
+        options["quantize"] = quantize.value
+    if group_size is not None:
+        options["group_size"] = group_size
+    return options
 
 
 def show_progress(total: int) -> bool:

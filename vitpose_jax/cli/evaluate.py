@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER
-from vitpose_jax.cli.common import Decode, DType, Lenient, say
+from vitpose_jax.cli.common import Decode, DType, GroupSize, Lenient, QuantizeOption, quantize_options, say
 
 if TYPE_CHECKING:
     from vitpose_jax.datasets.protocols import Protocol
@@ -71,6 +71,8 @@ def evaluate(
         Decode | None, typer.Option(help="How heatmaps become points; default: as the dataset's protocol.")
     ] = None,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
+    quantize: QuantizeOption = None,
+    group_size: GroupSize = None,
     max_batch: Annotated[
         int | None,
         typer.Option(
@@ -100,6 +102,8 @@ def evaluate(
                 "--resume": resume,
                 "--no-flip-test": not flip_test,
                 "--decode": decode,
+                "--quantize": quantize,
+                "--group-size": group_size,
                 "--soft-nms": soft_nms,
                 "--devices": devices > 1,
                 "--distributed": distributed,
@@ -124,6 +128,7 @@ def evaluate(
         raise ValueError(
             "expected either --detections FILE.json or --ground-truth-boxes or --detector SOURCE, or the last two"
         )
+    rounding = quantize_options(quantize, group_size)
     if resume and overwrite:
         raise ValueError("expected --resume or --overwrite, got both")
     if detector is not None and distributed:
@@ -177,6 +182,7 @@ def evaluate(
         border="opencv",
         stretch=protocol.stretch,
         devices=available[:devices] if devices > 1 else None,
+        **rounding,
     )
     flow = {"resume": resume, "overwrite": overwrite, "progress": sys.stderr.isatty()}
     options = {

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from vitpose_jax.cli.common import Decode, DType, Lenient, Revision
+from vitpose_jax.cli.common import Decode, DType, GroupSize, Lenient, QuantizeOption, Revision, quantize_options
 
 
 class Target(enum.StrEnum):
@@ -44,6 +44,8 @@ def export(
         str | None, typer.Option(help="Of a model with several heads: the one to export; default: the first.")
     ] = None,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation; onnx: float32.")] = DType.float32,
+    quantize: QuantizeOption = None,
+    group_size: GroupSize = None,
     platforms: Annotated[
         str, typer.Option(help="stablehlo: where the file can run, this machine included: cpu, cuda, rocm, tpu.")
     ] = PLATFORMS,
@@ -70,10 +72,14 @@ def export(
         if used and part is Part.network:
             raise ValueError(f"{name}: expected --part path with it; a network ends with heatmaps")
 
+    rounding = quantize_options(quantize, group_size)
+
     from vitpose_jax.export.write import describe, to_onnx, to_stablehlo
     from vitpose_jax.pretrained import from_pretrained
 
-    network = from_pretrained(model, dtype=dtype.value, revision=revision, strict=not lenient, skeleton=skeleton)
+    network = from_pretrained(
+        model, dtype=dtype.value, revision=revision, strict=not lenient, skeleton=skeleton, **rounding
+    )
     common: dict[str, Any] = {"dataset": dataset, "batch": batch, "overwrite": overwrite}
     if to is Target.onnx:
         written = to_onnx(network, output, **common)

@@ -15,12 +15,15 @@ from vitpose_jax.cli.common import (
     DTypeOption,
     Expert,
     FlipTest,
+    GroupSize,
     Labels,
     Lenient,
     Model,
+    QuantizeOption,
     Revision,
     exit_with_failures,
     named_source,
+    quantize_options,
     say,
     show_progress,
 )
@@ -81,6 +84,8 @@ def predict(
     flip_test: FlipTest = False,
     decode: DecodeOption = Decode.udp,
     dtype: DTypeOption = DType.float32,
+    quantize: QuantizeOption = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
@@ -92,6 +97,8 @@ def predict(
         raise ValueError("expected --boxes or --detector, got both")
     if label and (boxes or whole_image):
         raise ValueError("--label names the classes that a detector looks for, and boxes are given")
+
+    rounding = quantize_options(quantize, group_size)
 
     from vitpose_jax.bulk.inputs import find_images
     from vitpose_jax.bulk.predict import predict_files
@@ -111,7 +118,7 @@ def predict(
             wanted = {"threshold": min_score, "labels": label or LABELS}
             finder = Detector.from_pretrained(detector, dtype=compute, strict=not lenient, **wanted)
         return PoseEstimator.from_pretrained(
-            model, dtype=compute, revision=revision, strict=not lenient, detector=finder
+            model, dtype=compute, revision=revision, strict=not lenient, detector=finder, **rounding
         )
 
     summary = predict_files(
@@ -136,6 +143,7 @@ def predict(
             "model": named_source(model),
             "revision": revision,
             "dtype": dtype.value,
+            **rounding,
             "detector": named_source(detector) if find_boxes else None,
             "labels": list(label or LABELS) if find_boxes else None,
             "min_score": min_score,

@@ -16,11 +16,14 @@ from vitpose_jax.cli.common import (
     DTypeOption,
     Expert,
     FlipTest,
+    GroupSize,
     Labels,
     Lenient,
     Model,
+    QuantizeOption,
     Revision,
     named_source,
+    quantize_options,
     say,
 )
 from vitpose_jax.cli.drawing import ColourBy, Fade, LineWidth, Radius, Threshold, drawing_options
@@ -78,6 +81,8 @@ def video(
     flip_test: FlipTest = False,
     decode: DecodeOption = Decode.udp,
     dtype: DTypeOption = DType.float32,
+    quantize: QuantizeOption = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     lenient: Lenient = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
@@ -87,6 +92,8 @@ def video(
         raise ValueError("expected --output, --json or both, got neither")
     if format and json is None:
         raise ValueError("--format is made of the JSON lines: expected --json too")
+
+    rounding = quantize_options(quantize, group_size)
 
     from vitpose_jax.detector import LABELS, Detector
     from vitpose_jax.estimator import PoseEstimator
@@ -98,7 +105,7 @@ def video(
             wanted = {"threshold": min_score, "labels": label or LABELS}
             finder = Detector.from_pretrained(detector, dtype=dtype.value, strict=not lenient, **wanted)
         return PoseEstimator.from_pretrained(
-            model, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder
+            model, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder, **rounding
         )
 
     summary = track_file(
@@ -123,6 +130,7 @@ def video(
             "model": named_source(model),
             "revision": revision,
             "dtype": dtype.value,
+            **rounding,
             "detector": named_source(detector),
             "labels": list(label or LABELS),
             "min_score": min_score,

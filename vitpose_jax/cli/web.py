@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import DType, DTypeOption, Lenient, say
+from vitpose_jax.cli.common import DType, DTypeOption, GroupSize, Lenient, QuantizeOption, quantize_options, say
 
 
 def web(
@@ -25,10 +25,14 @@ def web(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
     max_upload: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 50,
     dtype: DTypeOption = DType.float32,
+    quantize: QuantizeOption = None,
+    group_size: GroupSize = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
     lenient: Lenient = False,
 ) -> None:
     """Open a page in the browser that finds people and their keypoints, with an HTTP interface beside it."""
+    rounding = quantize_options(quantize, group_size)
+
     from vitpose_jax.detector import Detector
     from vitpose_jax.estimator import PoseEstimator
     from vitpose_jax.web.models import Models, name_sources
@@ -47,7 +51,7 @@ def web(
     for name, source in sources.items():
         say(f"loading {source}")
         estimators[name] = PoseEstimator.from_pretrained(
-            source, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder
+            source, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder, **rounding
         )
     for name, estimator in estimators.items():
         say(f"compiling {name} for {estimator.device_kind}")

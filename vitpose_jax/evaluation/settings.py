@@ -20,6 +20,8 @@ from vitpose_jax.evaluation.oks import KEYPOINT_THRESHOLD
 from vitpose_jax.evaluation.scoring import NMS_THRESHOLD, Nms
 from vitpose_jax.pipeline.regions import BOX_PADDING
 
+FLOATING_POINT = "floating point"
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PoseSettings:
@@ -66,6 +68,7 @@ class Settings(PoseSettings):
         model: the model's name.
         detector: the name of the detector that found the boxes in the same run; None for boxes of the annotations or
             of a file.
+        weights: of the blocks: "floating point", "int8" or "int4" with the size of the groups.
         image_size: height and width of the crops in pixels.
         min_score: detections have at least this score.
         oks_nms, nms_threshold, keypoint_threshold: see `scoring.to_results`.
@@ -74,6 +77,7 @@ class Settings(PoseSettings):
 
     model: str | None
     detector: str | None
+    weights: str
     image_size: list[int]
     min_score: float
     oks_nms: Nms
@@ -103,6 +107,7 @@ class Settings(PoseSettings):
             padding=estimator.padding,
             stretch=estimator.stretch,
             model_sha256=bulk_settings.hash_model(estimator.model) if hash_model else None,
+            weights=_describe_weights(estimator),
             image_size=list(estimator.config.image_size),
             min_score=dataset.min_score,
             versions={"vitpose_jax": __version__, "jax": jax.__version__},
@@ -119,6 +124,7 @@ class Settings(PoseSettings):
             self,
             decode=protocol.decode,
             dtype="float32",
+            weights=FLOATING_POINT,
             flip_test=True,
             border="opencv",
             padding=BOX_PADDING,
@@ -139,3 +145,10 @@ class Settings(PoseSettings):
             for name, value in self.to_dict().items()
             if value != published[name]
         ]
+
+
+def _describe_weights(estimator: PoseEstimator) -> str:
+    quantization = getattr(estimator.model, "quantization", None)
+    if quantization is None:
+        return FLOATING_POINT
+    return "int8" if quantization.kind == "int8" else f"int4, groups of {quantization.group_size}"

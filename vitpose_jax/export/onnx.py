@@ -10,7 +10,8 @@ The graph is small, so writing it directly is simple and gives each runtime the 
 0.17 does not translate this network for a batch of any size, nor its decoders, and needs an orbax-checkpoint that is
 older than the one of the training.)
 
-Weights keep their flat names, with the number of the block in them.
+Weights keep their flat names, with the number of the block in them. Kernels that are int8 or int4 in the model are so
+in the file, with DequantizeLinear before their product.
 """
 
 import dataclasses
@@ -18,13 +19,13 @@ import hashlib
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 
 from vitpose_jax import __version__
 from vitpose_jax.export.metadata import Metadata, array_spec, onnx_property
-from vitpose_jax.storage import parameters
+from vitpose_jax.storage import int4, parameters
 from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
+from vitpose_jax.vitpose.quantized import VALUES
 
 try:
     import onnx
@@ -35,6 +36,9 @@ except ImportError as error:
 # Gelu came with opset 20, LayerNormalization with 17. ONNX Runtime 1.17 and OpenVINO 2024 read it.
 OPSET = 20
 IR_VERSION = 9
+# int4, and scales for groups, came with opset 21. ONNX Runtime 1.20 and OpenVINO 2025 read it.
+INT4_OPSET = 21
+INT4_IR_VERSION = 10
 # A .onnx file is one protocol buffer, which has at most 2 GiB.
 LARGEST_FILE = 2**31 - 2**20
 BATCH_NORM_EPS = 1e-5
@@ -45,7 +49,7 @@ class _Graph:
 
     def __init__(self) -> None:
         self.nodes: list[Any] = []
-        self.constants: dict[str, np.ndarray] = {}
+        self.constants: dict[str, Any] = {}
 
     def node(self, operator: str, *inputs: str, name: str | None = None, **attributes: Any) -> str:
         output = name or f"{operator.lower()}_{len(self.nodes)}"
@@ -60,13 +64,33 @@ class _Graph:
         """A shape for Reshape, in which 0 is a side that stays as it is."""
         return self.constant("shape_" + "_".join(map(str, sides)), np.asarray(sides, np.int64))
 
-    def linear(self, x: str, name: str, kernel: Float[np.ndarray, "inner outer"], bias: np.ndarray | None) -> str:
-        x = self.node("MatMul", x, self.constant(f"{name}.kernel", kernel))
+    def dequantized(self, name: str, values: np.ndarray, scale: np.ndarray) -> str:
+        """A kernel (in, out) of int8 values, or of int4 values in the packing of storage/int4.py."""
+        if values.dtype == np.int8:
+            scale = scale[0]  # for each output channel
+            return self.node(
+                "DequantizeLinear", self.constant(name, values), self.constant(f"{name}.scale", scale), axis=1
+            )
+        # ONNX packs neighbours on the last axis, here neighbours are inputs.
+        values = int4.unpack(values)
+        pairs = values.reshape(-1, 2).astype(np.uint8) & 15
+        packed = (pairs[:, 0] | (pairs[:, 1] << 4)).tobytes()
+        self.constants[name] = helper.make_tensor(name, TensorProto.INT4, values.shape, packed, raw=True)
+        groups = {"axis": 0, "block_size": values.shape[0] // scale.shape[0]}
+        return self.node("DequantizeLinear", name, self.constant(f"{name}.scale", scale), **groups)
+
+    def linear(self, x: str, name: str, weights: dict[str, np.ndarray]) -> str:
+        kernel, bias = f"{name}.kernel", weights.get(f"{name}.bias")
+        if kernel in weights:
+            kernel = self.constant(kernel, weights[kernel])
+        else:
+            kernel = self.dequantized(kernel, weights[f"{kernel}.values"], weights[f"{kernel}.scale"])
+        x = self.node("MatMul", x, kernel)
         return x if bias is None else self.node("Add", x, self.constant(f"{name}.bias", bias))
 
 
 def build_graph(model: VitPose, batch: int | None = None) -> tuple[bytes, bytes]:
-    """The ONNX model of a network, in float32.
+    """The ONNX model of a network that computes in float32.
 
     Args:
         model: with one head and no experts: see `VitPose.specialize`.
@@ -78,7 +102,12 @@ def build_graph(model: VitPose, batch: int | None = None) -> tuple[bytes, bytes]
     config = model.config
     if config.window_size is not None:
         raise ValueError("ONNX: expected a model without windows of attention; export it to stablehlo")
-    weights = {name: np.asarray(leaf, np.float32) for name, leaf in parameters.flatten(model).items()}
+    weights = {
+        name: np.asarray(leaf, None if name.endswith(VALUES) else np.float32)
+        for name, leaf in parameters.flatten(model).items()
+    }
+    int4_kernels = model.quantization is not None and model.quantization.kind == "int4"
+    opset, ir_version = (INT4_OPSET, INT4_IR_VERSION) if int4_kernels else (OPSET, IR_VERSION)
     size = sum(array.nbytes for array in weights.values())
     if size > LARGEST_FILE:
         raise ValueError(f"ONNX: expected a model of at most 2 GiB, got {size / 2**30:.1f}; export it to stablehlo")
@@ -108,7 +137,7 @@ def build_graph(model: VitPose, batch: int | None = None) -> tuple[bytes, bytes]
         dtype="float32",
         inputs=[array_spec("crops", crops, "float32")],
         outputs=[array_spec("heatmaps", maps, "float32")],
-        versions={"vitpose_jax": __version__, "onnx": onnx.__version__, "opset": str(OPSET)},
+        versions={"vitpose_jax": __version__, "onnx": onnx.__version__, "opset": str(opset)},
     )
     proto = helper.make_model(
         helper.make_graph(
@@ -116,10 +145,13 @@ def build_graph(model: VitPose, batch: int | None = None) -> tuple[bytes, bytes]
             "vitpose",
             [helper.make_tensor_value_info("crops", TensorProto.FLOAT, crops)],
             [helper.make_tensor_value_info("heatmaps", TensorProto.FLOAT, maps)],
-            [numpy_helper.from_array(array, name) for name, array in graph.constants.items()],
+            [
+                array if isinstance(array, TensorProto) else numpy_helper.from_array(array, name)
+                for name, array in graph.constants.items()
+            ],
         ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=IR_VERSION,
+        opset_imports=[helper.make_opsetid("", opset)],
+        ir_version=ir_version,
         producer_name="vitpose-jax",
         producer_version=__version__,
     )
@@ -166,8 +198,7 @@ def _block(graph: _Graph, config: VitPoseConfig, stacked: dict[str, np.ndarray],
     }
 
     def linear(x: str, name: str) -> str:
-        name = f"{block}.{name}"
-        return graph.linear(x, name, weights[f"{name}.kernel"], weights.get(f"{name}.bias"))
+        return graph.linear(x, f"{block}.{name}", weights)
 
     heads, head_dim = config.num_heads, config.hidden_size // config.num_heads
     qkv = linear(_layer_norm(graph, config, tokens, f"{block}.norm1", weights), "attention.qkv")

@@ -16,6 +16,9 @@ from vitpose_jax.export.metadata import KEY, Metadata, onnx_property
 from vitpose_jax.storage.text import printable
 
 RUNTIMES = ("onnxruntime", "openvino")
+# With int8 or int4 weights, both round the activations to int8 before a product unless these options are set.
+ACCURACY_OPTION, ACCURACY_LEVEL = "session.qdq_matmulnbits_accuracy_level", "1"  # 1 is float32
+EXACT_PRODUCTS = {"DYNAMIC_QUANTIZATION_GROUP_SIZE": 0}
 _PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 
@@ -89,6 +92,7 @@ def _load_onnxruntime(path: pathlib.Path, dtype: str) -> OnnxNetwork:
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.add_session_config_entry(ACCURACY_OPTION, ACCURACY_LEVEL)
     # Azure's sends the data away, and is available in every build.
     providers = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]
     try:
@@ -116,7 +120,7 @@ def _load_openvino(path: pathlib.Path, dtype: str) -> OnnxNetwork:
     metadata = _read_metadata(
         model.get_rt_info(path_in_model).astype(str) if model.has_rt_info(path_in_model) else None, path
     )
-    options = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY"}
+    options = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY", **EXACT_PRODUCTS}
     try:
         compiled = core.compile_model(model, "CPU", options)
     except RuntimeError as error:

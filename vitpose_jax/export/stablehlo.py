@@ -127,10 +127,13 @@ def write_program(program: Program, path: pathlib.Path) -> Metadata:
 def _stored_dtypes(model: VitPose) -> dict[str, Any]:
     """The dtype in which each weight is stored: that of the computation where the network rounds it to that anyway.
 
-    On CPUs a bfloat16 model holds float32 parameters, because they are faster; the file needs only half of the bytes.
+    Integers stay integers. On CPUs a bfloat16 model holds float32 parameters, because they are faster; the file needs
+    only half of the bytes.
     """
     dtype = model.backbone.dtype
-    narrow = parameters.flatten(abstract_vitpose(model.config, dtype=dtype, param_dtype=dtype))
+    narrow = parameters.flatten(
+        abstract_vitpose(model.config, dtype=dtype, param_dtype=dtype, quantization=model.quantization)
+    )
     return {
         name: min(np.dtype(leaf.dtype), np.dtype(narrow[name].dtype), key=lambda kind: kind.itemsize)
         for name, leaf in parameters.flatten(model).items()

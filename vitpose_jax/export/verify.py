@@ -17,9 +17,11 @@ from vitpose_jax.vitpose.modeling import VitPose
 # The numbers of crops to compare, where a file takes any.
 COUNTS = (1, 3)
 # The largest difference of heatmaps and scores, in float32: absolute, or relative to the largest value if that is above
-# 1. An untrained model has tiny heatmaps, so there is a relative limit, too; in narrower dtypes there is no other.
+# 1. An untrained model has tiny heatmaps, so there is a relative limit, too; in narrower dtypes there is no other. In
+# those, a file and its model are the same on a CPU. Two programs that round bfloat16 differently (OpenVINO, and a model
+# in float32) had scores that differed by 0.4 to 1.0 % of the largest, for eight random models; times three.
 MAX_DIFFERENCE = 1e-4
-MAX_FRACTION, MAX_FRACTION_NARROW = 1e-2, 5e-2
+MAX_FRACTION, MAX_FRACTION_NARROW = 1e-2, 3e-2
 # Without a clear peak in a heatmap, a keypoint may jump. This fraction must be within so many pixels, in float32.
 MOST, MAX_DISTANCE = 0.9, 0.1
 # The same in narrower dtypes.

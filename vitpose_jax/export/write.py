@@ -21,6 +21,7 @@ from vitpose_jax.pipeline.regions import BOX_PADDING
 from vitpose_jax.pipeline.warp import Border, check_border
 from vitpose_jax.serving.requests import check_flip_pairs
 from vitpose_jax.storage.atomic import whole_file, write_whole
+from vitpose_jax.vitpose.adapters import check_no_adapters
 from vitpose_jax.vitpose.modeling import VitPose
 
 
@@ -32,6 +33,7 @@ class Export:
         path: of the file.
         reference: of the NumPy file beside an ONNX file; None for StableHLO.
         metadata: what the file says about itself.
+        weights: what the kernels of the blocks are in the file: a dtype, "int8", or "int4" and the size of its groups.
         size: of the file, in bytes.
         seconds: to write it, to read it.
         checks: one for each runtime.
@@ -40,6 +42,7 @@ class Export:
     path: pathlib.Path
     reference: pathlib.Path | None
     metadata: Metadata
+    weights: str
     size: int
     seconds: tuple[float, float]
     checks: tuple[Check, ...]
@@ -63,7 +66,7 @@ def to_stablehlo(
     """Write a model as a StableHLO file, which `load` reads with JAX alone.
 
     Args:
-        model: any `VitPose`.
+        model: any `VitPose`. Quantized kernels stay integers in the file.
         path: of the file.
         part: "network", from normalised crops to heatmaps; or "path", from pixels and boxes to keypoints.
         dataset: of a model with several heads: the one to export, with its expert. None for the first.
@@ -113,6 +116,7 @@ def to_stablehlo(
         path=path,
         reference=None,
         metadata=metadata,
+        weights=_describe_weights(model),
         size=path.stat().st_size,
         seconds=(written - start, read - written),
         checks=(check,),
@@ -134,7 +138,8 @@ def to_onnx(
     `<name>_numpy.py`, is a copy of export/reference.py.
 
     Args:
-        model: any `VitPose` that computes in float32.
+        model: any `VitPose` that computes in float32. Quantized kernels stay integers in the file, with
+            DequantizeLinear before each product; int4 needs opset 21.
         path: of the file; its name ends with .onnx.
         dataset, batch, overwrite: as in `to_stablehlo`.
 
@@ -179,6 +184,7 @@ def to_onnx(
         path=path,
         reference=companion,
         metadata=metadata,
+        weights=_describe_weights(model),
         size=path.stat().st_size,
         seconds=(written - start, read),
         checks=tuple(checks),
@@ -202,12 +208,18 @@ def _check_batch(batch: int | None) -> tuple[int, ...]:
 
 
 def _one_head(model: VitPose, dataset: str | int | None) -> VitPose:
-    if model.quantization is not None:
-        raise ValueError("expected a model in floating point to export, got one with quantised kernels")
+    check_no_adapters(model, "export")
     config = model.config
     if dataset is None and not config.experts and len(config.skeletons) == 1:
         return model
     return model.specialize(dataset)
+
+
+def _describe_weights(model: VitPose) -> str:
+    quantization = model.quantization
+    if quantization is None:
+        return np.dtype(model.backbone.dtype).name
+    return "int8" if quantization.kind == "int8" else f"int4 (groups of {quantization.group_size})"
 
 
 def describe(export: Export) -> list[str]:
@@ -218,7 +230,8 @@ def describe(export: Export) -> list[str]:
         "file": f"{export.path}, {export.size / 1e6:.1f} MB, written in {export.seconds[0]:.1f} s, "
         f"read in {export.seconds[1]:.1f} s",
         "holds": f"{metadata.part}, {metadata.skeleton.name}, {metadata.dtype}, "
-        f"{'any number of crops' if isinstance(count, str) else f'{count} crops'}"
+        + (f"weights of the blocks in {export.weights}, " if export.weights != metadata.dtype else "")
+        + f"{'any number of crops' if isinstance(count, str) else f'{count} crops'}"
         + (f", for {', '.join(metadata.platforms)}" if metadata.platforms else ""),
     }
     for check in export.checks:

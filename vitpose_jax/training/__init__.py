@@ -14,6 +14,7 @@ The other names are the parts of `fit`, for a loop of your own:
     micro-steps   init_state, make_train_step, TrainState
     devices       make_mesh, put_batch
     distillation  make_teacher, with_token
+    adapters      LoraConfig, with_adapters, merge_adapters, save_adapters
     detection     BoxSource, make_box_loader, augment_image, assign_cells, detection_losses, make_detection_step, ...
 """
 
@@ -47,6 +48,10 @@ if TYPE_CHECKING:
     from vitpose_jax.training.loop import FitResult as FitResult
     from vitpose_jax.training.loop import fit as fit
     from vitpose_jax.training.loop import trained_model as trained_model
+    from vitpose_jax.training.lora import LoraConfig as LoraConfig
+    from vitpose_jax.training.lora import merge_adapters as merge_adapters
+    from vitpose_jax.training.lora import save_adapters as save_adapters
+    from vitpose_jax.training.lora import with_adapters as with_adapters
     from vitpose_jax.training.losses import heatmap_pck as heatmap_pck
     from vitpose_jax.training.losses import joints_mse as joints_mse
     from vitpose_jax.training.losses import joints_mse_by_dataset as joints_mse_by_dataset
@@ -85,6 +90,7 @@ _HOMES = {
     "detection.step": ("make_detection_step",),
     "distill": ("Teacher", "make_teacher", "with_token"),
     "loop": ("DivergenceError", "FitResult", "fit", "trained_model"),
+    "lora": ("LoraConfig", "merge_adapters", "save_adapters", "with_adapters"),
     "losses": ("heatmap_pck", "joints_mse", "joints_mse_by_dataset", "online_hard_keypoints"),
     "name_rules": ("match_rules",),
     "optim": (

@@ -18,9 +18,10 @@ from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.training import toml
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.detection.config import DETECTION_OPTIM, DetectionTrainConfig
+from vitpose_jax.training.lora import ADAPTERS, LoraConfig
 from vitpose_jax.training.name_rules import compile_pattern
 from vitpose_jax.training.optim import PRESETS as OPTIM_PRESETS
-from vitpose_jax.training.optim import OptimConfig
+from vitpose_jax.training.optim import OptimConfig, parameter_shapes
 from vitpose_jax.training.run_config import RunConfig, interval_problems, not_positive
 from vitpose_jax.vitpose.config import PRESETS, VitPoseConfig
 
@@ -125,6 +126,7 @@ class TrainConfig(RunConfig):
         augmentation: how crops are varied.
         loss: "mse", or "ohkm" for the 8 keypoints with the largest error of each person.
         distillation: trained models to learn from; None for none.
+        lora: train low-rank adapters instead of all parameters; `init` is the model that they belong to. None for all.
         sigma: standard deviation of the targets in heatmap pixels; None for 2 at 64 rows, in proportion at other sizes.
         remat: use less memory for about a third more computation.
         evaluation: see its class; None for none.
@@ -141,6 +143,7 @@ class TrainConfig(RunConfig):
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
     loss: Literal["mse", "ohkm"] = "mse"
     distillation: DistillationConfig | None = None
+    lora: LoraConfig | None = None
     sigma: float | None = None
     remat: bool = False
     evaluation: EvaluationConfig | None = None
@@ -158,6 +161,15 @@ class TrainConfig(RunConfig):
             yield from not_positive("distillation.weight", self.distillation.weight)
             if self.distillation.token is not None and not self.model.knowledge_token:
                 yield "distillation.token: expected its width as model.knowledge_token, got none"
+        if self.lora is not None:
+            if self.init is None:
+                yield "lora: expected a model that the adapters belong to as init, got none"
+            if self.optim.trained:
+                yield "optim.trained: expected lora.trained instead, beside [lora]"
+            try:
+                self.lora.choose(parameter_shapes(self.model))
+            except ValueError as error:
+                yield str(error)
         if not self.data:
             yield "data: expected one dataset or more, got none"
         if len({entry.ratio is None for entry in self.data}) > 1:
@@ -203,8 +215,14 @@ class TrainConfig(RunConfig):
         return PROTOCOLS[key]
 
     def optim_for(self, total_steps: int) -> OptimConfig:
-        """`optim` for a run of `total_steps` steps. A knowledge token that comes from another model is frozen."""
+        """`optim` for a run of `total_steps` steps.
+
+        A knowledge token that comes from another model is frozen. With `lora`, only adapters and `lora.trained` are
+        trained.
+        """
         optim = super().optim_for(total_steps)
+        if self.lora is not None:
+            optim = dataclasses.replace(optim, trained=(ADAPTERS, *self.lora.trained))
         if self.distillation is None or self.distillation.token is None:
             return optim
         return dataclasses.replace(optim, frozen=(*optim.frozen, "knowledge_token"))

@@ -4,7 +4,7 @@
       config.json      the settings, presets written out
       metrics.jsonl    one line for each report and each evaluation
       checkpoints/     the last state, and that of the best model (checkpoints.py)
-      best/            the best model, in the native format (`from_pretrained`)
+      best/            the best model, in the native format, or its adapters with [lora] (`from_pretrained`)
       last/            the final model, if there is no [evaluation]; a person finder for `Detector.from_pretrained`
       tensorboard/     with log.tensorboard
 
@@ -37,6 +37,8 @@ from vitpose_jax.storage.tensors import CONFIG_FILE
 from vitpose_jax.training.config import AnyTrainConfig, EvaluationConfig, TrainConfig
 from vitpose_jax.training.detection.config import DetectionTrainConfig
 from vitpose_jax.training.detection.models import trained_finder
+from vitpose_jax.training.lora import merge_adapters, save_adapters
+from vitpose_jax.training.optim import parameter_shapes
 from vitpose_jax.training.reports import Log
 from vitpose_jax.training.setup import CHECKPOINTS, Run, prepare
 from vitpose_jax.training.sharding import put_batch, to_host
@@ -188,20 +190,37 @@ def _export(run: Run, name: str) -> None:
         if jax.process_index() == 0:
             write_finder(finder, run.output / name, overwrite=True)
         return
-    model = trained_model(run.config, run.state)
+    model = _model_of(run.config, run.state)
     if jax.process_index() == 0:
-        checkpoint.save(model, run.output / name, overwrite=True)
+        if run.config.lora is not None and run.config.init is not None:
+            save_adapters(model, run.config.init, run.output / name, overwrite=True)
+        else:
+            checkpoint.save(model, run.output / name, overwrite=True)
         if run.config.huggingface:
-            convert.write(model, run.output / f"{name}-huggingface", to="huggingface", overwrite=True)
+            convert.write(merge_adapters(model), run.output / f"{name}-huggingface", to="huggingface", overwrite=True)
 
 
 def trained_model(config: TrainConfig, state: TrainState) -> VitPose:
-    """The model of a state, ready to predict: with averaged parameters if `ema_decay` is set.
+    """The model of a state, ready to predict: with averaged parameters if `ema_decay` is set, with adapters merged.
 
     All processes make the same call; each gets the whole model.
     """
+    return merge_adapters(_model_of(config, state))
+
+
+def _model_of(config: TrainConfig, state: TrainState) -> VitPose:
+    """As `trained_model`, with adapters as they are."""
     tensors = to_host((state.trained if state.ema is None else state.ema) | state.rest)
-    abstract = abstract_vitpose(config.model, dtype=jnp.dtype(config.precision), param_dtype=jnp.float32)
+    lora, quantization = None, None
+    if config.lora is not None:
+        lora, quantization = config.lora.choose(parameter_shapes(config.model)), config.lora.quantization
+    abstract = abstract_vitpose(
+        config.model,
+        dtype=jnp.dtype(config.precision),
+        param_dtype=jnp.float32,
+        quantization=quantization,
+        lora=lora,
+    )
     return parameters.fill(abstract, tensors, source="the state of the training")
 
 
@@ -217,7 +236,7 @@ def evaluate_state(
     # The estimator splits batches over a power of two of devices.
     devices = devices[: min(1 << (len(devices).bit_length() - 1), evaluation.max_batch)]
     estimator = PoseEstimator(
-        trained_model(config, state),
+        _model_of(config, state),
         max_batch=evaluation.max_batch,
         border="opencv",
         stretch=dataset.protocol.stretch,

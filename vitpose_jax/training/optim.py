@@ -35,6 +35,7 @@ from vitpose_jax.finder.config import FinderConfig
 from vitpose_jax.finder.modeling import PersonFinder, abstract_finder
 from vitpose_jax.storage import parameters
 from vitpose_jax.training.name_rules import compile_pattern, match_rules
+from vitpose_jax.vitpose.adapters import Lora
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 from vitpose_jax.vitpose.quantized import check_not_quantized
@@ -61,7 +62,7 @@ FROZEN = {
 }
 
 # The original does not decay one-dimensional parameters. In blocks these have two axes here: blocks are stacked.
-WEIGHT_DECAY = ((r".+[._]bias|.+\.scale|.+\.pos_embed|.+\.token", False), (r".+[._]kernel", True))
+WEIGHT_DECAY = ((r".+[._]bias|.+\.scale|.+\.pos_embed|.+\.token", False), (r".+[._]kernel(\.base|\.lora_[ab])?", True))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +84,8 @@ class OptimConfig:
         frozen: what is not trained: "attention" (with its norm), "ffn" (with its norm and the patch embedding, as in
             the original), "backbone", "knowledge_token", "all_but_knowledge_token", or regular expressions that match
             whole flat names. A BatchNorm with a frozen scale uses its running statistics and does not change them.
+        trained: regular expressions that match whole flat names: only these are trained, without those of `frozen`; ()
+            for all.
         drop_path: stochastic depth rate of the last block.
         ema_decay: decay of the exponential moving average of the parameters (`update_ema`); None for no average.
         ema_warmup: the decay of step k, from 1, is at most (1 + k) / (10 + k): in a short run the average forgets the
@@ -105,6 +108,7 @@ class OptimConfig:
     milestones: tuple[int | float, ...] = (170 / 210, 200 / 210)
     accumulate: int = 1
     frozen: tuple[str, ...] = ()
+    trained: tuple[str, ...] = ()
     drop_path: float = 0.3
     ema_decay: float | None = None
     ema_warmup: bool = False
@@ -137,11 +141,12 @@ class OptimConfig:
                 yield f"{name}: expected a number from 0 to less than 1, got {value}"
         if not all(0 < milestone < (1 if isinstance(milestone, float) else np.inf) for milestone in self.milestones):
             yield f"milestones: expected positive steps, or fractions of total_steps below 1, got {self.milestones}"
-        for pattern in self.frozen:
+        frozen = [("frozen", FROZEN.get(pattern, pattern)) for pattern in self.frozen]
+        for name, pattern in [*frozen, *(("trained", pattern) for pattern in self.trained)]:
             try:
-                compile_pattern(FROZEN.get(pattern, pattern))
+                compile_pattern(pattern)
             except ValueError as error:
-                yield f"frozen: {error}"
+                yield f"{name}: {error}"
 
     @classmethod
     def preset(cls, name: str, *, total_steps: int | None = None, **changes: Any) -> "OptimConfig":
@@ -174,7 +179,9 @@ PRESETS: dict[str, dict[str, Any]] = {
 PRESETS["plus-huge"]["layer_decay"] = 0.8
 
 
-def make_optimizer(config: OptimConfig, model_config: ModelConfig) -> optax.GradientTransformation:
+def make_optimizer(
+    config: OptimConfig, model_config: ModelConfig, lora: Lora | None = None
+) -> optax.GradientTransformation:
     """The optimiser of the trained parameters (`split`).
 
     One update: clip all gradients by their common norm; Adam; add the weight decay; multiply by the scale of the
@@ -184,6 +191,7 @@ def make_optimizer(config: OptimConfig, model_config: ModelConfig) -> optax.Grad
     Args:
         config: settings, with `total_steps`.
         model_config: configuration of the model.
+        lora: its adapters, if it has any.
 
     Returns:
         A transformation of dicts by flat name. With `accumulate` above 1, `update` returns zeros until it has seen
@@ -191,11 +199,12 @@ def make_optimizer(config: OptimConfig, model_config: ModelConfig) -> optax.Grad
         differences.
 
     Raises:
-        ValueError: if `frozen` matches nothing or everything, or if `total_steps` is None.
+        ValueError: if `frozen` matches nothing or everything, `trained` nothing, or if `total_steps` is None.
     """
-    all_shapes = parameter_shapes(model_config)
-    shapes = {name: all_shapes[name] for name, trains in trainable(config.frozen, all_shapes).items() if trains}
-    all_scales = layer_scales(model_config, config.layer_decay)
+    all_shapes = parameter_shapes(model_config, lora)
+    trains = trainable(config.frozen, all_shapes, config.trained)
+    shapes = {name: all_shapes[name] for name in all_shapes if trains[name]}
+    all_scales = layer_scales(model_config, config.layer_decay, lora)
     scales = {name: np.reshape(all_scales[name], (-1,) + (1,) * (len(shapes[name]) - 1)) for name in shapes}
     decays = {name: config.weight_decay * decayed for name, decayed in match_rules(WEIGHT_DECAY, all_shapes).items()}
 
@@ -243,12 +252,13 @@ def learning_rate(config: OptimConfig) -> optax.Schedule:
     return rate
 
 
-def layer_scales(config: ModelConfig, decay: float) -> dict[str, Float[np.ndarray, " _"]]:
+def layer_scales(config: ModelConfig, decay: float, lora: Lora | None = None) -> dict[str, Float[np.ndarray, " _"]]:
     """The factor on the learning rate of each parameter.
 
     Args:
         config: configuration of the model.
         decay: factor from one layer to the layer before it.
+        lora: the adapters of the model, if it has any.
 
     Returns:
         By flat name: decay^(depth + 1) for the patch embedding, decay^(depth - i) for block i, from 0, and 1 for the
@@ -263,45 +273,56 @@ def layer_scales(config: ModelConfig, decay: float) -> dict[str, Float[np.ndarra
         (r"backbone\.blocks\..+", decay ** np.arange(depth, 0.0, -1.0)),
         (r"backbone\.(norm|knowledge_token)\..+|heads\..+", np.ones(1)),
     )
-    return match_rules([(pattern, scale.astype(np.float32)) for pattern, scale in rules], parameter_shapes(config))
+    return match_rules(
+        [(pattern, scale.astype(np.float32)) for pattern, scale in rules], parameter_shapes(config, lora)
+    )
 
 
-def trainable(frozen: Sequence[str], names: Sequence[str] | dict[str, Any]) -> dict[str, bool]:
+def trainable(
+    frozen: Sequence[str], names: Sequence[str] | dict[str, Any], trained: Sequence[str] = ()
+) -> dict[str, bool]:
     """Whether each parameter is trained.
 
     Args:
         frozen: as in `OptimConfig`.
         names: flat names of parameters.
+        trained: as in `OptimConfig`.
 
     Raises:
-        ValueError: if an entry of `frozen` matches no name, or if no parameter is left to train.
+        ValueError: if an entry of `frozen` or `trained` matches no name, or if no parameter is left to train.
     """
-    trains = match_rules([*((FROZEN.get(pattern, pattern), False) for pattern in frozen), (r".+", True)], names)
+    rules = [*((FROZEN.get(pattern, pattern), False) for pattern in frozen), *((pattern, True) for pattern in trained)]
+    trains = match_rules([*rules, (r".+", not trained)], names)
     if not any(trains.values()):
         raise ValueError(f"frozen: expected at least one parameter left to train, got {tuple(frozen)}")
     return trains
 
 
 @functools.lru_cache(maxsize=8)
-def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the parameters of a model by flat name, without BatchNorm's running statistics."""
-    model = abstract_finder(config) if isinstance(config, FinderConfig) else abstract_vitpose(config)
+def parameter_shapes(config: ModelConfig, lora: Lora | None = None) -> dict[str, tuple[int, ...]]:
+    """Shapes of the parameters of a model by flat name, without BatchNorm's running statistics.
+
+    Args:
+        config: of the model.
+        lora: its adapters, if it has any.
+    """
+    model = abstract_finder(config) if isinstance(config, FinderConfig) else abstract_vitpose(config, lora=lora)
     flat = nnx.to_flat_state(nnx.state(model, nnx.Param))
     return dict(sorted((".".join(map(str, path)), tuple(variable.get_value().shape)) for path, variable in flat))
 
 
-def training_view(model: Model, frozen: Sequence[str] = ()) -> Model:
+def training_view(model: Model, frozen: Sequence[str] = (), trained: Sequence[str] = ()) -> Model:
     """The model in training mode: a BatchNorm normalises with the batch and updates its statistics, unless frozen.
 
     Args:
         model: its arrays are shared.
-        frozen: as in `OptimConfig`. A BatchNorm is frozen if its scale is.
+        frozen, trained: as in `OptimConfig`. A BatchNorm is frozen if its scale is.
 
     Raises:
-        ValueError: as in `trainable`; for a quantized model, which does not train.
+        ValueError: as in `trainable`; for a quantized model without adapters, which does not train.
     """
-    check_not_quantized(model, "training")
-    trains = trainable(frozen, parameter_shapes(model.config))
+    lora = _adapters_of(model)
+    trains = trainable(frozen, parameter_shapes(model.config, lora), trained)
     return nnx.view(
         model,
         only=lambda path, _: trains.get(".".join(map(str, (*path, "scale"))), False),
@@ -310,21 +331,35 @@ def training_view(model: Model, frozen: Sequence[str] = ()) -> Model:
     )
 
 
-def split(model: Model, frozen: Sequence[str] = ()) -> tuple[nnx.GraphDef[Model], Tensors, Tensors]:
+def split(
+    model: Model, frozen: Sequence[str] = (), trained: Sequence[str] = ()
+) -> tuple[nnx.GraphDef[Model], Tensors, Tensors]:
     """A model as its static graph, its trained parameters and all its other arrays, by flat name.
 
     Args:
         model: its arrays are shared with the result.
-        frozen: as in `OptimConfig`.
+        frozen, trained: as in `OptimConfig`.
 
     Raises:
-        ValueError: as in `trainable`; for a quantized model, which does not train.
+        ValueError: as in `trainable`; for a quantized model without adapters, which does not train.
     """
-    check_not_quantized(model, "training")
-    tensors, statistics = arrays_by_name(model), batch_stats(model)
-    trains = trainable(frozen, [name for name in tensors if name not in statistics])
-    trained = {name: leaf for name, leaf in tensors.items() if trains.get(name)}
-    return nnx.graphdef(model), trained, {name: leaf for name, leaf in tensors.items() if name not in trained}
+    _adapters_of(model)
+    tensors = arrays_by_name(model)
+    trains = trainable(frozen, [".".join(map(str, path)) for path, _ in _parameters_of(model)], trained)
+    learnt = {name: leaf for name, leaf in tensors.items() if trains.get(name)}
+    return nnx.graphdef(model), learnt, {name: leaf for name, leaf in tensors.items() if name not in learnt}
+
+
+def _parameters_of(model: nnx.Module) -> list[tuple[tuple[Any, ...], Any]]:
+    return list(nnx.to_flat_state(nnx.state(model, nnx.Param)))
+
+
+def _adapters_of(model: Any) -> Lora | None:
+    """The adapters of a model; a quantized model without is not for training."""
+    lora = getattr(model, "lora", None)
+    if lora is None:
+        check_not_quantized(model, "training")
+    return lora
 
 
 def arrays_by_name(model: nnx.Module) -> Tensors:

@@ -46,6 +46,7 @@ from vitpose_jax.training.detection.models import create_finder
 from vitpose_jax.training.detection.step import make_detection_step
 from vitpose_jax.training.distill import Teacher, make_teacher, with_token
 from vitpose_jax.training.initialize import initialize
+from vitpose_jax.training.lora import open_base, with_adapters
 from vitpose_jax.training.optim import OptimConfig
 from vitpose_jax.training.people import PersonSource
 from vitpose_jax.training.reports import METRICS, truncate_metrics
@@ -145,11 +146,13 @@ def check_output(config: AnyTrainConfig, *, resume: bool) -> None:
 
     Raises:
         ValueError: if the folder holds a run and `resume` is False; if the run has other settings, naming them; if
-            `huggingface` is set for a model that transformers does not have.
+            `huggingface` is set for a model that transformers does not have; if adapters have no ViTPose to belong to.
     """
     if isinstance(config, TrainConfig) and config.huggingface:
         # Before training, not after it.
         convert.check_writable(config.model, "huggingface")
+    if isinstance(config, TrainConfig) and config.lora is not None and config.init is not None:
+        open_base(config.init)
     path = pathlib.Path(config.output) / CONFIG
     if not path.exists():
         return
@@ -293,16 +296,19 @@ def image_paths(images: str | tuple[str, ...]) -> str | list[str]:
 
 
 def create_model(config: TrainConfig) -> VitPose:
-    """The model before the first step: from `config.init` or random, with the knowledge token of distillation."""
+    """The model before the first step: from `config.init` or random, with the knowledge token of distillation.
+
+    With `config.lora` it has adapters.
+    """
     dtypes = {"dtype": jnp.dtype(config.precision), "param_dtype": jnp.float32}
     rngs = nnx.Rngs(config.seed)
     if config.init is None:
         model = VitPose(config.model, **dtypes, rngs=rngs)
     else:
         model = initialize(config.model, config.init, **dtypes, rngs=rngs)
-    if config.distillation is None or config.distillation.token is None:
-        return model
-    return with_token(model, config.distillation.token)
+    if config.distillation is not None and config.distillation.token is not None:
+        model = with_token(model, config.distillation.token)
+    return model if config.lora is None else with_adapters(model, config.lora, rngs=rngs)
 
 
 def _steps_between(

@@ -91,9 +91,10 @@ def init_state(
     Raises:
         ValueError: as in `split` and `make_optimizer`, for `frozen` and `total_steps`.
     """
-    model = training_view(model, optim_config.frozen)
-    graphdef, trained, rest = split(model, optim_config.frozen)
-    optimizer = make_optimizer(optim_config, model.config)
+    chosen = optim_config.frozen, optim_config.trained
+    model = training_view(model, *chosen)
+    graphdef, trained, rest = split(model, *chosen)
+    optimizer = make_optimizer(optim_config, model.config, getattr(model, "lora", None))
 
     def create(trained: Tensors, rest: Tensors) -> TrainState:
         ema = None if optim_config.ema_decay is None else jax.tree.map(jnp.copy, trained)

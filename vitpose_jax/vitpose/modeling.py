@@ -36,6 +36,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose import ops, products, windowed_attention
+from vitpose_jax.vitpose.adapters import AdaptedKernel, Lora, check_no_adapters, with_adapted_kernels
 from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
 from vitpose_jax.vitpose.positions import resize_positions
 from vitpose_jax.vitpose.quantized import Quantization, QuantizedKernel, with_quantized_kernels
@@ -164,7 +165,7 @@ class MoeMlp(Mlp):
         self, tokens: Float[Array, "n tokens dim"], dataset_index: DatasetIndex
     ) -> Float[Array, "n tokens dim"]:
         hidden = self.act(self.fc1(tokens))
-        if isinstance(self.experts_kernel, QuantizedKernel):
+        if isinstance(self.experts_kernel, QuantizedKernel | AdaptedKernel):
             part = self.experts_kernel.product(hidden, dataset_index)
         else:
             part = products.matmul(hidden, self.experts_kernel[...][dataset_index].astype(self.dtype))
@@ -476,6 +477,7 @@ class VitPose(nnx.Module):
         backbone: the `Backbone`.
         heads: the decoders, by dataset name.
         quantization: how the kernels of the blocks are stored; None for `param_dtype`. See quantized.py.
+        lora: which kernels have low-rank adapters; None for none. See adapters.py.
     """
 
     def __init__(
@@ -494,6 +496,7 @@ class VitPose(nnx.Module):
         )
         self.config = config
         self.quantization: Quantization | None = None
+        self.lora: Lora | None = None
 
     def __call__(
         self,
@@ -584,8 +587,9 @@ class VitPose(nnx.Module):
             dataset: name or index; None means the first head.
 
         Raises:
-            ValueError: for a dataset that the model does not know or has no head for.
+            ValueError: for a dataset that the model does not know or has no head for; for a model with adapters.
         """
+        check_no_adapters(self, "specialize")
         index, skeleton = self.config.dataset_index(dataset), self.config.skeleton(dataset)
         config = self.config.replace(experts=(), part_features=0, skeletons=(skeleton,))
         tensors: dict[str, Any] = parameters.flatten(self)
@@ -632,7 +636,9 @@ class VitPose(nnx.Module):
             tensors: all of its parameters, by flat name.
         """
         dtype, param_dtype = self.backbone.dtype, self.backbone.param_dtype
-        abstract = abstract_vitpose(config, dtype=dtype, param_dtype=param_dtype, quantization=self.quantization)
+        abstract = abstract_vitpose(
+            config, dtype=dtype, param_dtype=param_dtype, quantization=self.quantization, lora=self.lora
+        )
         return parameters.fill(abstract, tensors)
 
 
@@ -642,6 +648,7 @@ def abstract_vitpose(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     quantization: Quantization | None = None,
+    lora: Lora | None = None,
 ) -> VitPose:
     """A `VitPose` with shapes instead of arrays; `parameters.fill` puts the arrays in.
 
@@ -654,6 +661,9 @@ def abstract_vitpose(
         if quantization is not None:
             with_quantized_kernels(model.backbone.blocks, quantization)
             model.quantization = quantization
+        if lora is not None:
+            with_adapted_kernels(model.backbone.blocks, lora)
+            model.lora = lora
         return model
 
     return parameters.abstract(create)

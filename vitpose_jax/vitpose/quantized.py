@@ -87,12 +87,14 @@ class QuantizedKernel(nnx.Module):
     Attributes:
         values: (..., in, out) int8; or (..., in / 2, out) uint8, two int4 values to a byte.
         scale: (..., 1, out) or (..., groups, out) float32.
+        shape: of the stacked kernel of all layers in floating point, (..., in, out).
     """
 
     def __init__(self, shape: tuple[int, ...], quantization: Quantization):
         dtype = DTYPES[quantization.kind]
         self.values = QuantizedVariable(jnp.zeros(quantization.values_shape(shape), dtype))
         self.scale = QuantizedVariable(jnp.zeros(quantization.scale_shape(shape), jnp.float32))
+        self.shape = shape
 
     def product(
         self, x: Float[Array, "*n rows inputs"], index: int | Int[Array, "..."] | Int[np.ndarray, "..."] | None = None
@@ -122,12 +124,12 @@ def dequantize_int4(packed: Array, scale: Float[Array, "*n groups outputs"]) -> 
     return (grouped * scale[..., None, :]).reshape(*lead, -1, outputs)
 
 
-class QuantizedLinear(nnx.Module):
-    """An `nnx.Linear` with a `QuantizedKernel`."""
+class KernelLinear(nnx.Module):
+    """An `nnx.Linear` whose kernel is a module with a `product`, such as a `QuantizedKernel`."""
 
-    def __init__(self, linear: nnx.Linear, quantization: Quantization):
-        self.kernel = QuantizedKernel(linear.kernel[...].shape, quantization)
-        self.bias = linear.bias
+    def __init__(self, linear: Any, kernel: Any):
+        self.kernel = kernel
+        self.bias: nnx.Param[Array] | None = linear.bias
         self.dtype: Any = linear.dtype
 
     def __call__(self, x: Float[Array, "*n rows inputs"]) -> Float[Array, "*n rows outputs"]:
@@ -147,7 +149,8 @@ def with_quantized_kernels(blocks: Any, quantization: Quantization) -> None:
     """
     for module, names in ((blocks.attention, ("qkv", "proj")), (blocks.mlp, ("fc1", "fc2"))):
         for name in names:
-            setattr(module, name, QuantizedLinear(getattr(module, name), quantization))
+            linear = getattr(module, name)
+            setattr(module, name, KernelLinear(linear, QuantizedKernel(linear.kernel[...].shape, quantization)))
     if hasattr(blocks.mlp, "experts_kernel"):
         shape = blocks.mlp.experts_kernel[...].shape
         blocks.mlp.experts_kernel = QuantizedKernel(shape, quantization)
