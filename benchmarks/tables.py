@@ -197,6 +197,42 @@ def start_table(rows: list[Row]) -> str:
     return markdown(["program", *columns, "peak memory"], cells, numbers=6)
 
 
+def bulk_table(rows: list[Row]) -> str:
+    """Prediction on several nodes: rates, memory and kills."""
+    cells = [
+        [
+            row["program"],
+            f"{row['images']}",
+            f"{row['partitions']}",
+            f"{row['rate']:.0f}",
+            f"{row['ratio']:.3f}" if "ratio" in row else "",
+            f"{row['start_s']:.1f}",
+            f"{row['worker_mb']:.0f}",
+            f"{row['driver_mb']:.0f}",
+            f"{row['again']}",
+        ]
+        for row in rows
+    ]
+    header = ["program", "images", "partitions", "images/s", "time / alone", "start, s", "worker, MB", "driver, MB"]
+    return markdown([*header, "partitions computed again"], cells, numbers=8)
+
+
+def stage_costs_table(rows: list[Row]) -> str:
+    """Core milliseconds of the stages of an image."""
+    cells = [
+        [
+            row["preset"],
+            f"{row['people']}",
+            row["stage"],
+            f"{row['ms']:.2f}",
+            f"{row['low_ms']:.2f} to {row['high_ms']:.2f}",
+            f"{row['bytes']:,.0f}" if row["bytes"] else "",
+        ]
+        for row in rows
+    ]
+    return markdown(["model", "people", "stage", "median, ms", "10 % to 90 %", "bytes"], cells, numbers=3)
+
+
 def clients_table(rows: list[Row]) -> str:
     """Requests a second of the HTTP interface, by the number of clients."""
     cells = [

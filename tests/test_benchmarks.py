@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "ahead",
+    "bulk",
     "calibration",
     "clients",
     "detection",
@@ -30,6 +31,7 @@ SCRIPTS = (
     "plot",
     "quantize",
     "speed",
+    "stages",
     "start",
     "tables",
     "train_step",

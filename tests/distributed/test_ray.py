@@ -1,6 +1,7 @@
 """`predict_dataset` on two nodes of a Ray cluster on this machine: killed workers, killed nodes, killed drivers."""
 
 import collections
+import contextlib
 import json
 import os
 import pathlib
@@ -63,12 +64,16 @@ def rows(folder: pathlib.Path) -> list[dict]:
     return parquet.read_table(folder).to_pylist()
 
 
-def workers() -> dict[int, str]:
-    """The processes of the workers, and their nodes."""
-    from ray.util.state import list_actors
-
-    actors = list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "Worker")])
-    return {actor.pid: actor.node_id for actor in actors}
+def workers(cluster) -> list[int]:
+    """The processes of the workers of all nodes."""
+    parents = {node.all_processes["raylet"][0].process.pid for node in cluster.list_all_nodes()}
+    found = []
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in parents and (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
+                found.append(int(folder.name))
+    return found
 
 
 def wait_for(condition, seconds: float = 120.0):
@@ -115,8 +120,8 @@ def test_a_worker_and_a_node_are_killed(cluster, alone, tmp_path):
     def done() -> int:
         return len(list(output.glob("*.parquet")))
 
-    wait_for(lambda: len(workers()) == 2 and done() >= 2)
-    os.kill(next(iter(workers())), signal.SIGKILL)
+    wait_for(lambda: len(workers(cluster)) == 2 and done() >= 2)
+    os.kill(workers(cluster)[0], signal.SIGKILL)
     before = done()
     wait_for(lambda: done() >= before + 3)
     # The processes of the second node, all at once.
@@ -142,7 +147,7 @@ def test_a_run_whose_driver_is_killed_is_resumed(cluster, alone, tmp_path):
         finally:
             driver.kill()
     # Its workers end with it.
-    wait_for(lambda: not workers())
+    wait_for(lambda: not workers(cluster))
     early = {path.name: path.stat().st_mtime_ns for path in output.glob("*.parquet")}
     assert 3 <= len(early) < IMAGES // SIZE
     done = subprocess.run(command, env=programs.environment(), capture_output=True, text=True, timeout=200)

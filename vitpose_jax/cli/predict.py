@@ -11,6 +11,8 @@ from vitpose_jax.cli.common import (
     BoxDetector,
     Decode,
     DecodeOption,
+    Devices,
+    Distributed,
     DType,
     DTypeOption,
     Expert,
@@ -19,6 +21,7 @@ from vitpose_jax.cli.common import (
     Lenient,
     Model,
     Revision,
+    choose_devices,
     exit_with_failures,
     named_source,
     say,
@@ -83,6 +86,8 @@ def predict(
     dtype: DTypeOption = DType.float32,
     revision: Revision = None,
     lenient: Lenient = False,
+    devices: Devices = 1,
+    distributed: Distributed = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in images."""
@@ -103,6 +108,8 @@ def predict(
     if find_boxes and detector == DEFAULT_FINDER:
         say("people are found by the bundled finder; --boxes, --detector and --whole-image choose otherwise")
 
+    chosen = choose_devices(devices, distributed=distributed) if devices > 1 or distributed else None
+
     def load() -> PoseEstimator:
         compute = dtype.value
         finder = None
@@ -111,7 +118,7 @@ def predict(
             wanted = {"threshold": min_score, "labels": label or LABELS}
             finder = Detector.from_pretrained(detector, dtype=compute, strict=not lenient, **wanted)
         return PoseEstimator.from_pretrained(
-            model, dtype=compute, revision=revision, strict=not lenient, detector=finder
+            model, dtype=compute, revision=revision, strict=not lenient, detector=finder, devices=chosen
         )
 
     summary = predict_files(
@@ -142,7 +149,7 @@ def predict(
         },
     )
     if summary.written or summary.failed:
-        print(f"{len(paths) - len(summary.failed) - len(summary.skipped)} of {len(paths)} images done: {output}")
+        print(f"{len(summary.written)} of {len(paths)} images done: {output}")
     exit_with_failures(summary)
 
 
