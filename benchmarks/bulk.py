@@ -101,7 +101,7 @@ def measure_overhead(folder: pathlib.Path, count: int, partition: int, rounds: i
     import ray
 
     write_images(folder / "images", count)
-    ray.init(num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
+    ray.init(address="local", num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     runs = collections.defaultdict(list)
     for number in range(rounds + 1):
         for program, concurrency in (("one process", 0), ("one worker on Ray", 1)):

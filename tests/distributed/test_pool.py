@@ -41,6 +41,9 @@ class FakeRay(types.ModuleType):
     def put(self, value):
         return value
 
+    def is_initialized(self):
+        return True
+
     def nodes(self):
         return self._nodes
 

@@ -273,3 +273,10 @@ def test_the_command(capsys, images, tmp_path):
     assert status == 0 and "2 of 2 partitions are done already" in said
     status, _, said = run(capsys, "bulk", tmp_path / "images", *options, "--resource", "TPU")
     assert status == 1 and "--resource: expected NAME=NUMBER" in said
+
+
+def test_an_address_without_a_cluster_is_one_clear_error(capsys, images, tmp_path):
+    pytest.importorskip("ray")
+    options = ["--output", tmp_path / "out", "--whole-image", "--address", "127.0.0.1:1"]
+    status, _, said = run(capsys, "bulk", tmp_path / "images", *options)
+    assert status == 1 and "error: 127.0.0.1:1: no Ray cluster answers there" in said and said.count("\n") == 1

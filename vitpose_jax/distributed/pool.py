@@ -137,9 +137,13 @@ class Pool:
 
     def close(self) -> None:
         """End all workers."""
-        for worker in [*self._idle, *(worker for worker, _ in self._calls.values())]:
+        # A connection that is gone has ended them; a call would make a new one.
+        for worker in self._workers() if self._ray.is_initialized() else []:
             self._ray.kill(worker)
         self._calls, self._idle = {}, []
+
+    def _workers(self) -> list[Any]:
+        return [*self._idle, *(worker for worker, _ in self._calls.values())]
 
     def _start(self) -> None:
         """Ask for a worker; it waits until a machine has room."""

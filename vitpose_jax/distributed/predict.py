@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -251,6 +252,7 @@ def _connected(address: str | None) -> Iterator[None]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR", "include_dashboard": False}
     # Without an address Ray would look for the last cluster of this machine, and wait for minutes if that is gone.
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_address(address)
     # Ray ends a process that gets a signal without a word to what it runs.
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     ray.init(address=address, **options)
@@ -261,6 +263,21 @@ def _connected(address: str | None) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_address(address: str) -> None:
+    """Check that something listens at an address; Ray itself tries for minutes.
+
+    Raises:
+        ConnectionError: if nothing does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto", "local" or a file of addresses
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(f"{address}: no Ray cluster answers there ({error})") from None
 
 
 def _peak_memory() -> int:
