@@ -125,13 +125,13 @@ def measure_overhead(folder: pathlib.Path, count: int, partition: int, rounds: i
 
 
 def find_workers(node) -> list[int]:
-    """The processes of the workers of a node."""
+    """The processes of the workers of a node that are computing."""
     raylet = node.all_processes["raylet"][0].process.pid
     found = []
     for folder in pathlib.Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == raylet and (folder / "cmdline").read_bytes().startswith(b"ray::Worker"):
+            if parent == raylet and (folder / "cmdline").read_bytes().startswith(b"ray::Worker.run"):
                 found.append(int(folder.name))
     return found
 
@@ -155,13 +155,15 @@ def measure_run(folder: pathlib.Path, count: int, partition: int, kills: list[st
             while len(list(output.glob("*.parquet"))) < number * total // (len(kills) + 1):
                 if ended.wait(0.1):
                     return
-            if kind == "worker":
-                processes = find_workers(second)[:1]
-            else:
+            # It computes at this moment.
+            while not (processes := find_workers(second)):
+                if ended.wait(0.05):
+                    return
+            if kind == "node":
                 processes = [entry.process.pid for entries in second.all_processes.values() for entry in entries]
             for process in processes:
                 os.kill(process, signal.SIGKILL)
-            print(f"killed a {kind}: {len(processes)} processes", flush=True)
+            print(f"killed a {kind}", flush=True)
 
     killer = threading.Thread(target=kill)
     killer.start()
