@@ -21,6 +21,7 @@ ROOT = pathlib.Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 SCRIPTS = (
     "ahead",
+    "bulk",
     "calibration",
     "clients",
     "detection",
@@ -32,6 +33,7 @@ SCRIPTS = (
     "plot",
     "quantize",
     "speed",
+    "stages",
     "start",
     "tables",
     "train_step",

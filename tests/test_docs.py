@@ -209,6 +209,12 @@ def check_decoding(namespaces: list[dict], output: str, folder: pathlib.Path) ->
     assert [output] == codes("docs/explain/decoding.md", "text")
 
 
+def check_many_machines(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    summary, people = namespaces[-1]["summary"], namespaces[-1]["people"]
+    assert output.startswith(f"2 {summary.people} 0\n") and people.num_rows == summary.people >= 12
+    assert "'keypoints', 'scores', 'error'" in output
+
+
 def check_web(namespaces, printed, folder):
     assert len(namespaces[-1]["poses"]) == 12
 
@@ -218,6 +224,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/quickstart.md": check_quickstart,
     "docs/guides/predict.md": check_predict,
     "docs/guides/detect.md": check_detect,
+    "docs/guides/many-machines.md": check_many_machines,
     "docs/guides/evaluate.md": check_evaluate,
     "docs/guides/train.md": check_train,
     "docs/guides/convert.md": check_convert,

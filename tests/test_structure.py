@@ -49,6 +49,7 @@ ORDER = (
     "single_program",
     "interop",
     "bulk",
+    "distributed",
     "evaluation",
     "video",
     "training",

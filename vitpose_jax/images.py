@@ -124,21 +124,24 @@ def decoded_bytes(image: object) -> int:
     return 3 * width * height
 
 
-def read_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+def read_size(image: str | os.PathLike[str] | bytes | RemoteImage) -> tuple[int, int]:
     """Width and height of the image that `load_image` reads from a file, from its header.
+
+    Args:
+        image: a path, the bytes of a file, or one behind a URL.
 
     Raises:
         FileNotFoundError: if the file does not exist.
         ValueError: if it is not an image.
     """
-    path = os.fspath(path)
-    with _open_file(path) as file:
-        image = _open(file, path)
+    opened, name = _open_source(image)
+    with opened as file:
+        header = _open(file, name)
         try:
-            turned = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            turned = header.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         except _DAMAGE as error:
-            raise ValueError(f"{path}: damaged image ({error})") from None
-        return (image.height, image.width) if turned else (image.width, image.height)
+            raise ValueError(f"{name}: damaged image ({error})") from None
+        return (header.height, header.width) if turned else (header.width, header.height)
 
 
 def own(entry: Any) -> Any:

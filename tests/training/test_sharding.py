@@ -63,6 +63,19 @@ def test_data_parallel_and_fully_sharded_training_agree():
         assert found[name]["parts"][0] == [2, 24, columns]
 
 
+@pytest.mark.slow
+def test_a_checkpoint_is_restored_into_another_mesh(tmp_path):
+    """To the bit, and the next step is the same up to rounding."""
+    command = programs.command("restore_on_eight_devices", tmp_path / "checkpoints")
+    done = subprocess.run(command, env=programs.environment(XLA_FLAGS=FLAGS), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    assert {name: result["part"][2] for name, result in found.items()} == {"same": 12, "data": 48, "fsdp": 6, "one": 48}
+    for name, result in found.items():
+        assert result["equal"], name
+        np.testing.assert_allclose(result["loss"], result["expected"], rtol=LOSSES, err_msg=name)
+
+
 def test_the_longest_divisible_axis_is_split():
     shapes = parameter_shapes(VitPoseConfig.preset("plus-base"))
     specs = parameter_specs(shapes, 8)
@@ -190,3 +203,42 @@ def test_two_processes_train_as_one(tmp_path):
     for folder in (output, tmp_path / "alone"):
         assert loop.fit(settings(people, folder, **changes), resume=True).step == 7
     np.testing.assert_allclose(lines(output)[7], lines(tmp_path / "alone")[7], rtol=LOSSES)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiled_once")
+def test_two_processes_evaluate_as_one(tmp_path):
+    """Each computes its part of the evaluation; both get the same numbers, and the first writes the best model."""
+    people = write_people(tmp_path / "people", 6)
+    # Keypoints of larger people may be further off: an untrained model scores, too.
+    document = json.loads(pathlib.Path(people["annotations"]).read_text())
+    for annotation in document["annotations"]:
+        annotation["area"] *= 50
+    (tmp_path / "large.json").write_text(json.dumps(document))
+    evaluation = {**people, "annotations": str(tmp_path / "large.json"), "every_steps": 2, "max_batch": 2}
+    changes = {
+        "model": {**ONE_BLOCK, "decoder": "classic"},
+        "steps": 4,
+        "optim": {"warmup_steps": 0, "learning_rate": 1e-3, "eps": 1e-6},
+        "evaluation": evaluation,
+    }
+    output = tmp_path / "together"
+    alone = loop.fit(settings(people, tmp_path / "alone", **changes))
+    path = tmp_path / "training.json"
+    path.write_text(json.dumps(settings(people, output, **changes, mesh={"fsdp": 2}).to_dict()))
+    with two_processes(path) as processes:
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors
+    keys = {key for line in (output / "metrics.jsonl").read_text().splitlines() for key in json.loads(line)}
+    names = sorted(key for key in keys if key.startswith("evaluation/"))
+    assert "evaluation/AP" in names
+    for name in names:
+        ours, expected = lines(output, name), lines(tmp_path / "alone", name)
+        assert list(ours) == list(expected) == [2, 4]
+        np.testing.assert_allclose(list(ours.values()), list(expected.values()), rtol=0, atol=PARAMETERS, err_msg=name)
+    assert 0 < lines(output, "evaluation/AP")[4] < 1
+    ours = tensors(output / "best")
+    for name, leaf in tensors(alone.model).items():
+        np.testing.assert_allclose(ours[name], leaf, rtol=0, atol=PARAMETERS, err_msg=name)
+    assert not (output / "last").exists()

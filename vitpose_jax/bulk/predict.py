@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import jax
+from jax.experimental import multihost_utils
 from numpy.typing import ArrayLike
 
 from vitpose_jax.bulk.inputs import find_images
@@ -46,6 +48,10 @@ def predict_files(
     The folder also gets settings.jsonl: what the results depend on. A run with other settings is refused, unless it
     overwrites.
 
+    With `jax.distributed` initialised, every process calls this with the same arguments and a folder that all share.
+    Each takes its part of the images, on the devices of its estimator, which must be its own (`jax.local_devices()`);
+    its summary is of this part.
+
     Args:
         estimator: or a function that loads one: it is called only if there is something to do.
         images: files, folders and glob patterns.
@@ -68,7 +74,7 @@ def predict_files(
     Raises:
         ValueError: for a name without an image, a result that would replace an image, a file of boxes that cannot be
             read or has no box for any of the images, boxes beside `whole_image`, options that every image would fail
-            on, or results with other settings in the folder, naming what differs.
+            on, or results with other settings in the folder, naming what differs; for "coco" in several processes.
     """
     paths = find_images((os.fspath(name) for name in images), report)
     if whole_image and boxes is not None:
@@ -103,6 +109,8 @@ def predict_files(
         estimator = estimator()
     # What would fail for every image fails once, before the first.
     results.check(estimator.config.skeleton(plain(dataset)))
+    if jax.process_count() > 1:
+        todo = _take_part(results, todo, format)
     if isinstance(boxes, BoxFile):
         _report_sizes(boxes, todo, report)
     stream = estimator.stream(
@@ -118,6 +126,17 @@ def predict_files(
 
     results.run(todo, stream, summary, report, add=add, then=on_poses, progress=progress)
     return summary
+
+
+def _take_part(results: PoseResults, todo: list[pathlib.Path], format: Format) -> list[pathlib.Path]:
+    """The images of this process. No process writes before all know what is done and the settings are written."""
+    if format == "coco":
+        raise ValueError("format: expected one with a file for each image in several processes, got 'coco'")
+    multihost_utils.sync_global_devices("what is done is known")
+    if jax.process_index() == 0:
+        results.begin_writing()
+    multihost_utils.sync_global_devices("settings are written")
+    return todo[jax.process_index() :: jax.process_count()]
 
 
 def _report_sizes(boxes: BoxFile, paths: list[pathlib.Path], report: Callable[[str], None]) -> None:

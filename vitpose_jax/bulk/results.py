@@ -186,7 +186,7 @@ class Results:
             self._unwritten, now = False, time.monotonic()
             self._next_write = now + max(WRITE_SECONDS, (now - start) / WRITE_FRACTION)
 
-    def _begin_writing(self) -> None:
+    def begin_writing(self) -> None:
         """Before the first result: delete results of other settings, and write the settings."""
         if self._settings is None:
             return
@@ -254,7 +254,7 @@ class PoseResults(Results):
 
     def add(self, path: pathlib.Path, boxes: ImageBoxes, poses: Poses) -> None:
         """Write the results of an image."""
-        self._begin_writing()
+        self.begin_writing()
         if self._draw:
             self._write_drawing(path, self._draw_poses(path, poses))
         if self._format == "coco":
@@ -299,7 +299,7 @@ class DetectionResults(Results):
 
     def add(self, path: pathlib.Path, detections: Detections) -> None:
         """Write the results of an image."""
-        self._begin_writing()
+        self.begin_writing()
         if self._draw:
             self._write_drawing(path, draw_boxes(path, detections.boxes, detections.names, detections.scores))
         self._write_entries(path, detections.to_coco(image_id_of(path)))

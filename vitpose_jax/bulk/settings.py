@@ -42,17 +42,21 @@ def check_settings(path: pathlib.Path, settings: Mapping[str, Any], *, has_resul
                 "overwrite them or choose another folder"
             )
         return
-    earlier = _read(found)
-    differing = [
-        f"{name} was {json.dumps(earlier.get(name))}, now {json.dumps(settings.get(name))}"
-        for name in sorted({*earlier, *settings})
-        if earlier.get(name) != settings.get(name)
-    ]
+    differing = describe_differences(_read(found), settings)
     if differing:
         raise ValueError(
             f"{folder}: holds results with other settings: {'; '.join(differing)}; "
             "overwrite them or choose another folder"
         )
+
+
+def describe_differences(earlier: Mapping[str, Any], settings: Mapping[str, Any]) -> list[str]:
+    """What differs between two records of settings, "NAME was VALUE, now VALUE"."""
+    return [
+        f"{name} was {json.dumps(earlier.get(name))}, now {json.dumps(settings.get(name))}"
+        for name in sorted({*earlier, *settings})
+        if earlier.get(name) != settings.get(name)
+    ]
 
 
 def settings_differ(path: pathlib.Path, settings: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from vitpose_jax import __version__
-from vitpose_jax.cli import checkpoints, demo, detect, evaluate, export, predict, train, video, web
+from vitpose_jax.cli import bulk, checkpoints, demo, detect, evaluate, export, predict, train, video, web
 from vitpose_jax.cli.common import say
 
 app = typer.Typer(
@@ -33,6 +33,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Print the ver
 COMMANDS = (
     demo.demo,
     predict.predict,
+    bulk.bulk,
     video.video,
     detect.detect,
     evaluate.evaluate,

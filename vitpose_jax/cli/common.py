@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypedDict
 import typer
 
 if TYPE_CHECKING:
+    import jax
+
     from vitpose_jax.bulk.report import Summary
 
 
@@ -70,6 +72,26 @@ Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the
 Lenient = Annotated[
     bool, typer.Option("--lenient", help="Pass over unknown keys of a config.json, which may matter, with a warning.")
 ]
+Devices = Annotated[int, typer.Option(help="Divide batches among this many devices.", min=1)]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="This is one of several processes: call jax.distributed.initialize().")
+]
+
+
+def choose_devices(count: int, *, distributed: bool) -> "list[jax.Device] | None":
+    """The devices of this process that --devices and --distributed name; None for JAX's default.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    import jax
+
+    if distributed:
+        jax.distributed.initialize()
+    available = jax.local_devices()
+    if count > len(available):
+        raise ValueError(f"--devices: expected at most {len(available)}, the number of devices, got {count}")
+    return available[:count] if count > 1 else None
 
 
 def say(message: str) -> None:

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER
-from vitpose_jax.cli.common import Decode, DType, GroupSize, Lenient, QuantizeOption, quantize_options, say
+from vitpose_jax.cli.common import (
+    Decode,
+    Devices,
+    Distributed,
+    DType,
+    GroupSize,
+    Lenient,
+    QuantizeOption,
+    choose_devices,
+    quantize_options,
+    say,
+)
 
 if TYPE_CHECKING:
     from vitpose_jax.datasets.protocols import Protocol
@@ -80,10 +91,8 @@ def evaluate(
         ),
     ] = None,
     soft_nms: Annotated[bool, typer.Option("--soft-nms", help="Use the soft OKS-NMS, which lowers scores.")] = False,
-    devices: Annotated[int, typer.Option(help="Divide batches among this many devices.", min=1)] = 1,
-    distributed: Annotated[
-        bool, typer.Option("--distributed", help="This is one of several processes: call jax.distributed.initialize().")
-    ] = False,
+    devices: Devices = 1,
+    distributed: Distributed = False,
     revision: Annotated[
         str | None, typer.Option(help="Branch, tag or commit on the Hub of the model; detection: of the detector.")
     ] = None,
@@ -168,11 +177,7 @@ def evaluate(
 
     if detector is not None:
         check_detectable(protocol)
-    if distributed:
-        jax.distributed.initialize()
-    available = jax.local_devices()
-    if devices > len(available):
-        raise ValueError(f"--devices: expected at most {len(available)}, the number of devices, got {devices}")
+    chosen = choose_devices(devices, distributed=distributed)
     estimator = PoseEstimator.from_pretrained(
         model,
         dtype=dtype.value,
@@ -181,7 +186,7 @@ def evaluate(
         max_batch=max_batch,
         border="opencv",
         stretch=protocol.stretch,
-        devices=available[:devices] if devices > 1 else None,
+        devices=chosen,
         **rounding,
     )
     flow = {"resume": resume, "overwrite": overwrite, "progress": sys.stderr.isatty()}

@@ -11,6 +11,8 @@ from vitpose_jax.cli.common import (
     BoxDetector,
     Decode,
     DecodeOption,
+    Devices,
+    Distributed,
     DType,
     DTypeOption,
     Expert,
@@ -21,6 +23,7 @@ from vitpose_jax.cli.common import (
     Model,
     QuantizeOption,
     Revision,
+    choose_devices,
     exit_with_failures,
     named_source,
     quantize_options,
@@ -88,6 +91,8 @@ def predict(
     group_size: GroupSize = None,
     revision: Revision = None,
     lenient: Lenient = False,
+    devices: Devices = 1,
+    distributed: Distributed = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing results.")] = False,
 ) -> None:
     """Find the keypoints of the people or animals in images."""
@@ -110,6 +115,8 @@ def predict(
     if find_boxes and detector == DEFAULT_FINDER:
         say("people are found by the bundled finder; --boxes, --detector and --whole-image choose otherwise")
 
+    chosen = choose_devices(devices, distributed=distributed) if devices > 1 or distributed else None
+
     def load() -> PoseEstimator:
         compute = dtype.value
         finder = None
@@ -118,7 +125,13 @@ def predict(
             wanted = {"threshold": min_score, "labels": label or LABELS}
             finder = Detector.from_pretrained(detector, dtype=compute, strict=not lenient, **wanted)
         return PoseEstimator.from_pretrained(
-            model, dtype=compute, revision=revision, strict=not lenient, detector=finder, **rounding
+            model,
+            dtype=compute,
+            revision=revision,
+            strict=not lenient,
+            detector=finder,
+            devices=chosen,
+            **rounding,
         )
 
     summary = predict_files(
@@ -150,7 +163,7 @@ def predict(
         },
     )
     if summary.written or summary.failed:
-        print(f"{len(paths) - len(summary.failed) - len(summary.skipped)} of {len(paths)} images done: {output}")
+        print(f"{len(summary.written)} of {len(paths)} images done: {output}")
     exit_with_failures(summary)
 
 

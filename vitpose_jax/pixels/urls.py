@@ -7,6 +7,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
 # The most bytes of a download, and the most seconds that it may take, with redirects.
@@ -24,11 +25,13 @@ class RemoteImage:
     """The file behind a URL, downloaded once, at the first `read`; several threads may call it.
 
     Args:
-        url: http or https.
+        url: http or https, or what `download` reads.
+        download: reads the file behind a URL; None for `fetch`. Its OSError or ValueError is the image's error.
     """
 
-    def __init__(self, url: str):
+    def __init__(self, url: str, download: Callable[[str], bytes] | None = None):
         self.url = url
+        self._download = fetch if download is None else download
         self._lock = threading.Lock()
         self._content: bytes | None = None
         self._error: Exception | None = None
@@ -37,12 +40,12 @@ class RemoteImage:
         """The content of the file.
 
         Raises:
-            ConnectionError, ValueError: as `fetch`; every call raises the error of the first.
+            OSError, ValueError: as `fetch`; every call raises the error of the first.
         """
         with self._lock:
             if self._content is None and self._error is None:
                 try:
-                    self._content = fetch(self.url)
+                    self._content = self._download(self.url)
                 except (OSError, ValueError) as error:
                     self._error = error
             if self._error is not None:
