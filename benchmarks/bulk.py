@@ -1,11 +1,13 @@
 """Many machines, played by two nodes of a Ray cluster on this one: the cost of the engine, kills, and a long run.
 
-    python benchmarks/bulk.py --parts overhead --images 600 --rounds 3
+    python benchmarks/bulk.py --parts overhead --images 2000 --rounds 3
     python benchmarks/bulk.py --parts run --images 10000 --kills worker node
     python benchmarks/bulk.py --parts overhead run --images 24 --rounds 1        # shows that it runs
 
-overhead    the same images in this process alone (concurrency=0) and by one worker on Ray, in turn. "images/s" counts
-            from the first image of a worker that is ready to the last file; "start" is the time before, once a run.
+overhead    the same images in a process without Ray (concurrency=0) and by one worker on Ray, in turn; each process is
+            a fresh one and compiles its programs. "images/s" counts from the first image of a worker that is ready to
+            the last file; "start" is the time before, once a run. "busy" is the fraction of the time in which workers
+            had a partition: the rest is the engine's.
 run         two workers on two nodes with one CPU each; `--kills` ends a worker, and then all processes of the second
             node, without a warning. Afterwards: every image exactly once, and all rows to the bit as in a run alone.
 
@@ -16,10 +18,14 @@ files weigh far more than in any real run.
 import argparse
 import collections
 import contextlib
+import dataclasses
+import json
 import os
 import pathlib
 import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -79,7 +85,7 @@ def predict(images: pathlib.Path, output: pathlib.Path, **options) -> tuple[Bulk
     return summary, time.monotonic() - start
 
 
-def row(part: str, program: str, summary: BulkSummary, seconds: float) -> dict:
+def row(part: str, program: str, summary: BulkSummary, seconds: float, workers: int = 1) -> dict:
     """A row of the table."""
     return {
         "part": part,
@@ -89,11 +95,20 @@ def row(part: str, program: str, summary: BulkSummary, seconds: float) -> dict:
         "rate": summary.images / summary.seconds,
         "start_s": seconds - summary.seconds,
         "seconds": seconds,
+        "busy": summary.worker_seconds / summary.seconds / workers,
         "worker_mb": summary.memory / 2**20,
         "driver_mb": summary.driver_memory / 2**20,
         "kills": 0,
         "again": 0,
     }
+
+
+def predict_alone(images: pathlib.Path, output: pathlib.Path, partition: int) -> tuple[BulkSummary, float]:
+    """The same in a fresh process without Ray, which compiles what a fresh worker compiles."""
+    command = [sys.executable, __file__, "--worker", str(images), str(output), str(partition)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    values = json.loads(done.stdout.splitlines()[-1])
+    return BulkSummary(**values["summary"]), values["seconds"]
 
 
 def measure_overhead(folder: pathlib.Path, count: int, partition: int, rounds: int) -> list[dict]:
@@ -103,22 +118,19 @@ def measure_overhead(folder: pathlib.Path, count: int, partition: int, rounds: i
     write_images(folder / "images", count)
     ray.init(address="local", num_cpus=1, log_to_driver=False, logging_level="ERROR", include_dashboard=False)
     runs = collections.defaultdict(list)
-    for number in range(rounds + 1):
-        for program, concurrency in (("one process", 0), ("one worker on Ray", 1)):
-            options = {"concurrency": concurrency, "num_cpus": 1, "images_per_partition": partition}
-            found = predict(folder / "images", folder / f"{concurrency}-{number}", **options)
-            # The first round fills the cache of files.
-            if number:
-                runs[program].append(found)
+    for number in range(rounds):
+        alone = predict_alone(folder / "images", folder / f"alone-{number}", partition)
+        options = {"concurrency": 1, "num_cpus": 1, "images_per_partition": partition}
+        together = predict(folder / "images", folder / f"ray-{number}", **options)
+        runs["one process"].append(alone)
+        runs["one worker on Ray"].append(together)
     ray.shutdown()
     rows = []
     for program, results in runs.items():
         summary, seconds = sorted(results, key=lambda result: result[0].seconds)[len(results) // 2]
         rows.append(row("overhead", program, summary, seconds))
-    ratios = [
-        theirs[0].seconds / ours[0].seconds
-        for ours, theirs in zip(runs["one process"], runs["one worker on Ray"], strict=True)
-    ]
+    pairs = list(zip(*runs.values(), strict=True))
+    ratios = [theirs[0].seconds / ours[0].seconds for ours, theirs in pairs]
     rows[1]["ratio"] = statistics.median(ratios)
     print("seconds on Ray / seconds alone, by round:", " ".join(f"{ratio:.3f}" for ratio in ratios))
     return rows
@@ -185,9 +197,9 @@ def measure_run(folder: pathlib.Path, count: int, partition: int, kills: list[st
     killer.join()
     ray.shutdown()
     cluster.shutdown()
-    together = row("run", f"two nodes, killed: {', '.join(kills) or 'none'}", summary, seconds)
+    together = row("run", f"two nodes, killed: {', '.join(kills) or 'none'}", summary, seconds, 2)
     together |= {"kills": len(kills), "again": len(again)}
-    alone = predict(folder / "images", folder / "alone", concurrency=0, images_per_partition=partition)
+    alone = predict_alone(folder / "images", folder / "alone", partition)
     tables = [parquet.read_table(folder / name) for name in ("together", "alone")]
     names = tables[0].column("image").to_pylist()
     if len(names) != count or len(set(names)) != count:
@@ -204,6 +216,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     made.add_argument("--images", type=int, default=600, help="how many there are")
     made.add_argument("--partition", type=int, default=PARTITION, help="images of a partition")
+    made.add_argument("--worker", nargs=3, help=argparse.SUPPRESS)
     made.add_argument("--kills", nargs="*", choices=["worker", "node"], default=["worker", "node"])
     return made
 
@@ -211,6 +224,12 @@ def parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Measure, and report the table of the rows."""
     options = parser().parse_args()
+    if options.worker:
+        images, output, partition = options.worker
+        options = {"concurrency": 0, "images_per_partition": int(partition)}
+        summary, seconds = predict(pathlib.Path(images), pathlib.Path(output), **options)
+        print(json.dumps({"summary": dataclasses.asdict(summary), "seconds": seconds}))
+        return
     rows = []
     # Workers import this file by its name.
     os.environ["PYTHONPATH"] = os.pathsep.join([str(pathlib.Path(__file__).parent), os.environ.get("PYTHONPATH", "")])

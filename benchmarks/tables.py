@@ -207,6 +207,7 @@ def bulk_table(rows: list[Row]) -> str:
             f"{row['partitions']}",
             f"{row['rate']:.0f}",
             f"{row['ratio']:.3f}" if "ratio" in row else "",
+            f"{100 * row['busy']:.1f} %",
             f"{row['start_s']:.1f}",
             f"{row['worker_mb']:.0f}",
             f"{row['driver_mb']:.0f}",
@@ -214,8 +215,18 @@ def bulk_table(rows: list[Row]) -> str:
         ]
         for row in rows
     ]
-    header = ["program", "images", "partitions", "images/s", "time / alone", "start, s", "worker, MB", "driver, MB"]
-    return markdown([*header, "partitions computed again"], cells, numbers=8)
+    header = [
+        "program",
+        "images",
+        "partitions",
+        "images/s",
+        "time / alone",
+        "busy",
+        "start, s",
+        "worker, MB",
+        "driver, MB",
+    ]
+    return markdown([*header, "partitions computed again"], cells, numbers=9)
 
 
 def collectives_table(rows: list[Row]) -> str:
