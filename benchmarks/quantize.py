@@ -4,6 +4,7 @@
     python benchmarks/quantize.py --presets plus-huge
     python benchmarks/quantize.py --presets tiny --rounds 1     # shows that it runs
     python benchmarks/quantize.py --products
+    python benchmarks/quantize.py --architectures vitpose-small-open small base --output quantize_architectures
     python benchmarks/quantize.py --presets base vitpose-small-open --forward 1 8 --rounds 7 --output quantize_forward
 
 With images: AP of the bundled model in the annotated boxes, with the flip test, at each setting; and how far keypoints
@@ -13,6 +14,11 @@ The bundled file has int8 kernels already, so its float32 model is one of rounde
 With presets: a checkpoint with random weights in the Hub's format is written to a temporary folder. A fresh process for
 each setting loads it and runs one crop; its peak memory is what Linux reports (VmHWM). Then one process runs all
 settings in turn.
+
+With architectures: how far heatmaps of the people in a photograph move in models of these presets. Their weights are
+random, with kernels whose products keep the size of their inputs, so that all blocks matter as in a trained model, and
+heatmaps depend on the crop. Differences count in units of how much heatmaps of two people differ. The bundled model
+beside them is a trained one, whose AP is known at each setting.
 
 With products: the linear layers of the base model, 16 crops. "w8a8" rounds the tokens to int8, too, each with a scale
 of its own, and multiplies integers.
@@ -37,17 +43,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from common import TINY, arguments, report, timed_rows, vitpose_config
+from flax import nnx
 from quantize_worker import SETTINGS, program
 from tables import (
     quantize_accuracy_table,
+    quantize_architectures_table,
     quantize_forward_table,
     quantize_memory_table,
     quantize_products_table,
     quantize_time_table,
 )
 
-from vitpose_jax import VitPose, VitPoseConfig, crop_boxes, from_pretrained, load_image
-from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE
+from vitpose_jax import Detector, VitPose, VitPoseConfig, crop_boxes, from_pretrained, load_image
+from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE, GROUP_IMAGE
 from vitpose_jax.convert.engine import plan, source_shapes
 from vitpose_jax.convert.formats import HUGGINGFACE
 from vitpose_jax.convert.formats.format import vitpose_shapes
@@ -71,6 +79,9 @@ PEOPLE, LOWEST = 16, 0.3
 # Fractions of the largest weight of a group that are tried as its range.
 RANGES = np.linspace(1.0, 0.7, 7)
 
+# People of the photograph whose heatmaps are compared between settings of an architecture.
+SHOWN = 8
+
 PRODUCT = QuantizedKernel.product
 
 Round = Callable[[np.ndarray], np.ndarray]
@@ -93,6 +104,19 @@ def rounded_int4(group_size: int, *, clip: bool = False) -> Round:
         return result.reshape(weights.shape)
 
     return function
+
+
+def rounded_int8(weights: np.ndarray) -> np.ndarray:
+    """The weights that int8 makes of a kernel (..., in, out): a scale for each output."""
+    scale = np.abs(weights).max(axis=-2, keepdims=True) / int8.LARGEST
+    return (np.rint(weights / scale) * scale).astype(np.float32)
+
+
+# What `measure_architecture` compares with float32.
+ROUNDINGS: dict[str, Round] = {
+    "int8": rounded_int8,
+    **{f"int4, groups of {size}": rounded_int4(size) for size in (128, 64, 32)},
+}
 
 
 def rounded_model(model: VitPose, function: Round, *, everything: bool = False) -> VitPose:
@@ -260,6 +284,49 @@ def w8a8_product(kernel: QuantizedKernel, x: jax.Array, index: object = None) ->
     return (sums * token_scale * kernel.scale[...]).astype(x.dtype)
 
 
+def lively_model(preset: str) -> VitPose:
+    """A model with random weights whose heatmaps depend on the crop as much as those of a trained one.
+
+    Kernels have a variance of 1 / inputs: a residual branch is as large as what it is added to. Norms and biases are
+    random, too.
+    """
+    config = vitpose_config(preset)
+    model = VitPose(config.replace(skeletons=config.skeletons[:1]), rngs=nnx.Rngs(0))
+    rng = np.random.default_rng(0)
+    tensors = {}
+    for name, leaf in parameters.flatten(model).items():
+        if name.endswith("kernel"):
+            lead = name.startswith("backbone.blocks.") + ("experts" in name)
+            values = rng.normal(0, math.prod(leaf.shape[lead:-1]) ** -0.5, leaf.shape)
+        elif name.endswith((".scale", ".var")):
+            values = rng.uniform(0.8, 1.2, leaf.shape)
+        else:
+            values = rng.normal(0, 0.1, leaf.shape)
+        tensors[name] = values.astype(np.float32)
+    return parameters.fill(abstract_vitpose(model.config), tensors)
+
+
+def measure_architecture(preset: str) -> list[dict]:
+    """How far the heatmaps of a photograph's people move at each setting."""
+    model = from_pretrained(MODEL) if preset == MODEL else lively_model(preset)
+    image = load_image(GROUP_IMAGE)
+    boxes = np.asarray(Detector.from_pretrained()(image).boxes)[:SHOWN]
+    crops = crop_boxes(image, boxes, model.config.image_size)
+
+    def heatmaps(model: VitPose) -> np.ndarray:
+        return np.asarray(jax.jit(lambda model, crops: model(crops, 0))(model, crops), np.float32)
+
+    expected = heatmaps(model)
+    # Of two people: each one's and the next one's.
+    apart = np.sqrt(np.mean((expected - np.roll(expected, 1, axis=0)) ** 2))
+    rows = []
+    for setting, function in ROUNDINGS.items():
+        got = heatmaps(rounded_model(model, function))
+        error = np.sqrt(np.mean((got - expected) ** 2)) / apart
+        rows.append({"preset": preset, "setting": setting, "people": len(boxes), "moved": float(error)})
+    return rows
+
+
 def measure_forward(preset: str, counts: list[int], rounds: int) -> list[dict]:
     """One row for each kind of product and each number of crops."""
     rows = []
@@ -304,6 +371,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--annotations", help="their person_keypoints file")
     options.add_argument("--limit", type=int, help="only the first images")
     options.add_argument("--forward", nargs="+", type=int, metavar="CROPS", help="time whole forward passes")
+    options.add_argument("--architectures", nargs="+", metavar="PRESET", help="how far heatmaps of these models move")
     options.add_argument("--products", action="store_true", help="time products of int8 tokens with int8 weights")
     return options
 
@@ -314,6 +382,10 @@ def main() -> None:
     if options.images is not None:
         rows = measure_accuracy(pathlib.Path(options.images), pathlib.Path(options.annotations), options.limit)
         report(quantize_accuracy_table(rows), rows, options, model=MODEL)
+        return
+    if options.architectures:
+        rows = [row for preset in options.architectures for row in measure_architecture(preset)]
+        report(quantize_architectures_table(rows), rows, options)
         return
     if options.products:
         rows = measure_products(options.rounds)

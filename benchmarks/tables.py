@@ -549,6 +549,16 @@ def quantize_products_table(rows: list[Row]) -> str:
     return markdown(["layer", "float32", "bfloat16", "int8 alone", "W8A8"], cells.values(), numbers=4)
 
 
+def quantize_architectures_table(rows: list[Row]) -> str:
+    """How far heatmaps move, a line for each architecture."""
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    lines: dict[str, dict[str, float]] = {}
+    for row in rows:
+        lines.setdefault(row["preset"], {})[row["setting"]] = row["moved"]
+    cells = [[preset, *(f"{100 * moved[setting]:.1f} %" for setting in settings)] for preset, moved in lines.items()]
+    return markdown(["model", *settings], cells, numbers=len(settings))
+
+
 def quantize_forward_table(rows: list[Row]) -> str:
     """A whole forward pass with int8 products, beside floating point, and how far its heatmaps are."""
     lines = [
@@ -613,6 +623,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "quantize-memory": from_rows("quantize_memory", quantize_memory_table),
     "quantize-time": from_rows("quantize_time", quantize_time_table),
     "quantize-products": from_rows("quantize_products", quantize_products_table),
+    "quantize-architectures": from_rows("quantize_architectures", quantize_architectures_table),
     "quantize-forward": from_rows("quantize_forward", quantize_forward_table),
     "export": from_rows("cpu_avx512_export", export_table),
     "speed-cpu": speed_summary,

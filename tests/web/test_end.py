@@ -41,9 +41,10 @@ def track(url: str, path: pathlib.Path) -> str:
 
 
 @pytest.mark.usefixtures("compiled_once")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "status"),
-    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130)],
     ids=["SIGTERM", "SIGINT"],
 )
 def test_a_running_video_does_not_delay_the_end(tmp_path, ending, status):

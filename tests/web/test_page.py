@@ -125,6 +125,7 @@ def test_models_have_names_without_paths(tmp_path):
         name_sources([best, f"best={other}"])
 
 
+@pytest.mark.slow
 def test_another_image_compiles_nothing(models, tmp_path, caplog):
     """Neither another size nor another number of people, for each drawing."""
     sizes = {"a.png": (256, 256), "b.png": (211, 301), "c.png": (512, 384)}
