@@ -24,6 +24,7 @@ SCRIPTS = (
     "bulk",
     "calibration",
     "clients",
+    "collectives",
     "detection",
     "figure",
     "gallery",
