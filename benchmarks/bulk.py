@@ -2,7 +2,7 @@
 
     python benchmarks/bulk.py --parts overhead --images 2000 --rounds 3
     python benchmarks/bulk.py --parts run --images 10000 --kills worker node
-    python benchmarks/bulk.py --parts overhead run --images 24 --rounds 1        # shows that it runs
+    python benchmarks/bulk.py --parts overhead run --images 24 --rounds 1 --kills        # shows that it runs
 
 overhead    the same images in a process without Ray (concurrency=0) and by one worker on Ray, in turn; each process is
             a fresh one and compiles its programs. "images/s" counts from the first image of a worker that is ready to
@@ -160,7 +160,7 @@ def measure_run(folder: pathlib.Path, count: int, partition: int, kills: list[st
     ray.init(address=cluster.address, log_to_driver=False, logging_level="ERROR")
     output = folder / "together"
     ended = threading.Event()
-    again = []
+    again, killed = [], []
 
     def kill() -> None:
         for number, kind in enumerate(kills, 1):
@@ -168,13 +168,14 @@ def measure_run(folder: pathlib.Path, count: int, partition: int, kills: list[st
                 if ended.wait(0.1):
                     return
             # It computes at this moment.
-            while not (processes := find_workers(second)):
+            while not (processes := find_workers(second if kind == "node" else cluster.head_node)):
                 if ended.wait(0.05):
                     return
             if kind == "node":
                 processes = [entry.process.pid for entries in second.all_processes.values() for entry in entries]
             for process in processes:
                 os.kill(process, signal.SIGKILL)
+            killed.append(kind)
             print(f"killed a {kind}", flush=True)
 
     killer = threading.Thread(target=kill)
@@ -195,6 +196,8 @@ def measure_run(folder: pathlib.Path, count: int, partition: int, kills: list[st
     seconds = time.monotonic() - start
     ended.set()
     killer.join()
+    if killed != kills:
+        raise SystemExit(f"expected to kill {kills}, got {killed}: too few images")
     ray.shutdown()
     cluster.shutdown()
     together = row("run", f"two nodes, killed: {', '.join(kills) or 'none'}", summary, seconds, 2)

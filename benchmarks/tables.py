@@ -638,7 +638,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "stages": from_rows("cpu_avx512_stages", stage_costs_table),
     "plan": plan,
     "bulk-overhead": from_rows("bulk_overhead", bulk_table),
-    "bulk-run": from_rows("bulk_run", bulk_table),
     "collectives": from_rows("collectives", collectives_table),
     "detection": from_rows("cpu_avx512_detection", detection_table),
     "train-step": from_rows("cpu_avx512_train_step", train_step_table),
