@@ -45,6 +45,9 @@ def network(compiled_once, model, tmp_path_factory):
         {"hidden_act": "gelu_tanh", "knowledge_token": 5},
         {"hidden_act": "relu", "qkv_bias": False, "out_indices": (1,), "image_size": (48, 32)},
         {**SMALL_PLUS, "part_features": 3, "decoder": "classic"},
+        {"image_size": (80, 48), "window_size": (2, 2), "window_shift": True, "window_pool": True},
+        {"image_size": (80, 48), "window_size": (3, 2), "window_shift": True},
+        {"image_size": (80, 48), "window_size": (2, 8), "window_pool": True},
     ],
 )
 def test_every_kind_of_network(tmp_path, fields):
@@ -174,9 +177,7 @@ def test_a_fixed_number_of_crops_in_an_estimator(tmp_path, model):
 
 
 def test_what_cannot_be_written(tmp_path, model, network, monkeypatch):
-    windows = smallest_model(image_size=(64, 32), window_size=(2, 2))
     for changes, message in (
-        ({"model": windows}, "expected a model without windows of attention; export it to stablehlo"),
         ({"model": smallest_model(dtype=jnp.bfloat16)}, "expected a model that computes in float32, got bfloat16"),
         ({"path": tmp_path / "model.bin"}, "expected a name that ends with .onnx"),
         ({"path": network}, "exists already"),

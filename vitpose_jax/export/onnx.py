@@ -18,11 +18,13 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from vitpose_jax import __version__
 from vitpose_jax.export.metadata import Metadata, array_spec, onnx_property
 from vitpose_jax.storage import int4, parameters
+from vitpose_jax.vitpose import windowed_attention
 from vitpose_jax.vitpose.config import PATCH_PADDING, VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
 from vitpose_jax.vitpose.quantized import VALUES
@@ -97,11 +99,9 @@ def build_graph(model: VitPose, batch: int | None = None) -> tuple[bytes, bytes]
         batch: the number of crops, or None for any.
 
     Raises:
-        ValueError: for attention in windows, which is not translated, and for a network above 2 GiB.
+        ValueError: for a network above 2 GiB.
     """
     config = model.config
-    if config.window_size is not None:
-        raise ValueError("ONNX: expected a model without windows of attention; export it to stablehlo")
     weights = {
         name: np.asarray(leaf, None if name.endswith(VALUES) else np.float32)
         for name, leaf in parameters.flatten(model).items()
@@ -204,17 +204,27 @@ def _block(graph: _Graph, config: VitPoseConfig, stacked: dict[str, np.ndarray],
     qkv = linear(_layer_norm(graph, config, tokens, f"{block}.norm1", weights), "attention.qkv")
     parts = [f"{block}.{name}" for name in ("query", "key", "value")]
     graph.nodes.append(helper.make_node("Split", [qkv], parts, name=f"{block}.split", axis=-1, num_outputs=3))
-    parts = [graph.node("Reshape", part, graph.shape(0, 0, heads, head_dim)) for part in parts]
+    windows = _windows(graph, config, index)
+    sides, by_head, turned = [0, 0], [0, 2, 1, 3], [0, 2, 3, 1]
+    if windows is not None:
+        # An axis for the windows stands before that of the tokens.
+        sides, by_head, turned = [0, 0, 0], [0, 1, 3, 2, 4], [0, 1, 3, 4, 2]
+        parts = windows.cut(graph, parts)
+    parts = [graph.node("Reshape", part, graph.shape(*sides, heads, head_dim)) for part in parts]
     query, key, value = (
-        graph.node("Transpose", part, perm=axes)
-        for part, axes in zip(parts, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]), strict=True)
+        graph.node("Transpose", part, perm=order) for part, order in zip(parts, (by_head, turned, by_head), strict=True)
     )
     scale = graph.constant("attention_scale", np.asarray(head_dim**-0.5, np.float32))
     logits = graph.node("Mul", graph.node("MatMul", query, key), scale)
+    if windows is not None:
+        logits = graph.node("Add", logits, windows.hidden)
     mixed = graph.node("MatMul", graph.node("Softmax", logits, axis=-1), value)
-    mixed = graph.node(
-        "Reshape", graph.node("Transpose", mixed, perm=[0, 2, 1, 3]), graph.shape(0, 0, config.hidden_size)
-    )
+    mixed = graph.node("Transpose", mixed, perm=by_head)
+    if windows is None:
+        mixed = graph.node("Reshape", mixed, graph.shape(0, 0, config.hidden_size))
+    else:
+        mixed = graph.node("Reshape", mixed, graph.shape(0, -1, config.hidden_size))
+        mixed = graph.node("Gather", mixed, windows.back, axis=1)
     tokens = graph.node("Add", tokens, linear(mixed, "attention.proj"))
     hidden = linear(_layer_norm(graph, config, tokens, f"{block}.norm2", weights), "mlp.fc1")
     if config.hidden_act == "relu":
@@ -222,6 +232,62 @@ def _block(graph: _Graph, config: VitPoseConfig, stacked: dict[str, np.ndarray],
     else:
         hidden = graph.node("Gelu", hidden, approximate="tanh" if config.hidden_act == "gelu_tanh" else "none")
     return graph.node("Add", tokens, linear(hidden, "mlp.fc2"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Windows:
+    """Attention in windows: names of constants that pick the tokens of each window and put them back.
+
+    Attributes:
+        positions: the token at each position of each window, Int64[windows positions]; any token for padding.
+        sources: the same for keys and values; with `means`, these stand behind the tokens, and in each window.
+        hidden: 0, or a large negative number where a position does not attend to a source; for all heads.
+        back: the place of each token among the positions of all windows, Int64[tokens].
+        means: a matrix from tokens to the means of the windows; None without.
+    """
+
+    positions: str
+    sources: str
+    hidden: str
+    back: str
+    means: str | None
+
+    def cut(self, graph: _Graph, parts: list[str]) -> list[str]:
+        """Query, key and value, (n, tokens, dim), as (n, windows, positions, dim)."""
+        query, *others = parts
+        if self.means is not None:
+            others = [graph.node("Concat", part, graph.node("MatMul", self.means, part), axis=1) for part in others]
+        query = graph.node("Gather", query, self.positions, axis=1)
+        return [query, *(graph.node("Gather", part, self.sources, axis=1) for part in others)]
+
+
+def _windows(graph: _Graph, config: VitPoseConfig, index: int) -> _Windows | None:
+    """The windows of a block: every second one is shifted."""
+    windows = windowed_attention.make_windows(config)
+    if windows is None:
+        return None
+    shifts = windowed_attention.block_shifts(windows, 2)
+    shift = None if shifts is None else shifts[index % 2]
+    name = "windows" if shift is None or index % 2 == 0 else "windows_shifted"
+    tokens = np.arange(config.num_patches)
+    positions = np.asarray(windowed_attention.partition(jnp.asarray(tokens[None], jnp.float32), windows, shift))[0]
+    places = jnp.arange(positions.size, dtype=jnp.float32).reshape(1, *positions.shape)
+    back = windowed_attention.join(places, windows, shift)[0]
+    visible, sources, means = np.asarray(windowed_attention.mask(windows, shift)), positions, None
+    if windows.pool:
+        eye = jnp.eye(len(tokens))[None]
+        means = graph.constant("windows.means", np.asarray(windowed_attention.window_means(eye, windows))[0])
+        count = len(positions)
+        sources = np.concatenate([positions, np.tile(len(tokens) + np.arange(count), (count, 1))], axis=1)
+        visible = np.pad(visible, ((0, 0), (0, 0), (0, count)), constant_values=True)
+    hidden = np.where(visible, 0, np.finfo(np.float32).min)[:, None]
+    return _Windows(
+        graph.constant(f"{name}.positions", positions.astype(np.int64)),
+        graph.constant(f"{name}.sources", sources.astype(np.int64)),
+        graph.constant(f"{name}.hidden", hidden.astype(np.float32)),
+        graph.constant(f"{name}.back", np.asarray(back, np.int64)),
+        means,
+    )
 
 
 def _classic(graph: _Graph, config: VitPoseConfig, head: dict[str, np.ndarray], x: str) -> str:

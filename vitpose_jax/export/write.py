@@ -144,7 +144,7 @@ def to_onnx(
         dataset, batch, overwrite: as in `to_stablehlo`.
 
     Raises:
-        ValueError: for an existing file of either name, a model in another dtype, with windows or above 2 GiB, or a
+        ValueError: for an existing file of either name, a model in another dtype or above 2 GiB, or a
             file that does not compute what the model does: it is not kept.
         ImportError: if onnx is not installed, or no runtime to compare the file in.
     """
