@@ -51,14 +51,15 @@ def test_more_devices_than_there_are(capsys, folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_devices_and_two_processes_write_what_one_writes(capsys, folder, tmp_path):
-    status, _, _ = run(capsys, *arguments(folder, tmp_path / "one"))
-    assert status == 1  # one image is broken
-
-    flags = "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0"
-    command = programs.command("command_line", *arguments(folder, tmp_path / "devices"), "--devices", "2")
-    done = subprocess.run(command, env=programs.environment(XLA_FLAGS=flags), capture_output=True, text=True)
-    assert done.returncode == 1 and "4 of 5 images done" in done.stdout, done.stderr
+def test_two_devices_and_two_processes_write_what_one_writes(folder, tmp_path):
+    # All with one level: heatmaps of random weights have no clear peaks, so rounding moves keypoints.
+    level = "--xla_backend_optimization_level=0"
+    for output, count in (("one", 1), ("devices", 2)):
+        flags = f"{level} --xla_force_host_platform_device_count={count}"
+        command = programs.command("command_line", *arguments(folder, tmp_path / output), "--devices", str(count))
+        done = subprocess.run(command, env=programs.environment(XLA_FLAGS=flags), capture_output=True, text=True)
+        # One image is broken.
+        assert done.returncode == 1 and "4 of 5 images done" in done.stdout, done.stderr
     assert_same(tmp_path / "devices", tmp_path / "one")
 
     def two(*more: str) -> list[str]:
@@ -69,7 +70,7 @@ def test_two_devices_and_two_processes_write_what_one_writes(capsys, folder, tmp
         processes = [
             subprocess.Popen(
                 programs.command("predict_in_two_processes", address, number, *line),
-                env=programs.environment(),
+                env=programs.environment(XLA_FLAGS=level),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

@@ -5,7 +5,6 @@ import pathlib
 import re
 import signal
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
@@ -16,7 +15,7 @@ from tests.support import programs
 
 def start(log: pathlib.Path, *options: object, **variables: str) -> tuple[subprocess.Popen, str]:
     """`vitpose-jax web` in a process of its own, and its address once it is up."""
-    arguments = [sys.executable, "-m", "vitpose_jax", "web", "--port", "0", "--max-upload", "3", *map(str, options)]
+    arguments = programs.command("command_line", "web", "--port", "0", "--max-upload", "3", *map(str, options))
     with open(log, "w") as output:
         server = subprocess.Popen(arguments, stdout=output, stderr=output, env=programs.environment(**variables))
     while "Ctrl-C ends it" not in log.read_text():
