@@ -1,10 +1,12 @@
-"""Three steps of training on each mesh of eight forced host devices; losses, parts and sums as JSON.
+"""Three steps of training on each mesh of eight forced host devices; losses, parts, sums, and how often a step
+exchanges parts of activations, as JSON.
 
 Arguments: the meshes as JSON {name: [data, fsdp], or null for one device}, and "plain" or "taught" (by a teacher).
 """
 
 import dataclasses
 import json
+import re
 import sys
 
 import jax
@@ -49,4 +51,7 @@ for name, shape in meshes.items():
     parts = [list(leaf.addressable_shards[0].data.shape) for leaf in leaves]
     sums = {key: float(np.sum(np.abs(leaf))) for key, leaf in to_host(state.ema | state.rest).items()}
     results[name] = {"losses": losses, "parts": parts, "sums": sums}
+    if mesh is not None:
+        text = jax.jit(step).lower(state, put_batch(batch, mesh), jax.random.key(0)).compile().as_text()
+        results[name]["exchanges"] = len(re.findall(r" (?:all-to-all|collective-permute)(?:-start)?\(", text))
 print(json.dumps(results))

@@ -61,6 +61,8 @@ def test_data_parallel_and_fully_sharded_training_agree():
     for name, columns in (("data", 48), ("fsdp", 6)):
         assert_as_on_one(found, name)
         assert found[name]["parts"][0] == [2, 24, columns]
+        # Parameters are gathered, gradients are summed; activations stay where they are.
+        assert found[name]["exchanges"] == 0
 
 
 @pytest.mark.slow
