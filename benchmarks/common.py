@@ -6,6 +6,7 @@ A table shows medians. Where a limit of the machine is given, it is timed in the
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import json
 import os
@@ -113,10 +114,10 @@ def timed_rows(
     return rows, medians.get("limit", float("nan"))
 
 
-def product(dtype: str) -> Program:
-    """A matrix product large enough to fill the machine: 2 * PRODUCT_SIZE**3 operations."""
+def product(dtype: str, result: str | None = None) -> Program:
+    """A matrix product large enough to fill the machine: 2 * PRODUCT_SIZE**3 operations; `result` is its dtype."""
     a, b = (jax.random.normal(jax.random.key(seed), (PRODUCT_SIZE, PRODUCT_SIZE), dtype) for seed in (0, 1))
-    multiply = jax.jit(jnp.matmul)
+    multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=result))
     return lambda: multiply(a, b)
 
 

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from common import COPY_BYTES, PRODUCT_SIZE, arguments, copy, report, seconds, vitpose_config
+from common import COPY_BYTES, PRODUCT_SIZE, arguments, copy, product, report, time_interleaved, vitpose_config
 from flax import nnx
 from tables import parts_table
 
@@ -98,23 +98,14 @@ def moved_bytes(part: Part) -> int:
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((part.arguments, result)))
 
 
-def wide_product(dtype: str) -> Callable[[], jax.Array]:
-    """A large matrix product with float32 results: 2 * PRODUCT_SIZE**3 operations."""
-    a, b = (jax.random.normal(jax.random.key(seed), (PRODUCT_SIZE, PRODUCT_SIZE), dtype) for seed in (0, 1))
-    multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
-    return lambda: multiply(a, b)
-
-
 def measure(preset: str, dtype: str, people: int, rounds: int) -> list[dict]:
     """A row for each part: the fastest of the calls, because the parts are compared with limits."""
     model = VitPose(vitpose_config(preset), dtype=dtype, rngs=nnx.Rngs(0))
     parts = make_parts(model, people)
-    programs: dict[str, Callable] = {"product": wide_product(dtype), "copy": copy()}
+    programs: dict[str, Callable] = {"product": product(dtype, "float32"), "copy": copy()}
     for name, part in parts.items():
         programs[name] = functools.partial(jax.jit(part.function), *part.arguments)
-    for program in programs.values():
-        seconds(program)
-    times = {name: min(values) for name, values in zip(programs, _rounds(programs, rounds), strict=True)}
+    times = {name: min(values) for name, values in time_interleaved(programs, rounds)[1].items()}
     product_rate, copy_rate = 2 * PRODUCT_SIZE**3 / times["product"], 2 * COPY_BYTES / times["copy"]
     rows = []
     for name, part in parts.items():
@@ -128,10 +119,6 @@ def measure(preset: str, dtype: str, people: int, rounds: int) -> list[dict]:
             row |= {"gbytes": rate / 1e9, "of_copy": rate / copy_rate}
         rows.append(row)
     return rows
-
-
-def _rounds(programs: dict[str, Callable], rounds: int) -> list[list[float]]:
-    return list(zip(*([seconds(program) for program in programs.values()] for _ in range(rounds)), strict=True))
 
 
 def parser() -> argparse.ArgumentParser:

@@ -73,7 +73,7 @@ class AdapterFile:
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder says that it holds adapters."""
+    """Whether this is a folder that says that it holds adapters."""
     return (folder / CONFIG_FILE).is_file() and read_json(folder / CONFIG_FILE).get("model_type") == MODEL_TYPE
 
 

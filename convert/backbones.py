@@ -91,10 +91,7 @@ def load_vitpose(source: str | Path) -> VitPose | None:
         ValueError: as `load_backbone`.
     """
     path = resolve_source(source)
-    if (
-        not (path.is_dir() and is_adapter(path))
-        and strip_prefixes(_open(path), VITPOSE_FORMATS, source=str(path))[1] is None
-    ):
+    if not is_adapter(path) and strip_prefixes(_open(path), VITPOSE_FORMATS, source=str(path))[1] is None:
         return None
     return build_model(open_source(path), dtype=np.float32, param_dtype=np.float32)
 

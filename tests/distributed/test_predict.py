@@ -6,6 +6,7 @@ import pathlib
 import sys
 import tarfile
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as parquet
@@ -144,7 +145,6 @@ def test_all_kinds_of_sources_give_the_same_poses(predict, images, tmp_path, mon
 
 def test_a_store_of_objects(predict, images, tmp_path):
     """What PyArrow does not know goes through fsspec: its store in memory stands for a cloud."""
-    fsspec = pytest.importorskip("fsspec")
     store = fsspec.filesystem("memory")
     for path in images:
         store.pipe(f"/bucket/images/{path.name}", path.read_bytes())
@@ -276,7 +276,6 @@ def test_the_command(capsys, images, tmp_path):
 
 
 def test_an_address_without_a_cluster_is_one_clear_error(capsys, images, tmp_path):
-    pytest.importorskip("ray")
     options = ["--output", tmp_path / "out", "--whole-image", "--address", "127.0.0.1:1"]
     status, _, said = run(capsys, "bulk", tmp_path / "images", *options)
     assert status == 1 and "error: 127.0.0.1:1: no Ray cluster answers there" in said and said.count("\n") == 1

@@ -18,6 +18,7 @@ from vitpose_jax.cli.common import (
     Lenient,
     Model,
     Revision,
+    dataset_key,
     say,
 )
 
@@ -97,7 +98,7 @@ def bulk(
         image_column=image_column,
         id_column=id_column,
         boxes_column=boxes_column,
-        dataset=int(dataset) if dataset and dataset.isdecimal() else dataset,
+        dataset=dataset_key(dataset),
         flip_test=flip_test,
         decode=decode.value,
         dtype=dtype.value,

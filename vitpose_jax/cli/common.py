@@ -99,6 +99,11 @@ def say(message: str) -> None:
     print(f"vitpose-jax: {message}", file=sys.stderr)
 
 
+def dataset_key(dataset: str | None) -> str | int | None:
+    """What --dataset names: a dataset by name, or by index if it is a whole number."""
+    return int(dataset) if dataset and dataset.isdecimal() else dataset
+
+
 def quantize_options(quantize: Quantize | None, group_size: int | None) -> "QuantizeOptions":
     """The arguments of `from_pretrained` that --quantize and --group-size stand for; empty without them.
 

@@ -24,6 +24,7 @@ from vitpose_jax.cli.common import (
     QuantizeOption,
     Revision,
     choose_devices,
+    dataset_key,
     exit_with_failures,
     named_source,
     quantize_options,
@@ -145,7 +146,7 @@ def predict(
         drawing=drawing_options(
             threshold=threshold, line_width=line_width, radius=radius, colour_by=colour_by, fade=fade, numbers=numbers
         ),
-        dataset=int(dataset) if dataset and dataset.isdecimal() else dataset,
+        dataset=dataset_key(dataset),
         flip_test=flip_test,
         decode=decode.value,
         overwrite=overwrite,

@@ -22,6 +22,7 @@ from vitpose_jax.cli.common import (
     Model,
     QuantizeOption,
     Revision,
+    dataset_key,
     named_source,
     quantize_options,
     say,
@@ -120,7 +121,7 @@ def video(
             threshold=threshold, line_width=line_width, radius=radius, colour_by=colour_by, fade=fade, numbers=numbers
         ),
         rate=rate,
-        dataset=int(dataset) if dataset and dataset.isdecimal() else dataset,
+        dataset=dataset_key(dataset),
         flip_test=flip_test,
         decode=decode.value,
         overwrite=overwrite,

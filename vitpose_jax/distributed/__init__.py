@@ -2,6 +2,7 @@
 
     predict_dataset("shards/", "poses", model="usyd-community/vitpose-base-simple")
 
+    extras.py      what to say without Ray or PyArrow
     files.py       files of this machine and of clouds, by name
     inputs.py      what a source holds, cut into partitions: the manifest
     reading.py     the images of a partition

@@ -10,12 +10,13 @@ import re
 import uuid
 from typing import NamedTuple
 
+from vitpose_jax.distributed.extras import ARROW_EXTRA
 from vitpose_jax.pixels.urls import RemoteImage, file_path, is_remote, scheme_of
 
 try:
     import pyarrow.fs as arrow_fs
 except ImportError as error:
-    raise ImportError('prediction on many machines needs pyarrow: pip install "vitpose-jax[ray]"') from error
+    raise ImportError(ARROW_EXTRA) from error
 
 # File systems whose rename is atomic. Others are stores of objects, where one put is.
 _RENAMES = ("local", "hdfs")

@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Literal, NamedTuple, TypeAlias
 
+from vitpose_jax.distributed.extras import ARROW_EXTRA
 from vitpose_jax.distributed.files import absolute, expand, locate, read_file
 from vitpose_jax.images import image_endings
 from vitpose_jax.pixels.urls import is_remote
@@ -23,7 +24,7 @@ try:
     import pyarrow as pa
     from pyarrow import parquet
 except ImportError as error:
-    raise ImportError('prediction on many machines needs pyarrow: pip install "vitpose-jax[ray]"') from error
+    raise ImportError(ARROW_EXTRA) from error
 
 Kind: TypeAlias = Literal["files", "parquet", "tar"]
 Source: TypeAlias = str | os.PathLike[str] | Sequence[str | os.PathLike[str]]

@@ -15,10 +15,6 @@ from vitpose_jax.distributed.inputs import Partition
 from vitpose_jax.distributed.worker import Job, Report, Worker, environment
 from vitpose_jax.storage.text import printable
 
-RAY_EXTRA = (
-    'many machines need the package ray: pip install "vitpose-jax[ray]"; with concurrency=0 this process works alone'
-)
-
 # Partitions given up before any is done: something is wrong with all of them.
 _HOPELESS = 3
 # Workers lost one after another before they can compute.
@@ -121,7 +117,7 @@ class Pool:
             while True:
                 self._give_work(partitions)
                 if not any(partition is not None for _, partition in self._calls.values()) and self._idle:
-                    # Somebody is free, and nothing is left to do.
+                    # A worker is free, and nothing is left to do.
                     return
                 result = self._next_result()
                 if isinstance(result, Report):

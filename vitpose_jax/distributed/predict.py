@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import importlib.util
 import os
 import signal
 import socket
@@ -18,11 +19,12 @@ from tqdm import tqdm
 from vitpose_jax.bulk.report import log
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
 from vitpose_jax.detector import LABELS
+from vitpose_jax.distributed.extras import RAY_EXTRA
 from vitpose_jax.distributed.files import absolute
 from vitpose_jax.distributed.inputs import Columns, Manifest, Partition, Source, find_pieces
 from vitpose_jax.distributed.output import Output
-from vitpose_jax.distributed.pool import RAY_EXTRA, GivenUp, Pool, choose_resources
-from vitpose_jax.distributed.worker import Job, Report, Worker, load_estimator
+from vitpose_jax.distributed.pool import GivenUp, Pool, choose_resources
+from vitpose_jax.distributed.worker import Job, Report, Worker, load_estimator, peak_memory
 from vitpose_jax.estimator import PoseEstimator
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
 from vitpose_jax.serving.requests import DatasetKey, plain
@@ -215,7 +217,7 @@ def predict_dataset(
         worker_seconds=float(totals["seconds"]),
         writing_seconds=float(totals["writing"]),
         memory=memory,
-        driver_memory=_peak_memory(),
+        driver_memory=peak_memory(),
     )
 
 
@@ -232,10 +234,8 @@ def _run_here(job: Job, partitions: Iterator[Partition], folder: Output) -> Iter
 
 
 def _check_ray() -> None:
-    try:
-        import ray  # noqa: F401
-    except ImportError:
-        raise ImportError(RAY_EXTRA) from None
+    if importlib.util.find_spec("ray") is None:
+        raise ImportError(RAY_EXTRA)
 
 
 @contextlib.contextmanager
@@ -278,12 +278,6 @@ def _check_address(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise ConnectionError(f"{address}: no Ray cluster answers there ({error})") from None
-
-
-def _peak_memory() -> int:
-    import resource
-
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class _Bar:

@@ -5,6 +5,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from typing import IO, Any, NamedTuple, cast
 
+from vitpose_jax.distributed.extras import ARROW_EXTRA
 from vitpose_jax.distributed.files import absolute, locate, open_image
 from vitpose_jax.distributed.inputs import Columns, Partition, Piece, check_columns
 from vitpose_jax.images import image_endings
@@ -14,7 +15,7 @@ from vitpose_jax.storage.text import printable
 try:
     from pyarrow import parquet
 except ImportError as error:
-    raise ImportError('prediction on many machines needs pyarrow: pip install "vitpose-jax[ray]"') from error
+    raise ImportError(ARROW_EXTRA) from error
 
 # Rows of a Parquet file that are decoded at a time: images of a few MB.
 _ROWS = 32

@@ -23,13 +23,14 @@ from typing import Any
 
 import numpy as np
 
+from vitpose_jax.distributed.extras import ARROW_EXTRA
 from vitpose_jax.poses import Poses
 
 try:
     import pyarrow as pa
     from pyarrow import parquet
 except ImportError as error:
-    raise ImportError('prediction on many machines needs pyarrow: pip install "vitpose-jax[ray]"') from error
+    raise ImportError(ARROW_EXTRA) from error
 
 _POINTS = pa.list_(pa.list_(pa.float32(), 2))
 SCHEMA = pa.schema(

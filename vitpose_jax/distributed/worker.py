@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import resource
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -120,8 +121,9 @@ class Worker:
         writing = time.monotonic()
         self._output.write(partition.number, rows.encode())
         end = time.monotonic()
-        memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return Report(partition.number, rows.images, rows.people, rows.errors, end - start, end - writing, memory)
+        return Report(
+            partition.number, rows.images, rows.people, rows.errors, end - start, end - writing, peak_memory()
+        )
 
 
 def _may_pass(error: BaseException | None, name: str) -> bool:
@@ -147,6 +149,12 @@ def load_estimator(
         finder = Detector.from_pretrained(detector, dtype=dtype, strict=strict, **wanted)
     options: dict[str, Any] = {"dtype": dtype, "revision": revision, "strict": strict}
     return PoseEstimator.from_pretrained(model, max_batch=max_batch, detector=finder, **options)
+
+
+def peak_memory() -> int:
+    """The most bytes of memory that this process ever had."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def environment(num_cpus: float | int, num_gpus: float | int) -> dict[str, str]:

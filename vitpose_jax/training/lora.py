@@ -177,7 +177,7 @@ def open_base(source: str) -> Source:
         ValueError: if it is not a ViTPose, or has adapters itself.
     """
     path = resolve_source(source)
-    if path.is_dir() and is_adapter(path):
+    if is_adapter(path):
         raise ValueError(f"init: {source}: has adapters itself; `vitpose-jax convert` writes a model without")
     try:
         return open_source(path)

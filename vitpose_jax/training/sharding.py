@@ -120,6 +120,29 @@ def _name(path: tuple[Any, ...]) -> str:
     return ""
 
 
+def gather_parameters(tensors: Tree, mesh: Mesh | None) -> Tree:
+    """Parameters as a step computes with them: every device gets all of each.
+
+    Left alone, XLA splits layers as their parameters are split, and sends activations back and forth: several times
+    as much.
+
+    Args:
+        tensors: by flat name, split as `state_sharding` says.
+        mesh: from `make_mesh`; None for one device, which has all.
+    """
+    return tensors if mesh is None else jax.lax.with_sharding_constraint(tensors, replicated(mesh))
+
+
+def split_gradients(gradients: Tree, mesh: Mesh | None) -> Tree:
+    """Gradients split as their parameters are: each device gets the sum of its part.
+
+    Args:
+        gradients: by flat name.
+        mesh: as in `gather_parameters`.
+    """
+    return gradients if mesh is None else jax.lax.with_sharding_constraint(gradients, state_sharding(gradients, mesh))
+
+
 def put_batch(batch: Tree, mesh: Mesh) -> Tree:
     """A batch on the devices of a mesh: the parts of all processes together.
 

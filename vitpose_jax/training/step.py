@@ -43,7 +43,7 @@ from vitpose_jax.training.optim import (
     training_view,
     update_ema,
 )
-from vitpose_jax.training.sharding import batch_sharding, replicated, state_sharding
+from vitpose_jax.training.sharding import batch_sharding, gather_parameters, replicated, split_gradients, state_sharding
 from vitpose_jax.training.targets import gaussian_heatmaps
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
@@ -192,7 +192,7 @@ def make_train_step(
         return crops, targets, counted * labels
 
     def objective(trained, rest, crops, targets, weights, dataset_index, teacher_heatmaps, key):
-        model = merge(graphdef, trained, whole(rest, mesh))
+        model = merge(graphdef, trained, gather_parameters(rest, mesh))
         index = dataset_index if len(heads) > 1 else model_config.dataset_index()
         heatmaps = model(crops, index, drop_path=optim_config.drop_path, key=key, remat=remat)
         metrics = {"accuracy": heatmap_pck(heatmaps, targets, weights)}
@@ -226,30 +226,16 @@ def make_train_step(
         teacher_heatmaps = None
         if teacher is not None and teacher_tensors is not None:
             teacher_heatmaps = teacher.heatmaps(teacher_tensors, crops, batch.dataset_index)
-        trained = whole(state.trained, mesh)
+        trained = gather_parameters(state.trained, mesh)
         (value, (rest, metrics)), gradients = jax.value_and_grad(objective, has_aux=True)(
             trained, state.rest, crops, targets, weights, batch.dataset_index, teacher_heatmaps, drop_key
         )
-        gradients = split_again(gradients, mesh)
+        gradients = split_gradients(gradients, mesh)
         state, updated = apply_gradients(state, gradients, rest, optimizer, optim_config)
         return state, metrics | {"loss": value} | updated
 
     # The teacher's parameters are an argument: constants would be compiled into the program.
     return compile_step(train_step, mesh, *(() if teacher is None else (teacher.tensors,)))
-
-
-def whole(tensors: Tensors, mesh: Mesh | None) -> Tensors:
-    """Parameters as a step computes with them: every device gets all of each before the first layer.
-
-    Left alone, XLA splits layers as their parameters are split, and sends activations back and forth: several times
-    as much.
-    """
-    return tensors if mesh is None else jax.lax.with_sharding_constraint(tensors, replicated(mesh))
-
-
-def split_again(gradients: Tensors, mesh: Mesh | None) -> Tensors:
-    """Gradients as the parameters are split: each device gets the sum of its part."""
-    return gradients if mesh is None else jax.lax.with_sharding_constraint(gradients, state_sharding(gradients, mesh))
 
 
 def apply_gradients(

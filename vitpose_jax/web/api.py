@@ -2,7 +2,7 @@
 
     POST /v1/poses    the bytes of an image file;
                       ?boxes=[[x,y,width,height]]&model=NAME&dataset=coco&flip_test=true&decode=udp
-    GET  /v1/models   the models, with their data sets and skeletons
+    GET  /v1/models   the models, with their datasets and skeletons
     GET  /v1/model    one of them: ?model=NAME, or the default
     GET  /v1/health   whether the server takes requests
 

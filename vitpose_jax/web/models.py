@@ -33,7 +33,7 @@ class ServedModel:
 
     @property
     def datasets(self) -> list[str]:
-        """The data sets that it has a head for."""
+        """The datasets that it has a head for."""
         return [skeleton.name for skeleton in self.batcher.estimator.config.skeletons]
 
     def describe(self) -> dict[str, Any]:

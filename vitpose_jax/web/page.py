@@ -221,7 +221,7 @@ def create_page(models: Models, *, track_video: Callable[..., Any] | None = None
             outputs = [drawing, summary, people, table, file]
             handler = functools.partial(_handle, models)
             run.click(handler, inputs, outputs, api_name="estimate", concurrency_limit=CONCURRENCY)
-            # A new option draws anew, once there is an image; a new model first says which data sets it has.
+            # A new option draws anew, once there is an image; a new model first says which datasets it has.
             fitting = functools.partial(_fitting_datasets, models)
             changed = model.input(fitting, [model, dataset], [dataset], api_visibility="private")
             for event in (changed.then, *(option.input for option in inputs[2:])):

@@ -50,10 +50,9 @@ def create_video_tracker(models: Models, *, max_frames: int = MAX_FRAMES) -> Cal
         folder = result_folder()
         video, lines = folder / "poses.mp4", folder / "poses.jsonl"
         try:
+            # As a function: an estimator would be hashed for the settings, which the page does not need.
             track_file(
-                lambda: (
-                    estimator
-                ),  # the estimator itself would be hashed for the settings, which the page does not need
+                lambda: estimator,
                 path,
                 output=video,
                 json=lines,

@@ -19,15 +19,8 @@ from vitpose_jax.finder.preprocess import prepare
 from vitpose_jax.training.detection.data import BoxBatch
 from vitpose_jax.training.detection.losses import detection_losses
 from vitpose_jax.training.optim import OptimConfig, merge
-from vitpose_jax.training.step import (
-    Metrics,
-    TrainState,
-    TrainStep,
-    apply_gradients,
-    compile_step,
-    split_again,
-    whole,
-)
+from vitpose_jax.training.sharding import gather_parameters, split_gradients
+from vitpose_jax.training.step import Metrics, TrainState, TrainStep, apply_gradients, compile_step
 
 
 def make_detection_step(
@@ -53,16 +46,16 @@ def make_detection_step(
     """
 
     def objective(trained, rest, batch):
-        model = merge(graphdef, trained, whole(rest, mesh))
+        model = merge(graphdef, trained, gather_parameters(rest, mesh))
         output = model(prepare(batch.images, config))
         cells = make_cells(*batch.images.shape[1:3])
         losses = detection_losses(output, batch.boxes, batch.is_person, batch.is_ignored, *cells)
         return sum(losses), losses
 
     def train_step(state: TrainState, batch: BoxBatch, key: PRNGKeyArray) -> tuple[TrainState, Metrics]:
-        trained = whole(state.trained, mesh)
+        trained = gather_parameters(state.trained, mesh)
         (value, losses), gradients = jax.value_and_grad(objective, has_aux=True)(trained, state.rest, batch)
-        gradients = split_again(gradients, mesh)
+        gradients = split_gradients(gradients, mesh)
         state, metrics = apply_gradients(state, gradients, state.rest, optimizer, optim_config)
         parts = {f"loss/{name}": loss for name, loss in losses._asdict().items()}
         return state, {"loss": value, **parts, **metrics}
