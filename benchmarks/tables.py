@@ -632,6 +632,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "speed-people": from_rows("cpu_avx512_people", stages_table),
     "speed-runtimes": runtimes,
     "speed-bfloat16": from_rows("cpu_avx512_runtimes", stages_table),
+    "parts": from_rows("cpu_avx512_parts", parts_table),
     "experts": from_rows("cpu_avx512_experts", experts_table),
     "start": from_rows("cpu_avx512_start", start_table),
     "clients": from_rows("cpu_avx512_clients", clients_table),
