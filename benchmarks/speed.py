@@ -90,7 +90,7 @@ def forward(
         return lambda: peer.forward(tensor)
 
     def make_other(estimator):
-        network, values = estimator.model.network().exported, np.asarray(crops, np.float32)
+        network, values = estimator.model.network(0).exported, np.asarray(crops, np.float32)
         return lambda: network(values)
 
     programs = {name: make_other(estimator) for name, estimator in (others or {}).items()}

@@ -204,7 +204,7 @@ class RuntimeModel:
     """
 
     def __init__(self, model: VitPose, runtime: str, *, dtype: DTypeLike | Literal["auto"] = jnp.float32):
-        self._name = _check_runtime(runtime, dtype)
+        self._name = _choose_dtype(runtime, dtype)
         self.config, self.quantization = model.config, model.quantization
         self.dtype, self.runtime = jnp.dtype(self._name), runtime
         self._networks: dict[int, ExportedModel] = {}
@@ -212,7 +212,7 @@ class RuntimeModel:
         several = len(model.config.skeletons) > 1
         self.source = model if several else self._load(model, None)
 
-    def network(self, dataset_index: int = 0) -> ExportedModel:
+    def network(self, dataset_index: int) -> ExportedModel:
         """The network of a dataset, which is made the first time."""
         if isinstance(self.source, ExportedModel):
             return self.source
@@ -275,7 +275,7 @@ def load_model(
     source: str | os.PathLike[str],
     runtime: str = JAX,
     *,
-    devices: Sequence[jax.Device] | None = None,
+    devices: Sequence[jax.Device] | jax.sharding.Mesh | None = None,
     dtype: DTypeLike | Literal["auto"] = jnp.float32,
     param_dtype: DTypeLike | None = None,
     **kwargs: Any,
@@ -304,11 +304,11 @@ def load_model(
         check_dtype(param_dtype, "param_dtype")
         if jnp.dtype(param_dtype) != jnp.float32:
             raise ValueError(f"param_dtype: expected float32 with the runtime {runtime}, got {jnp.dtype(param_dtype)}")
-    _check_runtime(runtime, dtype)
+    _choose_dtype(runtime, dtype)
     return RuntimeModel(from_pretrained(source, **kwargs), runtime, dtype=dtype)
 
 
-def _check_runtime(runtime: str, dtype: DTypeLike | Literal["auto"]) -> str:
+def _choose_dtype(runtime: str, dtype: DTypeLike | Literal["auto"]) -> str:
     """The name of the dtype for a runtime, which is there and knows it."""
     if isinstance(dtype, str) and dtype == "auto":
         name = "bfloat16" if runtime == "openvino" and has_bfloat16_products() else "float32"
