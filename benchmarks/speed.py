@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py                                     # the defaults below
     python benchmarks/speed.py --presets base plus-base --people 1 8 32 --dtypes bfloat16 --output gpu
+    python benchmarks/speed.py --runtimes onnxruntime openvino --stages forward path --dtypes float32 bfloat16
     python benchmarks/speed.py --presets tiny --rounds 1 --peers    # shows that it runs
 
 Stages:
@@ -19,7 +20,8 @@ All programs get the same random weights, written as a folder that transformers 
 a table shows medians, the range without the fastest and the slowest tenth, and the first call, which compiles. A large
 matrix product and a large copy are timed in the same rounds. "of limit" is the fraction of the product's rate (forward
 and path: only the multiplications that the network needs count) or of the copy's rate (crop: values written; decode:
-values read).
+values read). With --runtimes, the stages forward and path also time vitpose-jax with its network in these runtimes, in
+the same rounds; a dtype that a runtime does not know is left out.
 
 Runs on CPU, GPU and TPU, also from a plain copy of the repository: `PYTHONPATH=. python benchmarks/speed.py`.
 """
@@ -75,8 +77,10 @@ def scene(people: int) -> tuple[np.ndarray, np.ndarray]:
     return image, np.concatenate([corner, rng.uniform(60, 300, (people, 2))], axis=1).astype(np.float32)
 
 
-def forward(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
-    """Crops to heatmaps."""
+def forward(
+    ours: PoseEstimator, peers: dict[str, Peer], people: int, others: dict[str, PoseEstimator] | None = None
+) -> dict[str, Callable]:
+    """Crops to heatmaps; `others` are ours with their network in another runtime."""
     size, model = ours.config.image_size, ours.model
     crops = jax.random.normal(jax.random.key(0), (people, *size, 3), model.backbone.dtype)
     run = jax.jit(lambda model, crops: model(crops, 0))
@@ -85,7 +89,12 @@ def forward(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[st
         tensor = peer.to_torch(crops)
         return lambda: peer.forward(tensor)
 
-    return {OURS: lambda: run(model, crops)} | functions(peers, make)
+    def make_other(estimator):
+        network, values = estimator.model.network(0).exported, np.asarray(crops, np.float32)
+        return lambda: network(values)
+
+    programs = {name: make_other(estimator) for name, estimator in (others or {}).items()}
+    return {OURS: lambda: run(model, crops)} | programs | functions(peers, make)
 
 
 def crop(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
@@ -109,13 +118,22 @@ def decode(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str
     return {OURS: lambda: run(heatmaps, boxes)} | functions(_first(peers), make)
 
 
-def path(ours: PoseEstimator, peers: dict[str, Peer], people: int, flip: bool = False) -> dict[str, Callable]:
-    """Image and boxes to keypoints."""
+def path(
+    ours: PoseEstimator,
+    peers: dict[str, Peer],
+    people: int,
+    flip: bool = False,
+    others: dict[str, PoseEstimator] | None = None,
+) -> dict[str, Callable]:
+    """Image and boxes to keypoints; `others` are ours with their network in another runtime."""
     image, boxes = scene(people)
     pairs = list(ours.config.skeletons[0].flip_pairs) if flip else None
-    return {OURS: lambda: ours(image, boxes, decode="transformers", flip_test=flip)} | functions(
-        peers, lambda peer: lambda: peer.path(image, boxes, pairs)
-    )
+
+    def make(estimator):
+        return lambda: estimator(image, boxes, decode="transformers", flip_test=flip)
+
+    programs = {name: make(estimator) for name, estimator in {OURS: ours, **(others or {})}.items()}
+    return programs | functions(peers, lambda peer: lambda: peer.path(image, boxes, pairs))
 
 
 def experts(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
@@ -156,13 +174,14 @@ def measure(options: argparse.Namespace) -> list[dict]:
         for dtype in options.dtypes:
             with tempfile.TemporaryDirectory() as folder:
                 ours, peers, loading = prepare(config, folder, dtype, options.peers)
+                others = load_others(folder, dtype, options.runtimes)
             label = {"preset": preset, "dtype": dtype, "people": 0, "flip": False}
             if "load" in options.stages:
                 rows += [{**label, "stage": "load", "program": name, **row} for name, row in loading.items()]
             for people in options.people:
                 for flip in options.flip:
                     label = {"preset": preset, "dtype": dtype, "people": people, "flip": flip}
-                    rows += measure_stages(options, label, ours, peers)
+                    rows += measure_stages(options, label, ours, peers, others)
             if "path" in options.stages:
                 label = {**label, "people": max(options.people), "stage": "programs", "program": OURS}
                 rows.append(label | {"programs": ours.num_compiled})
@@ -188,17 +207,30 @@ def prepare(config: VitPoseConfig, folder: str, dtype: str, names: list[str]) ->
     return ours, peers, {name: {"ms": 1e3 * value} for name, value in seconds.items()}
 
 
-def measure_stages(options: argparse.Namespace, label: dict, ours: PoseEstimator, peers: dict) -> list[dict]:
+def load_others(folder: str, dtype: str, runtimes: list[str]) -> dict[str, PoseEstimator]:
+    """Our estimator with its network in each of these runtimes that knows the dtype, by the program's name."""
+    return {
+        f"{OURS}-{runtime}": PoseEstimator.from_pretrained(folder, runtime=runtime, dtype=dtype)
+        for runtime in runtimes
+        if dtype == "float32" or runtime == "openvino"
+    }
+
+
+def measure_stages(
+    options: argparse.Namespace, label: dict, ours: PoseEstimator, peers: dict, others: dict
+) -> list[dict]:
     """The rows of all stages for one model, dtype, number of people and flip test."""
     rows = []
-    makers = {"forward": forward, "crop": crop, "decode": decode, "experts": experts}
+    makers = {"crop": crop, "decode": decode, "experts": experts}
     for stage in options.stages:
         if stage == "memory" and not label["flip"]:
             peaks = memory(ours, peers, label["people"])
             rows += [{**label, "stage": stage, "program": name, "megabytes": size} for name, size in peaks.items()]
             continue
         if stage == "path":
-            programs = path(ours, peers, label["people"], label["flip"])
+            programs = path(ours, peers, label["people"], label["flip"], others)
+        elif stage == "forward" and not label["flip"]:
+            programs = forward(ours, peers, label["people"], others)
         elif stage in makers and not label["flip"] and (stage != "experts" or ours.config.experts):
             programs = makers[stage](ours, peers, label["people"])
         else:
@@ -239,6 +271,9 @@ def parser() -> argparse.ArgumentParser:
     """The options."""
     options = arguments(__doc__, presets=PRESETS, people=PEOPLE, dtypes=DTYPES, peers=PEERS, rounds=ROUNDS)
     options.add_argument("--flip", nargs="+", type=lambda text: text == "yes", default=FLIP, metavar="yes|no")
+    options.add_argument(
+        "--runtimes", nargs="*", default=[], choices=["onnxruntime", "openvino"], help="run our network in these, too"
+    )
     options.add_argument("--stages", nargs="*", default=STAGES, choices=[*STAGES, *MORE_STAGES])
     return options
 

@@ -29,6 +29,8 @@ OPENING = re.compile(r"^<!-- table: (\S+) -->$", re.MULTILINE)
 Row = dict[str, Any]
 # How the programs of speed.py and detection.py are called in tables.
 PROGRAMS = {
+    "vitpose-jax-onnxruntime": "vitpose-jax on ONNX Runtime",
+    "vitpose-jax-openvino": "vitpose-jax on OpenVINO",
     "eager": "transformers",
     "compile": "transformers, torch.compile",
     "onnxruntime": "ONNX Runtime",
@@ -397,20 +399,28 @@ def speed_summary() -> str:
 def runtimes() -> str:
     """The network alone in every runtime that a user could pick, from one run."""
     document = read("cpu_avx512_runtimes.json")
-    programs = list(dict.fromkeys(row["program"] for row in document["rows"]))
+    return f"{caption(document)}\n\n{runtimes_table(document['rows'])}"
+
+
+def runtimes_table(rows: list[Row]) -> str:
+    """A column for each program, a line for each dtype and number of people; first the network alone, then the path."""
+    stages = {"forward": "network alone", "path": "image and boxes to keypoints"}
+    rows = [row for row in rows if row["stage"] in stages and not row["flip"]]
+    programs = list(dict.fromkeys(row["program"] for row in rows))
+    several = len({row["stage"] for row in rows}) > 1
+    groups: dict[tuple[int, str, int], dict[str, float]] = {}
+    for row in rows:
+        group = list(stages).index(row["stage"]), row["dtype"], row["people"]
+        groups.setdefault(group, {})[row["program"]] = row["ms"]
     lines = []
-    for dtype in document["options"]["dtypes"]:
-        for people in document["options"]["people"]:
-            times = {
-                row["program"]: row["ms"]
-                for row in document["rows"]
-                if (row["dtype"], row["people"]) == (dtype, people)
-            }
-            ours = times["vitpose-jax"]
-            cells = [f"{times[name]:.0f} ({times[name] / ours:.2f}x)" if name in times else "" for name in programs[1:]]
-            lines.append([dtype, str(people), f"{ours:.0f}", *cells])
-    header = ["dtype", "people", *(f"{PROGRAMS.get(name, name)}, ms" for name in programs)]
-    return f"{caption(document)}\n\n{markdown(header, lines, numbers=len(programs))}"
+    for (stage, dtype, people), times in sorted(groups.items(), key=lambda group: group[0][0]):
+        ours = times["vitpose-jax"]
+        cells = [f"{times[name]:.0f} ({times[name] / ours:.2f}x)" if name in times else "" for name in programs[1:]]
+        title = [list(stages.values())[stage]] if several else []
+        lines.append([*title, dtype, str(people), f"{ours:.0f}", *cells])
+    header = [*(["stage"] if several else []), "dtype", "people"]
+    header += [f"{PROGRAMS.get(name, name)}, ms" for name in programs]
+    return markdown(header, lines, numbers=len(programs))
 
 
 # An H100's memory, as its maker states it; ahead.py's description of the device holds the same figure.

@@ -152,6 +152,23 @@ def test_wrong_markers_are_errors(tables, page, message):
         tables.fill(page)
 
 
+def test_the_table_of_runtimes_has_a_column_for_each_and_the_path_below(tables):
+    def row(stage, program, ms):
+        return {"stage": stage, "dtype": "float32", "people": 1, "flip": False, "program": program, "ms": ms}
+
+    rows = [row("path", "vitpose-jax", 40.0), row("path", "vitpose-jax-openvino", 30.0)]
+    rows += [row("forward", "vitpose-jax", 20.0), row("forward", "eager", 40.0)]
+    header, _, *lines = tables.runtimes_table(rows).splitlines()
+    assert header == "| stage | dtype | people | vitpose-jax, ms | vitpose-jax on OpenVINO, ms | transformers, ms |"
+    assert lines == [
+        "| network alone | float32 | 1 | 20 |  | 40 (2.00x) |",
+        "| image and boxes to keypoints | float32 | 1 | 40 | 30 (0.75x) |  |",
+    ]
+    # A run of the network alone, also with rows of other stages, has no such column.
+    rows = [row for row in rows if row["stage"] == "forward"] + [row("crop", "vitpose-jax", 1.0)]
+    assert tables.runtimes_table(rows).splitlines()[2:] == ["| float32 | 1 | 20 | 40 (2.00x) |"]
+
+
 @pytest.mark.parametrize("name", SCRIPTS)
 def test_each_script_has_help_and_commands_that_parse(name):
     module = load(name)

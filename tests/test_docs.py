@@ -219,6 +219,10 @@ def check_web(namespaces, printed, folder):
     assert len(namespaces[-1]["poses"]) == 12
 
 
+def check_performance(namespaces: list[dict], output: str, folder: pathlib.Path) -> None:
+    assert namespaces[-1]["estimator"].runtime == "openvino" and len(namespaces[-1]["poses"]) >= 1
+
+
 CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "README.md": check_readme,
     "docs/quickstart.md": check_quickstart,
@@ -236,6 +240,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
     "docs/guides/web.md": check_web,
     "docs/explain/decoding.md": check_decoding,
     "docs/explain/scores.md": check_scores,
+    "docs/explain/performance.md": check_performance,
 }
 # Every block of these pages runs by itself; those of the others run one after another.
 BY_THEMSELVES = {"docs/guides/detect.md"}

@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 
 from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.detector import Detector
-from vitpose_jax.export.estimation import ExportedModel, ExportedPath
+from vitpose_jax.export.estimation import ExportedModel, ExportedPath, RuntimeModel, RuntimePath, load_model
 from vitpose_jax.images import ImageLike, load_image
 from vitpose_jax.pipeline.packing import PackedImages, pack_images, pixel_bucket
 from vitpose_jax.pipeline.postprocess import Decode, get_decoding
@@ -34,7 +34,6 @@ from vitpose_jax.pipeline.warp import Border, check_border
 from vitpose_jax.pixels.arrays import ChannelOrder, check_channel_order, split_batch
 from vitpose_jax.pixels.urls import remote
 from vitpose_jax.poses import Poses
-from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, check_power_of_two
 from vitpose_jax.serving.boxes import BoxFormat, check_box_format, is_detections
 from vitpose_jax.serving.flow import PREFETCH, ItemError, entry_bytes, read_ahead, run, stream
@@ -150,7 +149,8 @@ class PoseEstimator:
     that occurs, times the combinations of `dataset`, `flip_test` and `decode` in use.
 
     Args:
-        model: a `VitPose`; later changes to it are not seen. Or an `ExportedModel`; see `from_exported`.
+        model: a `VitPose`; later changes to it are not seen. Or an `ExportedModel`; see `from_exported`. Or a
+            `RuntimeModel`; see `from_pretrained`.
         max_batch: most boxes in one batch, a power of two. Longer lists are split, so memory is bounded. None for the
             default of the device: 16 on CPUs, which larger batches slow down, 64 elsewhere. An exported file for a
             fixed number of crops has its own.
@@ -168,7 +168,7 @@ class PoseEstimator:
 
     def __init__(
         self,
-        model: VitPose | ExportedModel,
+        model: VitPose | ExportedModel | RuntimeModel,
         *,
         max_batch: int | None = None,
         border: Border = "scipy",
@@ -180,7 +180,7 @@ class PoseEstimator:
         if isinstance(devices, jax.sharding.Mesh):
             devices = list(devices.devices.flat)
         count = 1 if devices is None else len(devices)
-        fixed = model.fixed_batch() if isinstance(model, ExportedModel) else None
+        fixed = None if isinstance(model, VitPose) else model.fixed_batch()
         if max_batch is None and fixed is None:
             platform = devices[0].platform if devices else jax.default_backend()
             max_batch = max(MAX_BATCH_CPU if platform == "cpu" else MAX_BATCH, count)
@@ -206,14 +206,14 @@ class PoseEstimator:
             mesh = jax.sharding.Mesh(np.asarray(devices), ("data",))
             self._replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self._split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-        self._program: Program | ExportedPath
-        if isinstance(model, ExportedModel):
+        self._program: Program | ExportedPath | RuntimePath
+        if not isinstance(model, VitPose):
             if devices is not None:
                 raise ValueError("devices: expected none with an exported model, which runs on one device")
-            self.dtype = model.dtype
+            self.dtype, self.runtime = model.dtype, model.runtime
             self._program = model.program(border=border, padding=padding, stretch=stretch)
         else:
-            self.dtype = np.dtype(model.backbone.dtype)
+            self.dtype, self.runtime = np.dtype(model.backbone.dtype), "jax"
             function = functools.partial(predict, border=border, padding=padding, stretch=stretch)
             options = ("dataset_index", *CallOptions._fields)
             self._program = Program(model, function, options=options, sharding=self._replicated)
@@ -228,6 +228,7 @@ class PoseEstimator:
         cls,
         source: str | os.PathLike[str] = DEFAULT_MODEL,
         *,
+        runtime: Literal["jax", "onnxruntime", "openvino"] = "jax",
         max_batch: int | None = None,
         border: Border = "scipy",
         padding: float = BOX_PADDING,
@@ -240,11 +241,20 @@ class PoseEstimator:
 
         Args:
             source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`. By default the bundled model.
+            runtime: what the network runs in. "openvino", on the CPU, is often the fastest there, in float32, bfloat16
+                or float16; dtype="auto" is bfloat16 on processors with instructions for it. "onnxruntime" computes in
+                float32. Crops and decoding run in JAX. Of a ViTPose++ with several heads, the network of a dataset is
+                made when it is first used; the model stays in memory for the others.
             max_batch, border, padding, stretch, devices: see the class.
             detector: a `Detector`, or the source of one: a Hub id or a folder. None for the bundled person finder.
             kwargs: for `vitpose_jax.from_pretrained`: dtype, revision, image_size, skeleton, ...
+
+        Raises:
+            ValueError: as `vitpose_jax.from_pretrained`; with another runtime than JAX for devices, a dtype that it
+                does not know, or a network above 2 GiB.
+            ImportError: if the runtime is not installed.
         """
-        model = from_pretrained(source, **kwargs)
+        model = load_model(source, runtime, devices=devices, **kwargs)
         if detector is not None and not isinstance(detector, Detector):
             common = ("dtype", "param_dtype", "cache_dir", "token", "local_files_only", "strict")
             detector = Detector.from_pretrained(detector, **{key: kwargs[key] for key in common if key in kwargs})
@@ -525,7 +535,7 @@ class PoseEstimator:
 
     def _batch_limits(self, flip_test: bool) -> tuple[int, int]:
         """The most and the fewest boxes in a batch; both are the number that an exported file takes, if it is fixed."""
-        fixed = self.model.fixed_batch(flip_test=flip_test) if isinstance(self.model, ExportedModel) else None
+        fixed = None if isinstance(self.model, VitPose) else self.model.fixed_batch(flip_test=flip_test)
         return (self.max_batch, self._min_batch) if fixed is None else (fixed, fixed)
 
     def _detect(self, images: PackedImages, items: list[_PoseItem]) -> None:

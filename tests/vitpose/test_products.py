@@ -94,9 +94,9 @@ def test_bfloat16_parameters_are_stored_in_float32_on_cpus(monkeypatch):
 )
 def test_auto_is_bfloat16_where_the_processor_has_its_products(monkeypatch, flags, dtype):
     monkeypatch.setattr(ops.Path, "read_text", lambda *_, **__: f"flags : fpu {flags}\n")
-    ops._has_bfloat16_products.cache_clear()
+    ops.has_bfloat16_products.cache_clear()
     assert ops.choose_dtype("auto") == dtype
-    ops._has_bfloat16_products.cache_clear()
+    ops.has_bfloat16_products.cache_clear()
     assert ops.choose_dtype("float16") == "float16"
     with pytest.raises(ValueError, match="dtype: expected float32, bfloat16 or float16, got float64"):
         ops.choose_dtype("float64")

@@ -12,7 +12,7 @@ import numpy as np
 from vitpose_jax.datasets.fields import read_json
 from vitpose_jax.detector import DetectionModel, Detector
 from vitpose_jax.estimator import PoseEstimator
-from vitpose_jax.export.estimation import ExportedModel
+from vitpose_jax.export.estimation import ExportedModel, RuntimeModel
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.atomic import write_whole
 from vitpose_jax.vitpose.modeling import VitPose
@@ -103,8 +103,15 @@ def detector_settings(detector: Detector) -> dict[str, Any]:
     }
 
 
-def hash_model(model: VitPose | ExportedModel | DetectionModel) -> str:
-    """SHA-256 of the configuration and of all weights; of an exported model, of what its file says and its runtime."""
+def hash_model(model: VitPose | ExportedModel | RuntimeModel | DetectionModel) -> str:
+    """SHA-256 of the configuration and of all weights; of an exported model, of what its file says and its runtime.
+
+    A model in another runtime has the hash of the ONNX file of it there; with several heads, its own with the runtime.
+    """
+    if isinstance(model, RuntimeModel):
+        if isinstance(model.source, ExportedModel):
+            return hash_model(model.source)
+        return hashlib.sha256(f"{hash_model(model.source)} {model.runtime}".encode()).hexdigest()
     if isinstance(model, ExportedModel):
         # The metadata hold the checksum of the rest of the file, which was compared when it was loaded. Which versions
         # wrote it changes no results.

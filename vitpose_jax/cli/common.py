@@ -31,6 +31,14 @@ class DType(enum.StrEnum):
     auto = "auto"
 
 
+class Runtime(enum.StrEnum):
+    """What the network runs in."""
+
+    jax = "jax"
+    onnxruntime = "onnxruntime"
+    openvino = "openvino"
+
+
 class Quantize(enum.StrEnum):
     """How the kernels of the blocks are kept in memory."""
 
@@ -60,6 +68,9 @@ Expert = Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++
 FlipTest = Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")]
 DecodeOption = Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")]
 DTypeOption = Annotated[DType, typer.Option(help="The dtype of the computation.")]
+RuntimeOption = Annotated[
+    Runtime, typer.Option(help="What the network runs in; openvino is often the fastest on a CPU.")
+]
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option("--quantize", help="Keep the weights of the blocks as int8 or int4.", show_default="float"),
@@ -118,6 +129,11 @@ def quantize_options(quantize: Quantize | None, group_size: int | None) -> "Quan
     if group_size is not None:
         options["group_size"] = group_size
     return options
+
+
+def runtime_setting(runtime: Runtime) -> dict[str, str]:
+    """The setting that --runtime stands for; none for JAX, so that older results can be resumed."""
+    return {} if runtime is Runtime.jax else {"runtime": runtime.value}
 
 
 def show_progress(total: int) -> bool:

@@ -16,6 +16,8 @@ from vitpose_jax.cli.common import (
     GroupSize,
     Lenient,
     QuantizeOption,
+    Runtime,
+    RuntimeOption,
     choose_devices,
     quantize_options,
     say,
@@ -82,6 +84,7 @@ def evaluate(
         Decode | None, typer.Option(help="How heatmaps become points; default: as the dataset's protocol.")
     ] = None,
     dtype: Annotated[DType, typer.Option(help="The dtype of the computation.")] = DType.float32,
+    runtime: RuntimeOption = Runtime.jax,
     quantize: QuantizeOption = None,
     group_size: GroupSize = None,
     max_batch: Annotated[
@@ -111,6 +114,7 @@ def evaluate(
                 "--resume": resume,
                 "--no-flip-test": not flip_test,
                 "--decode": decode,
+                "--runtime": runtime is not Runtime.jax,
                 "--quantize": quantize,
                 "--group-size": group_size,
                 "--soft-nms": soft_nms,
@@ -180,6 +184,7 @@ def evaluate(
     chosen = choose_devices(devices, distributed=distributed)
     estimator = PoseEstimator.from_pretrained(
         model,
+        runtime=runtime.value,
         dtype=dtype.value,
         revision=revision,
         strict=not lenient,

@@ -23,11 +23,14 @@ from vitpose_jax.cli.common import (
     Model,
     QuantizeOption,
     Revision,
+    Runtime,
+    RuntimeOption,
     choose_devices,
     dataset_key,
     exit_with_failures,
     named_source,
     quantize_options,
+    runtime_setting,
     say,
     show_progress,
 )
@@ -88,6 +91,7 @@ def predict(
     flip_test: FlipTest = False,
     decode: DecodeOption = Decode.udp,
     dtype: DTypeOption = DType.float32,
+    runtime: RuntimeOption = Runtime.jax,
     quantize: QuantizeOption = None,
     group_size: GroupSize = None,
     revision: Revision = None,
@@ -127,6 +131,7 @@ def predict(
             finder = Detector.from_pretrained(detector, dtype=compute, strict=not lenient, **wanted)
         return PoseEstimator.from_pretrained(
             model,
+            runtime=runtime.value,
             dtype=compute,
             revision=revision,
             strict=not lenient,
@@ -158,6 +163,7 @@ def predict(
             "revision": revision,
             "dtype": dtype.value,
             **rounding,
+            **runtime_setting(runtime),
             "detector": named_source(detector) if find_boxes else None,
             "labels": list(label or LABELS) if find_boxes else None,
             "min_score": min_score,

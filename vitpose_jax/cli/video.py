@@ -22,9 +22,12 @@ from vitpose_jax.cli.common import (
     Model,
     QuantizeOption,
     Revision,
+    Runtime,
+    RuntimeOption,
     dataset_key,
     named_source,
     quantize_options,
+    runtime_setting,
     say,
 )
 from vitpose_jax.cli.drawing import ColourBy, Fade, LineWidth, Radius, Threshold, drawing_options
@@ -82,6 +85,7 @@ def video(
     flip_test: FlipTest = False,
     decode: DecodeOption = Decode.udp,
     dtype: DTypeOption = DType.float32,
+    runtime: RuntimeOption = Runtime.jax,
     quantize: QuantizeOption = None,
     group_size: GroupSize = None,
     revision: Revision = None,
@@ -106,7 +110,13 @@ def video(
             wanted = {"threshold": min_score, "labels": label or LABELS}
             finder = Detector.from_pretrained(detector, dtype=dtype.value, strict=not lenient, **wanted)
         return PoseEstimator.from_pretrained(
-            model, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder, **rounding
+            model,
+            runtime=runtime.value,
+            dtype=dtype.value,
+            revision=revision,
+            strict=not lenient,
+            detector=finder,
+            **rounding,
         )
 
     summary = track_file(
@@ -132,6 +142,7 @@ def video(
             "revision": revision,
             "dtype": dtype.value,
             **rounding,
+            **runtime_setting(runtime),
             "detector": named_source(detector),
             "labels": list(label or LABELS),
             "min_score": min_score,

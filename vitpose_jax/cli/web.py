@@ -6,7 +6,17 @@ from typing import Annotated
 import typer
 
 from vitpose_jax.bundled import DEFAULT_FINDER, DEFAULT_MODEL
-from vitpose_jax.cli.common import DType, DTypeOption, GroupSize, Lenient, QuantizeOption, quantize_options, say
+from vitpose_jax.cli.common import (
+    DType,
+    DTypeOption,
+    GroupSize,
+    Lenient,
+    QuantizeOption,
+    Runtime,
+    RuntimeOption,
+    quantize_options,
+    say,
+)
 
 
 def web(
@@ -25,6 +35,7 @@ def web(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on.")] = 7860,
     max_upload: Annotated[int, typer.Option(min=1, help="Largest file that is taken, in MB.")] = 50,
     dtype: DTypeOption = DType.float32,
+    runtime: RuntimeOption = Runtime.jax,
     quantize: QuantizeOption = None,
     group_size: GroupSize = None,
     revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of the model on the Hub.")] = None,
@@ -51,11 +62,19 @@ def web(
     for name, source in sources.items():
         say(f"loading {source}")
         estimators[name] = PoseEstimator.from_pretrained(
-            source, dtype=dtype.value, revision=revision, strict=not lenient, detector=finder, **rounding
+            source,
+            runtime=runtime.value,
+            dtype=dtype.value,
+            revision=revision,
+            strict=not lenient,
+            detector=finder,
+            **rounding,
         )
     for name, estimator in estimators.items():
         say(f"compiling {name} for {estimator.device_kind}")
         estimator.warmup()
+    if runtime is not Runtime.jax:
+        say("the page draws no heatmaps and no attention: they need --runtime jax")
     models = Models(estimators)
     try:
         track_video = create_video_tracker(models)

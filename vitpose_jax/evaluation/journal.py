@@ -105,7 +105,8 @@ class Journal:
         earlier = entry.get("settings")
         if not isinstance(earlier, dict):
             raise ValueError(f"{path}: expected the settings of the evaluation in the first line")
-        for key in sorted({*self._settings, *earlier}):
+        # The hash says the least: what it depends on may be among the others.
+        for key in sorted({*self._settings, *earlier}, key=lambda key: (key == "model_sha256", key)):
             if earlier.get(key) != self._settings.get(key):
                 raise ValueError(
                     f"{path}: cannot resume with other settings; "

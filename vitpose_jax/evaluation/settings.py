@@ -34,6 +34,7 @@ class PoseSettings:
         boxes: their number.
         decode: how heatmaps become points.
         dtype: in which the network computes.
+        runtime: "onnxruntime" or "openvino"; None for JAX.
         max_batch: the most boxes in one batch.
         flip_test: poses are averaged over the image and the mirrored image.
         border, padding, stretch: of the crops, see `PoseEstimator`.
@@ -47,6 +48,7 @@ class PoseSettings:
     boxes: int
     decode: str
     dtype: str
+    runtime: str | None
     max_batch: int
     flip_test: bool
     border: str
@@ -102,6 +104,7 @@ class Settings(PoseSettings):
             detections=None if dataset.detections is None else hash_file(dataset.detections),
             boxes=dataset.num_boxes,
             dtype=estimator.dtype.name,
+            runtime=None if estimator.runtime == "jax" else estimator.runtime,
             max_batch=estimator.max_batch,
             border=estimator.border,
             padding=estimator.padding,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vitpose_jax.export.estimation import ExportedModel as ExportedModel
+    from vitpose_jax.export.estimation import RuntimeModel as RuntimeModel
     from vitpose_jax.export.metadata import Metadata as Metadata
     from vitpose_jax.export.program import ExportedProgram as ExportedProgram
     from vitpose_jax.export.program import load as load
@@ -28,6 +29,7 @@ _HOMES = {
     "ExportedProgram": "program",
     "Metadata": "metadata",
     "OnnxNetwork": "runtimes",
+    "RuntimeModel": "estimation",
     "load": "program",
     "load_onnx": "runtimes",
     "to_onnx": "write",
@@ -40,6 +42,7 @@ __all__ = [
     "ExportedProgram",
     "Metadata",
     "OnnxNetwork",
+    "RuntimeModel",
     "load",
     "load_onnx",
     "to_onnx",

@@ -1,26 +1,34 @@
-"""An exported file in the place of a model: what `PoseEstimator.from_exported` runs.
+"""What a `PoseEstimator` runs in the place of a model: an exported file, or the model's networks in another runtime.
 
-network   make_crops -> the file's network, in JAX or another runtime -> read_heatmaps
-path      the file's program does all of it
+ExportedModel   a file
+    network     make_crops -> the file's network, in JAX or another runtime -> read_heatmaps
+    path        the file's program does all of it
+RuntimeModel    an ExportedModel for each head, through memory
 """
 
 import functools
 import os
 import pathlib
-from typing import Any, TypeGuard
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal, TypeGuard
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitpose_jax.export.program import ExportedProgram, load
-from vitpose_jax.export.runtimes import OnnxNetwork, load_onnx
+from vitpose_jax.export.runtimes import RUNTIMES, OnnxNetwork, check_installed, check_runtime, load_graph, load_onnx
 from vitpose_jax.pipeline.packing import PackedImages
 from vitpose_jax.pipeline.postprocess import Decode
 from vitpose_jax.pipeline.predict import make_crops, read_heatmaps
 from vitpose_jax.pipeline.warp import Border
+from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.vitpose.config import VitPoseConfig
+from vitpose_jax.vitpose.modeling import VitPose
+from vitpose_jax.vitpose.ops import check_dtype, has_bfloat16_products
 
 JAX = "jax"
 
@@ -168,3 +176,145 @@ class ExportedPath:
             return self._exported.num_compiled
         network = self._exported.num_compiled if isinstance(self._exported, ExportedProgram) else 0
         return network + self._crop._cache_size() + self._read._cache_size()
+
+
+class RuntimeModel:
+    """A model whose networks run in ONNX Runtime or OpenVINO, as a `PoseEstimator` needs it.
+
+    These run one head with its expert. The network of a model with one head is made at once. Those of a model with
+    several are made when a dataset is first used, each with weights of its own, and the model in JAX stays for the next
+    one; `VitPose.specialize` gives a model with one head.
+
+    Args:
+        model: any `VitPose`; the networks take its parameters as float32. With one head it is not kept.
+        runtime: "onnxruntime" or "openvino".
+        dtype: in which the networks compute, see `load_onnx`. "auto" is bfloat16 in OpenVINO on processors with
+            instructions for it, otherwise float32.
+
+    Attributes:
+        config: of the model, with all its heads and experts.
+        dtype: in which the networks compute.
+        runtime: their runtime.
+        quantization: of the model's kernels, which are so in the networks.
+        source: what all results depend on: the network of the only head, or a model with several.
+
+    Raises:
+        ValueError: for an unknown runtime, a dtype that it does not know, or a network above 2 GiB.
+        ImportError: if the runtime or onnx is not installed.
+    """
+
+    def __init__(self, model: VitPose, runtime: str, *, dtype: DTypeLike | Literal["auto"] = jnp.float32):
+        self._name = _choose_dtype(runtime, dtype)
+        self.config, self.quantization = model.config, model.quantization
+        self.dtype, self.runtime = jnp.dtype(self._name), runtime
+        self._networks: dict[int, ExportedModel] = {}
+        self._lock = threading.Lock()
+        several = len(model.config.skeletons) > 1
+        self.source = model if several else self._load(model, None)
+
+    def network(self, dataset_index: int) -> ExportedModel:
+        """The network of a dataset, which is made the first time."""
+        if isinstance(self.source, ExportedModel):
+            return self.source
+        with self._lock:  # several threads may call an estimator
+            if dataset_index not in self._networks:
+                self._networks[dataset_index] = self._load(self.source, dataset_index)
+            return self._networks[dataset_index]
+
+    def _load(self, model: VitPose, dataset_index: int | None) -> ExportedModel:
+        # It needs the package onnx.
+        from vitpose_jax.export.onnx import build_graph
+        from vitpose_jax.export.write import one_head
+
+        content = b"".join(build_graph(one_head(model, dataset_index)))
+        return ExportedModel(load_graph(content, self.runtime, dtype=self._name))
+
+    def fixed_batch(self, *, flip_test: bool = False) -> None:
+        """None: the networks take any number of boxes."""
+
+    def program(self, *, border: Border, padding: float, stretch: bool) -> "RuntimePath":
+        """The whole path.
+
+        Args:
+            border, padding, stretch: see `PoseEstimator`.
+        """
+        return RuntimePath(self, border=border, padding=padding, stretch=stretch)
+
+
+class RuntimePath:
+    """From images and boxes to keypoints, each dataset in its own network, as serving/program.py runs a model."""
+
+    def __init__(self, model: RuntimeModel, **options: Any):
+        self._model, self._options = model, options
+        self._paths: dict[int, ExportedPath] = {}
+
+    def __call__(
+        self, images: PackedImages, boxes: Float[Array, "n 4"], *, dataset_index: int = 0, **options: Any
+    ) -> tuple[Float[Array, "n K 2"], Float[Array, "n K"], Float[Array, "n K 2 2"]]:
+        """As `predict`."""
+        return self._path(dataset_index)(images, boxes, **options)
+
+    def _path(self, dataset_index: int) -> ExportedPath:
+        if dataset_index not in self._paths:
+            path = self._model.network(dataset_index).program(**self._options)
+            return self._paths.setdefault(dataset_index, path)
+        return self._paths[dataset_index]
+
+    @property
+    def device_kind(self) -> str:
+        """The kind of the device that the network of the first head runs on."""
+        return self._path(self._model.config.dataset_index()).device_kind
+
+    @property
+    def num_compiled(self) -> int:
+        """The number of programs that JAX compiled so far."""
+        return sum(path.num_compiled for path in list(self._paths.values()))
+
+
+def load_model(
+    source: str | os.PathLike[str],
+    runtime: str = JAX,
+    *,
+    devices: Sequence[jax.Device] | jax.sharding.Mesh | None = None,
+    dtype: DTypeLike | Literal["auto"] = jnp.float32,
+    param_dtype: DTypeLike | None = None,
+    **kwargs: Any,
+) -> VitPose | RuntimeModel:
+    """A pretrained model, for a runtime.
+
+    Args:
+        source: see `vitpose_jax.from_pretrained`.
+        runtime: "jax", "onnxruntime" or "openvino".
+        devices: those of `PoseEstimator`; None with another runtime than JAX.
+        dtype: in which the model computes; in another runtime as `RuntimeModel` says.
+        param_dtype: see `vitpose_jax.from_pretrained`; in another runtime float32.
+        kwargs: for `vitpose_jax.from_pretrained`.
+
+    Raises:
+        ValueError, ImportError: as `from_pretrained` and `RuntimeModel`; for an unknown runtime, and for devices or a
+            `param_dtype` that it does not take. What can be checked is checked before the model is read.
+    """
+    if runtime == JAX:
+        return from_pretrained(source, dtype=dtype, param_dtype=param_dtype, **kwargs)
+    if runtime not in RUNTIMES:
+        raise ValueError(f"runtime: expected one of {JAX}, {', '.join(RUNTIMES)}, got {runtime!r}")
+    if devices is not None:
+        raise ValueError(f"devices: expected none with the runtime {runtime}, which chooses its own")
+    if param_dtype is not None:
+        check_dtype(param_dtype, "param_dtype")
+        if jnp.dtype(param_dtype) != jnp.float32:
+            raise ValueError(f"param_dtype: expected float32 with the runtime {runtime}, got {jnp.dtype(param_dtype)}")
+    _choose_dtype(runtime, dtype)
+    return RuntimeModel(from_pretrained(source, **kwargs), runtime, dtype=dtype)
+
+
+def _choose_dtype(runtime: str, dtype: DTypeLike | Literal["auto"]) -> str:
+    """The name of the dtype for a runtime, which is there and knows it."""
+    if isinstance(dtype, str) and dtype == "auto":
+        name = "bfloat16" if runtime == "openvino" and has_bfloat16_products() else "float32"
+    else:
+        check_dtype(dtype)
+        name = jnp.dtype(dtype).name
+    check_runtime(runtime, name)
+    check_installed(runtime)
+    return name

@@ -110,7 +110,10 @@ def build_graph(model: VitPose, batch: int | None = None) -> tuple[bytes, bytes]
     opset, ir_version = (INT4_OPSET, INT4_IR_VERSION) if int4_kernels else (OPSET, IR_VERSION)
     size = sum(array.nbytes for array in weights.values())
     if size > LARGEST_FILE:
-        raise ValueError(f"ONNX: expected a model of at most 2 GiB, got {size / 2**30:.1f}; export it to stablehlo")
+        raise ValueError(
+            f"ONNX: expected a model of at most 2 GiB, got {size / 2**30:.1f}; quantize it, or "
+            "use the runtime jax or the format stablehlo"
+        )
     graph = _Graph()
     tokens = _embed(graph, config, weights)
     for index in range(config.out_indices[-1]):

@@ -96,7 +96,7 @@ def to_stablehlo(
     get_decoding(decode)
     check_border(border)
     counts = _check_batch(batch)
-    model = _one_head(model, dataset)
+    model = one_head(model, dataset)
     options = {"flip_test": flip_test, "decode": decode, "border": border, "padding": padding, "stretch": stretch}
     if part == "network" and tuple(options.values()) != (False, "udp", "scipy", BOX_PADDING, False):
         raise ValueError(f"{', '.join(options)}: expected them with the part 'path'; a network has none")
@@ -163,7 +163,7 @@ def to_onnx(
     if not runtimes:
         raise ImportError('an ONNX file is run before it is kept: pip install "vitpose-jax[onnxruntime]"')
     counts = _check_batch(batch)
-    model = _one_head(model, dataset)
+    model = one_head(model, dataset)
     start = time.perf_counter()
     content = build_graph(model, batch)
     checks, read = [], 0.0
@@ -207,7 +207,8 @@ def _check_batch(batch: int | None) -> tuple[int, ...]:
     return COUNTS if batch is None else (batch,)
 
 
-def _one_head(model: VitPose, dataset: str | int | None) -> VitPose:
+def one_head(model: VitPose, dataset: str | int | None) -> VitPose:
+    """The network of a dataset with its head, or of the first one; a plain network is itself."""
     check_no_adapters(model, "export")
     config = model.config
     if dataset is None and not config.experts and len(config.skeletons) == 1:

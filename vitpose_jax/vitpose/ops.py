@@ -167,7 +167,7 @@ def choose_dtype(dtype: DTypeLike | Literal["auto"]) -> DTypeLike:
         ValueError: see `check_dtype`.
     """
     if isinstance(dtype, str) and dtype == "auto":
-        return jnp.bfloat16 if jax.default_backend() != "cpu" or _has_bfloat16_products() else jnp.float32
+        return jnp.bfloat16 if jax.default_backend() != "cpu" or has_bfloat16_products() else jnp.float32
     check_dtype(dtype)
     return dtype
 
@@ -187,7 +187,7 @@ def choose_param_dtype(dtype: DTypeLike, param_dtype: DTypeLike | None) -> DType
 
 
 @functools.cache
-def _has_bfloat16_products() -> bool:
+def has_bfloat16_products() -> bool:
     """Whether the processor has instructions for them, as Linux says."""
     try:
         flags = Path("/proc/cpuinfo").read_text(errors="replace").split()

@@ -49,7 +49,7 @@ class Overlays:
             dataset: the expert and head; None for the first.
 
         Raises:
-            ValueError: if the model is an exported one, which gives poses alone.
+            ValueError: if the model is an exported one or in another runtime, which gives poses alone.
         """
         index = self._estimator.config.dataset_index(dataset)
         images = pack_images([image], pixel_bucket(image.shape[0] * image.shape[1]))
@@ -66,7 +66,10 @@ class Overlays:
     def _program(self) -> Program:
         model = self._estimator.model
         if not isinstance(model, VitPose):
-            raise ValueError("an exported model gives poses alone, not heatmaps or attention")
+            raise ValueError(
+                "expected a model in JAX for heatmaps and attention; an exported one, or one in another runtime, gives "
+                "poses alone"
+            )
         return Program(model, _make_maps, options=("dataset_index", "kind"))
 
 
