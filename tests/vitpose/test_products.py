@@ -49,11 +49,24 @@ def test_a_product_and_its_gradient_equal_those_in_float32(shapes, dtype):
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float16])
 def test_other_dtypes_get_the_plain_product(dtype):
     a, b = arrays(SHAPES[1], dtype)
+    (bias,) = arrays([b.shape[-1:]], dtype)
     np.testing.assert_array_equal(products.matmul(a, b), a @ b)
-    dimensions = (((2,), (0,)), ((), ()))
-    np.testing.assert_array_equal(products.dot_general(a, b, dimensions), jax.lax.dot_general(a, b, dimensions))
-    jaxpr = str(jax.make_jaxpr(products.matmul)(a, b))
+    np.testing.assert_array_equal(products.linear(a, b, bias), a @ b + bias)
+    np.testing.assert_array_equal(products.linear(a, b, None), a @ b)
+    jaxpr = str(jax.make_jaxpr(products.linear)(a, b, bias))
     assert "custom_vjp" not in jaxpr and "platform_index" not in jaxpr
+
+
+@pytest.mark.parametrize("shapes", SHAPES[:3])
+def test_a_linear_layer_and_its_gradient_equal_those_in_float32(shapes):
+    a, b, bias = arrays([*shapes, shapes[1][-1:]])
+    (cotangent,) = arrays([(a @ b).shape])
+    ours, pull = jax.vjp(products.linear, a, b, bias)
+    exact, exact_pull = jax.vjp(lambda a, b, bias: a @ b + bias, *(x.astype(jnp.float32) for x in (a, b, bias)))
+    close(ours, exact)
+    for mine, theirs in zip(pull(cotangent), exact_pull(cotangent.astype(jnp.float32)), strict=True):
+        assert mine.dtype == jnp.bfloat16
+        close(mine, theirs)
 
 
 def dots(function, *arguments) -> list[str]:
@@ -78,6 +91,19 @@ def test_the_gradient_stores_the_outputs_of_linear_layers_in_every_dtype():
         loss = jax.grad(lambda state, g=graphdef: nnx.merge(g, state)(crops).astype(jnp.float32).sum())
         counts.append(len(dots(loss, state)))
     assert counts[0] == counts[1]
+
+
+@pytest.mark.skipif(not ops._has_bfloat16_products(), reason="this processor has no products of bfloat16")
+def test_a_cpu_computes_the_gradients_of_weights_in_bfloat16():
+    # XLA for CPUs widens both arrays to float32 where the first is read column by column.
+    graphdef, state = nnx.split(VitPose(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
+    crops = jnp.zeros((2, *CONFIG.image_size, 3))
+    loss = jax.grad(lambda state: nnx.merge(graphdef, state)(crops).astype(jnp.float32).sum())
+    text = jax.jit(loss).lower(state).compile().as_text()
+    dtypes = dict(re.findall(r"(%[\w.-]+) = (\w+)\[", text))
+    weights = re.findall(r"= f32\[\d{2,},\d{2,}\]\S* dot\((%[\w.-]+), (%[\w.-]+)\)", text)
+    assert len(weights) > 10
+    assert {dtypes[operand] for operands in weights for operand in operands} == {"bf16"}
 
 
 def test_bfloat16_parameters_are_stored_in_float32_on_cpus(monkeypatch):

@@ -97,11 +97,10 @@ class Attention(nnx.Module):
             "kernel_init": nnx.initializers.truncated_normal(config.initializer_range),
             "dtype": dtype,
             "param_dtype": param_dtype,
-            "dot_general": products.dot_general,
             "rngs": rngs,
         }
-        self.qkv = nnx.Linear(dim, 3 * dim, use_bias=config.qkv_bias, **kwargs)
-        self.proj = nnx.Linear(dim, dim, **kwargs)
+        self.qkv = products.Linear(dim, 3 * dim, use_bias=config.qkv_bias, **kwargs)
+        self.proj = products.Linear(dim, dim, **kwargs)
         self.num_heads = config.num_heads
         self.windows = windowed_attention.make_windows(config)
 
@@ -132,12 +131,11 @@ class Mlp(nnx.Module):
             "kernel_init": nnx.initializers.truncated_normal(config.initializer_range),
             "dtype": dtype,
             "param_dtype": param_dtype,
-            "dot_general": products.dot_general,
             "rngs": rngs,
         }
         # With experts, the last part_features output channels come from them.
-        self.fc1 = nnx.Linear(config.hidden_size, config.mlp_features, **kwargs)
-        self.fc2 = nnx.Linear(config.mlp_features, config.hidden_size - config.part_features, **kwargs)
+        self.fc1 = products.Linear(config.hidden_size, config.mlp_features, **kwargs)
+        self.fc2 = products.Linear(config.mlp_features, config.hidden_size - config.part_features, **kwargs)
         self.act = ops.activation(config.hidden_act)
 
     def __call__(
