@@ -93,7 +93,7 @@ def test_the_gradient_stores_the_outputs_of_linear_layers_in_every_dtype():
     assert counts[0] == counts[1]
 
 
-@pytest.mark.skipif(not ops._has_bfloat16_products(), reason="this processor has no products of bfloat16")
+@pytest.mark.skipif(not ops.has_bfloat16_products(), reason="this processor has no products of bfloat16")
 def test_a_cpu_computes_the_gradients_of_weights_in_bfloat16():
     # XLA for CPUs widens both arrays to float32 where the first is read column by column.
     graphdef, state = nnx.split(VitPose(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0)))
