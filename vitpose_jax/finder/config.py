@@ -56,7 +56,7 @@ class SecondStageConfig:
     bias: float = 0.0
     rest_weight: float = 1.0
     rest_bias: float = 0.0
-    box_weight: float = 0.5
+    box_weight: float = 0.3
 
     def __post_init__(self) -> None:
         problems = list(self._problems())

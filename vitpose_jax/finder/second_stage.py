@@ -2,11 +2,11 @@
 
     images, boxes     the resized images, the best boxes of the first stage
       cut_crops       (n, K, rows, columns, 3): each box with some context, normalised
-      SecondStage      tokens of a ViTPose's backbone -> for each crop a logit, and how its box should move
+      SecondStage     tokens of a ViTPose's backbone -> for each crop a logit, and how its box should move
       move_boxes      the moved boxes
 
-The backbone is that of the bundled pose model, whose tokens know what a person is; only the small head behind it was
-trained to judge boxes. So few pictures are enough.
+The backbone is that of a pose model, whose tokens know what a person is; only the small head behind it is trained to
+judge boxes (training/detection/second_stage.py). So few pictures are enough.
 """
 
 from typing import Any
