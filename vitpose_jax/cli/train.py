@@ -27,6 +27,14 @@ def train(
     replaced = [*(overrides or []), *([f"output='{output}'"] if output else [])]
     settings = read_config(config, replaced)
 
+    if settings.task == "second_stage":
+        if resume or distributed:
+            raise ValueError('--resume, --distributed: not with task = "second_stage", which takes minutes')
+        from vitpose_jax.training.detection.second_stage import fit_second_stage
+
+        print(fit_second_stage(settings, report=say))
+        return
+
     import jax
 
     if distributed:

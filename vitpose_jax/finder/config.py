@@ -17,6 +17,83 @@ STAGES = 4
 LARGEST_IMAGE = 8192
 MOST_CANDIDATES = 10_000
 MOST_SCALES = 8
+MOST_SECOND_STAGE_BOXES = 256
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SecondStageConfig:
+    """How the best boxes are judged again (second_stage.py).
+
+    Attributes:
+        num_boxes: how many of them, in an image.
+        crop_size: height and width of a crop in pixels, multiples of 16.
+        padding: factor on the sides of a box.
+        hidden_size, num_layers, num_heads, layer_norm_eps: of the backbone, as in `VitPoseConfig`.
+        token_features: how many numbers of each token the head keeps.
+        hidden_features: of the head.
+        image_mean, image_std: of the channels R, G and B, for pixel values from 0 to 1.
+        first_weight, second_weight, bias: a box's logit is the sum of both stages' logits, times these, and the bias.
+        rest_weight, rest_bias: the same for boxes that got no second stage.
+        box_weight: how far a box moves as the second stage says: 0 not at all, 1 all the way.
+
+    Raises:
+        ValueError: if a field has a wrong value; one line that names each field with expected and got.
+    """
+
+    num_boxes: int = 16
+    crop_size: tuple[int, int] = (128, 96)
+    padding: float = 1.25
+    hidden_size: int = 384
+    num_layers: int = 12
+    num_heads: int = 6
+    layer_norm_eps: float = 1e-6
+    token_features: int = 64
+    hidden_features: int = 256
+    image_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    image_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    first_weight: float = 1.0
+    second_weight: float = 0.5
+    bias: float = 0.0
+    rest_weight: float = 1.0
+    rest_bias: float = 0.0
+    box_weight: float = 0.3
+
+    def __post_init__(self) -> None:
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("SecondStageConfig: " + "; ".join(problems))
+
+    def _problems(self) -> Iterator[str]:
+        counts = ("num_boxes", "hidden_size", "num_layers", "num_heads", "token_features", "hidden_features")
+        for name in counts:
+            if not is_count(getattr(self, name)):
+                yield f"{name}: expected a positive whole number, got {shorten(getattr(self, name))}"
+                return
+        size = self.crop_size
+        if not isinstance(size, tuple) or len(size) != 2 or not all(is_count(side) and side % 16 == 0 for side in size):
+            yield f"crop_size: expected two multiples of 16, got {shorten(size)}"
+        if self.num_boxes > MOST_SECOND_STAGE_BOXES:
+            yield f"num_boxes: expected at most {MOST_SECOND_STAGE_BOXES}, got {self.num_boxes}"
+        if self.hidden_size % self.num_heads:
+            yield f"hidden_size: expected a multiple of num_heads {self.num_heads}, got {self.hidden_size}"
+        for name in ("first_weight", "second_weight", "bias", "rest_weight", "rest_bias"):
+            if not is_number(getattr(self, name)):
+                yield f"{name}: expected a number, got {shorten(getattr(self, name))}"
+        for name, low, high in (("padding", 1, 4), ("box_weight", 0, 1), ("layer_norm_eps", 0, 1)):
+            if not is_number(getattr(self, name)) or not low <= getattr(self, name) <= high:
+                yield f"{name}: expected a number from {low} to {high}, got {shorten(getattr(self, name))}"
+        problem = normalization_problem(self.image_mean, self.image_std, 3)
+        if problem:
+            yield problem
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> SecondStageConfig:
+        """From numbers, strings and lists; the inverse of `dataclasses.asdict`.
+
+        Raises:
+            ValueError: for unknown or missing fields, or wrong values.
+        """
+        return cls(**_parse_fields(cls, values))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,6 +115,7 @@ class FinderConfig:
             dropped.
         max_objects: the largest number of objects in an image.
         score_threshold: default threshold of a `Detector`.
+        second_stage: how the best boxes are judged again; None for a finder without it. Only with one label.
 
     Raises:
         ValueError: if a field has a wrong value; one line that names each field with expected and got.
@@ -57,6 +135,7 @@ class FinderConfig:
     nms_iou: float = 0.6
     max_objects: int = 100
     score_threshold: float = 0.4
+    second_stage: SecondStageConfig | None = None
 
     def __post_init__(self) -> None:
         problems = list(self._problems())
@@ -95,6 +174,8 @@ class FinderConfig:
         problem = normalization_problem(self.image_mean, self.image_std, 3)
         if problem:
             yield problem
+        if self.second_stage is not None and len(self.labels) != 1:
+            yield f"second_stage: expected one label with it, got {len(self.labels)}"
         if self.max_objects > self.num_candidates:
             yield f"max_objects: expected at most num_candidates {self.num_candidates}, got {self.max_objects}"
         for name in ("nms_iou", "score_threshold"):
@@ -107,8 +188,8 @@ class FinderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Numbers, strings and lists, ready for JSON."""
-        values = dataclasses.asdict(self)
-        return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        values = _plain(dataclasses.asdict(self))
+        return values if self.second_stage is not None else {k: v for k, v in values.items() if k != "second_stage"}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> FinderConfig:
@@ -117,11 +198,25 @@ class FinderConfig:
         Raises:
             ValueError: for unknown or missing fields, or wrong values.
         """
-        expected = {field.name for field in dataclasses.fields(cls)}
-        if set(values) != expected:
-            missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
-            raise ValueError(f"FinderConfig: missing fields {missing}, unknown fields [{join(map(repr, unknown))}]")
-        fields: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
-        }
+        values = {"second_stage": None, **values}  # finders without one do not name it
+        fields = _parse_fields(cls, values)
+        stage = fields["second_stage"]
+        if stage is not None:
+            if not isinstance(stage, Mapping):
+                raise ValueError(f"FinderConfig: second_stage: expected an object, got {shorten(stage)}")
+            fields["second_stage"] = SecondStageConfig.from_dict(stage)
         return cls(**fields)
+
+
+def _parse_fields(cls: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    expected = {field.name for field in dataclasses.fields(cls)}
+    if set(values) != expected:
+        missing, unknown = sorted(expected - set(values)), sorted(set(values) - expected)
+        raise ValueError(f"{cls.__name__}: missing fields {missing}, unknown fields [{join(map(repr, unknown))}]")
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """With lists in the place of tuples, as JSON has them."""
+    kinds = {tuple: list, dict: _plain}
+    return {name: kinds.get(type(value), lambda x: x)(value) for name, value in values.items()}

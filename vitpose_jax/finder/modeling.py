@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from vitpose_jax.finder.config import STRIDES, FinderConfig
+from vitpose_jax.finder.second_stage import SecondStage
 from vitpose_jax.storage import parameters
 
 LEAKY_SLOPE = 0.1
@@ -70,6 +71,8 @@ class PersonFinder(nnx.Module):
         self.laterals = nnx.List([_conv(2 * width, config.hidden_size, 1, **kwargs) for width in config.widths[1:]])
         outputs = len(config.labels) + 4 * config.num_bins
         self.heads = nnx.List([Head(config.hidden_size, outputs, **kwargs) for _ in STRIDES])
+        if config.second_stage is not None:
+            self.second_stage = SecondStage(config.second_stage, **kwargs)
         self.config, self.dtype, self.param_dtype = config, dtype, param_dtype
 
     def __call__(self, images: Float[Array, "n height width channels"]) -> FinderOutput:

@@ -33,6 +33,31 @@ def find_objects(
         nms_iou: largest intersection over union of two boxes of one class.
         count: number of objects.
     """
+    kept_logits, corners, class_ids = best_boxes(
+        logits, boxes, class_mask, num_candidates=num_candidates, nms_iou=nms_iou, count=count
+    )
+    corners = corners * jnp.tile(scale[:, ::-1].astype(jnp.float32), 2)[:, None]
+    sides = jnp.concatenate([corners[..., :2], corners[..., 2:] - corners[..., :2]], axis=-1)
+    return Objects(sides, jax.nn.sigmoid(kept_logits), class_ids)
+
+
+def best_boxes(
+    logits: Float[Array, "n cells classes"],
+    boxes: Float[Array, "n cells 4"],
+    class_mask: Bool[Array | np.ndarray, " classes"],
+    *,
+    num_candidates: int,
+    nms_iou: float,
+    count: int,
+) -> tuple[Float[Array, "n count"], Float[Array, "n count 4"], Int[Array, "n count"]]:
+    """The logits, boxes x1, y1, x2, y2 and classes of the boxes that stay, by falling logit.
+
+    Args:
+        logits, boxes, class_mask, num_candidates, nms_iou, count: as for `find_objects`.
+
+    Returns:
+        Behind the boxes that stay there may be others, with a logit of minus infinity.
+    """
     n, _, classes = logits.shape
     candidates = jnp.where(class_mask, logits, -jnp.inf).reshape(n, -1)
     top_logits, index = jax.lax.top_k(candidates, min(num_candidates, candidates.shape[1]))
@@ -40,10 +65,7 @@ def find_objects(
     kept = jax.vmap(suppress)(jax.vmap(same_object, in_axes=(0, None))(top_boxes, nms_iou), class_ids)
     kept_logits, order = jax.lax.top_k(jnp.where(kept, top_logits, -jnp.inf), min(count, top_logits.shape[1]))
     corners = jnp.take_along_axis(top_boxes, order[..., None], axis=1)
-    corners = corners * jnp.tile(scale[:, ::-1].astype(jnp.float32), 2)[:, None]
-    sides = jnp.concatenate([corners[..., :2], corners[..., 2:] - corners[..., :2]], axis=-1)
-    class_ids = jnp.take_along_axis(class_ids, order, axis=1).astype(jnp.int32)
-    return Objects(sides, jax.nn.sigmoid(kept_logits), class_ids)
+    return kept_logits, corners, jnp.take_along_axis(class_ids, order, axis=1).astype(jnp.int32)
 
 
 def same_object(boxes: Float[Array, "count 4"], nms_iou: float) -> Bool[Array, "count count"]:

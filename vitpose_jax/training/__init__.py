@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from vitpose_jax.training.detection.data import make_box_loader as make_box_loader
     from vitpose_jax.training.detection.losses import detection_losses as detection_losses
     from vitpose_jax.training.detection.models import trained_finder as trained_finder
+    from vitpose_jax.training.detection.second_stage import SecondStageTrainConfig as SecondStageTrainConfig
+    from vitpose_jax.training.detection.second_stage import fit_second_stage as fit_second_stage
     from vitpose_jax.training.detection.step import make_detection_step as make_detection_step
     from vitpose_jax.training.distill import Teacher as Teacher
     from vitpose_jax.training.distill import make_teacher as make_teacher
@@ -87,6 +89,7 @@ _HOMES = {
     "detection.data": ("BoxBatch", "BoxSource", "make_box_loader"),
     "detection.losses": ("detection_losses",),
     "detection.models": ("trained_finder",),
+    "detection.second_stage": ("SecondStageTrainConfig", "fit_second_stage"),
     "detection.step": ("make_detection_step",),
     "distill": ("Teacher", "make_teacher", "with_token"),
     "loop": ("DivergenceError", "FitResult", "fit", "trained_model"),

@@ -1,7 +1,8 @@
 """TrainConfig: every setting of a training run, read from a TOML file and from `key=value` on the command line.
 
 A file names what differs from the defaults. docs/guides/train.md shows one. Its `task` says what is trained: "pose" for
-a `TrainConfig`, "detection" for a `DetectionTrainConfig` (detection/config.py).
+a `TrainConfig`, "detection" for a `DetectionTrainConfig` (detection/config.py), "second_stage" for a
+`SecondStageTrainConfig` (detection/second_stage.py).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.training import toml
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.detection.config import DETECTION_OPTIM, DetectionTrainConfig
+from vitpose_jax.training.detection.second_stage import SecondStageTrainConfig
 from vitpose_jax.training.lora import ADAPTERS, LoraConfig
 from vitpose_jax.training.name_rules import compile_pattern
 from vitpose_jax.training.optim import PRESETS as OPTIM_PRESETS
@@ -25,7 +27,7 @@ from vitpose_jax.training.optim import OptimConfig, parameter_shapes
 from vitpose_jax.training.run_config import RunConfig, interval_problems, not_positive
 from vitpose_jax.vitpose.config import PRESETS, VitPoseConfig
 
-TASKS = ("pose", "detection")
+TASKS = ("pose", "detection", "second_stage")
 
 # Settings that may change when a run is resumed.
 MAY_CHANGE = ("output", "epochs", "steps", "mesh", "loader", "evaluation", "checkpoint", "log", "huggingface")
@@ -231,7 +233,7 @@ class TrainConfig(RunConfig):
 AnyTrainConfig: TypeAlias = TrainConfig | DetectionTrainConfig
 
 
-def read_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> AnyTrainConfig:
+def read_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> AnyTrainConfig | SecondStageTrainConfig:
     """The settings in a file.
 
     Args:
@@ -252,7 +254,7 @@ def read_config(path: str | pathlib.Path, overrides: Iterable[str] = ()) -> AnyT
         raise ValueError(f"{path}: {error}") from error
 
 
-def from_dict(values: Mapping[str, Any]) -> AnyTrainConfig:
+def from_dict(values: Mapping[str, Any]) -> AnyTrainConfig | SecondStageTrainConfig:
     """The settings in nested tables; the inverse of `to_dict`.
 
     Args:
@@ -268,6 +270,8 @@ def from_dict(values: Mapping[str, Any]) -> AnyTrainConfig:
         raise ValueError(f"task: expected one of {', '.join(TASKS)}, got {task!r}")
     problems: list[str] = []
     values = dict(values)
+    if task == "second_stage":
+        return toml.build(SecondStageTrainConfig, values, problems)
     if task == "detection":
         optim = _table(values, "optim", OptimConfig, problems)
         return toml.build(DetectionTrainConfig, {**values, "optim": {**DETECTION_OPTIM, **optim}}, problems)
@@ -289,7 +293,7 @@ def from_dict(values: Mapping[str, Any]) -> AnyTrainConfig:
     return toml.build(TrainConfig, {**values, "model": model, "optim": optim}, problems)
 
 
-def differing_settings(old: AnyTrainConfig, new: AnyTrainConfig) -> list[str]:
+def differing_settings(old: AnyTrainConfig | SecondStageTrainConfig, new: AnyTrainConfig) -> list[str]:
     """Names of the settings that differ, but must not when a run is resumed: all but `MAY_CHANGE`."""
     if old.task != new.task:
         return ["task"]

@@ -37,6 +37,7 @@ from vitpose_jax.storage.tensors import CONFIG_FILE
 from vitpose_jax.training.config import AnyTrainConfig, EvaluationConfig, TrainConfig
 from vitpose_jax.training.detection.config import DetectionTrainConfig
 from vitpose_jax.training.detection.models import trained_finder
+from vitpose_jax.training.detection.second_stage import SecondStageTrainConfig
 from vitpose_jax.training.lora import merge_adapters, save_adapters
 from vitpose_jax.training.optim import parameter_shapes
 from vitpose_jax.training.reports import Log
@@ -71,7 +72,7 @@ class FitResult:
     checkpoint: pathlib.Path | None
 
 
-def fit(config: AnyTrainConfig, *, resume: bool = False, progress: bool = False) -> FitResult:
+def fit(config: AnyTrainConfig | SecondStageTrainConfig, *, resume: bool = False, progress: bool = False) -> FitResult:
     """Train a model.
 
     Ctrl-C, or a signal to terminate, ends the run after the current step and saves its state. With `jax.distributed`
@@ -87,6 +88,8 @@ def fit(config: AnyTrainConfig, *, resume: bool = False, progress: bool = False)
             models and devices that do not fit the settings.
         DivergenceError: if the loss is not finite, naming the step and the last checkpoint.
     """
+    if isinstance(config, SecondStageTrainConfig):
+        raise ValueError('task: "second_stage" is trained by `fit_second_stage`')
     first = jax.process_index() == 0
     with (
         prepare(config, resume=resume) as run,

@@ -76,6 +76,8 @@ class DetectionTrainConfig(RunConfig):
             yield "data: expected one dataset or more, got none"
         if len(self.model.labels) != 1:
             yield f"model.labels: expected one label, got {', '.join(self.model.labels)}"
+        if self.model.second_stage is not None:
+            yield 'model.second_stage: expected none; task = "second_stage" trains one'
         for name, value in (("layer_decay", 1.0), ("drop_path", 0.0)):
             if getattr(self.optim, name) != value:
                 yield f"optim.{name}: expected {value} for a finder, got {getattr(self.optim, name)}"

@@ -34,7 +34,7 @@ def create_finder(config: DetectionTrainConfig) -> PersonFinder:
 
 
 def load_init(source: str) -> Tensors:
-    """The parameters of a person finder, float32 by flat name.
+    """The parameters of a person finder, float32 by flat name; those of a second stage are left out.
 
     Raises:
         ValueError: if it is not found, damaged, or another detector.
@@ -42,7 +42,7 @@ def load_init(source: str) -> Tensors:
     model = load_detector(resolve_source(source))
     if not isinstance(model, PersonFinder):
         raise ValueError(f"init: expected a person finder, got {source}, which is a {type(model).__name__}")
-    return arrays_by_name(model)
+    return {name: leaf for name, leaf in arrays_by_name(model).items() if not name.startswith("second_stage.")}
 
 
 def trained_finder(config: DetectionTrainConfig, state: TrainState) -> PersonFinder:
