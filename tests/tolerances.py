@@ -120,6 +120,13 @@ LEARNT_IOU = 0.6
 # summation assign to different people moves them.
 SHARDED_LOSSES = 1e-3
 
+# Normalised crops of the finder's second stage, and scores of boxes: sums in another order, and a sigmoid and back.
+SECOND_STAGE = 1e-3
+# Pixel values of a crop against Pillow's, which rounds to whole numbers twice.
+SHRUNK_CROP = 1.5
+# Weights of a logistic regression on 20,000 random labels: some five standard deviations.
+REGRESSION = 0.1
+
 # AP after fine-tuning on a few photographs, on others: it must not fall by more.
 FINE_TUNED = 0.01
 

@@ -172,7 +172,7 @@ def test_batches_depend_on_seed_and_index_alone(boxes):
     [
         ({"batchsize": 3}, "unknown key batchsize; did you mean batch_size?"),
         ({"sigma": 3}, "unknown key sigma; expected one of"),
-        ({"task": "segmentation"}, "task: expected one of pose, detection, got 'segmentation'"),
+        ({"task": "segmentation"}, "task: expected one of pose, detection, second_stage, got 'segmentation'"),
         ({"data": [{"annotations": "a.json"}]}, "missing key data.0.images"),
         ({"data": []}, "data: expected one dataset or more"),
         ({"optim": {"layer_decay": 0.5}}, "optim.layer_decay: expected 1.0 for a finder, got 0.5"),

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Num, UInt8
 
 from vitpose_jax.detections import Objects
-from vitpose_jax.finder.config import FinderConfig
+from vitpose_jax.finder.config import FinderConfig, SecondStageConfig
 from vitpose_jax.finder.modeling import PersonFinder
 from vitpose_jax.finder.postprocess import best_boxes, find_objects
 from vitpose_jax.finder.preprocess import prepare, shrink
@@ -36,7 +36,7 @@ def detect(
     config = model.config
     logits, boxes = first_stage(model, images, resized)
     if config.second_stage is not None:
-        logits, boxes = run_second_stage(model, images, logits, boxes, resized)
+        logits, boxes = run_second_stage(model, config.second_stage, images, logits, boxes, resized)
     return find_objects(
         logits,
         boxes,
@@ -68,6 +68,7 @@ def _clip(boxes: Float[Array, "n count 4"], resized: Num[Array | np.ndarray, "n 
 
 def run_second_stage(
     model: PersonFinder,
+    stage: SecondStageConfig,
     images: UInt8[Array, "n height width 3"],
     logits: Float[Array, "n cells 1"],
     boxes: Float[Array, "n cells 4"],
@@ -77,12 +78,11 @@ def run_second_stage(
 
     Args:
         model: with a second stage.
+        stage: its configuration.
         images, resized: as in `detect`.
         logits, boxes: of the first stage; boxes x1, y1, x2, y2 in pixels of the resized image.
     """
-    config, stage = model.config, model.config.second_stage
-    assert stage is not None
-    logits, boxes = keep_first_stage(logits, boxes, config)
+    logits, boxes = keep_first_stage(logits, boxes, model.config)
     first = boxes[:, : stage.num_boxes]
     shapes = box_shapes(first, jnp.asarray(resized, jnp.float32)[:, None])
     crops = cut_crops(images, first, stage)
