@@ -241,8 +241,8 @@ class PoseEstimator:
 
         Args:
             source: a Hub id, a folder or a file; see `vitpose_jax.from_pretrained`. By default the bundled model.
-            runtime: what the network runs in. "openvino", on the CPU, is often the fastest there, in float32, bfloat16
-                or float16; dtype="auto" is bfloat16 on processors with instructions for it. "onnxruntime" computes in
+            runtime: what the network runs in. "openvino", on the CPU, is often faster there, in float32, bfloat16 or
+                float16; dtype="auto" is bfloat16 on processors with instructions for it. "onnxruntime" computes in
                 float32. Crops and decoding run in JAX. Of a ViTPose++ with several heads, the network of a dataset is
                 made when it is first used; the model stays in memory for the others.
             max_batch, border, padding, stretch, devices: see the class.

@@ -15,7 +15,7 @@ from typing import Any
 
 from jax.typing import DTypeLike
 
-from vitpose_jax.finder.config import FinderConfig
+from vitpose_jax.finder.config import FinderConfig, SecondStageConfig
 from vitpose_jax.finder.modeling import abstract_finder
 from vitpose_jax.storage import parameters
 from vitpose_jax.storage.tensors import CONFIG_FILE, read_json
@@ -58,7 +58,8 @@ def _read_config(
     values = read_json(path)
     if values.get("format") == VERSION:
         known = {*HEADER, *field_names(FinderConfig)}
-        values = known_keys(values, known, source=str(path), strict=strict)
+        parts = {"second_stage": field_names(SecondStageConfig)}
+        values = known_keys(values, known, parts, source=str(path), strict=strict)
     check_counts(values, ("depths",), tensors, str(path))
     return parse_config(values, source=str(path))
 

@@ -117,7 +117,10 @@ def hash_model(model: VitPose | ExportedModel | RuntimeModel | DetectionModel) -
         # wrote it changes no results.
         values = dataclasses.asdict(model.exported.metadata) | {"versions": {}, "runtime": model.runtime}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-    digest = hashlib.sha256(json.dumps(dataclasses.asdict(model.config), sort_keys=True, default=str).encode())
+    config = dataclasses.asdict(model.config)
+    if config.get("second_stage", config) is None:
+        del config["second_stage"]  # finders without one keep the hash that they had before there was any
+    digest = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
     for name, leaf in sorted(parameters.flatten(model).items()):
         digest.update(f"{name} {leaf.dtype} {leaf.shape}".encode())
         digest.update(np.asarray(leaf).tobytes())

@@ -68,9 +68,7 @@ Expert = Annotated[str | None, typer.Option(help="Expert and head of a ViTPose++
 FlipTest = Annotated[bool, typer.Option("--flip-test", help="Average with the mirrored crops.")]
 DecodeOption = Annotated[Decode, typer.Option(help="How heatmaps are decoded to points.")]
 DTypeOption = Annotated[DType, typer.Option(help="The dtype of the computation.")]
-RuntimeOption = Annotated[
-    Runtime, typer.Option(help="What the network runs in; openvino is often the fastest on a CPU.")
-]
+RuntimeOption = Annotated[Runtime, typer.Option(help="What the network runs in; openvino is often faster on a CPU.")]
 QuantizeOption = Annotated[
     Quantize | None,
     typer.Option("--quantize", help="Keep the weights of the blocks as int8 or int4.", show_default="float"),

@@ -127,6 +127,7 @@ class Settings(PoseSettings):
             self,
             decode=protocol.decode,
             dtype="float32",
+            runtime=None,
             weights=FLOATING_POINT,
             flip_test=True,
             border="opencv",

@@ -262,8 +262,9 @@ class RuntimePath:
 
     @property
     def device_kind(self) -> str:
-        """The kind of the device that the network of the first head runs on."""
-        return self._path(self._model.config.dataset_index()).device_kind
+        """The kind of the device that the networks run on; if there is none yet, that of the first head is made."""
+        path = next(iter(list(self._paths.values())), None)
+        return (path or self._path(self._model.config.dataset_index())).device_kind
 
     @property
     def num_compiled(self) -> int:

@@ -83,26 +83,31 @@ def _flat(x: Array) -> Array:
 def _times_transposed(a: Array, b: Array) -> Array:
     """a b^T; the batch axes of `b` are those of `a`, or none."""
     batch = tuple(range(b.ndim - 2))
-    dimensions = (((a.ndim - 1,), (b.ndim - 1,)), (batch, batch))
-    return jax.lax.dot_general(a, b, dimensions, preferred_element_type=jnp.float32).astype(a.dtype)
+    product = functools.partial(jax.lax.dot_general, dimension_numbers=(((a.ndim - 1,), (b.ndim - 1,)), (batch, batch)))
+    return jax.lax.platform_dependent(
+        a,
+        b,
+        cpu=lambda a, b: product(a, b, preferred_element_type=jnp.float32).astype(a.dtype),
+        default=lambda a, b: product(a, b, preferred_element_type=a.dtype),
+    )
 
 
 def _transposed_times(a: Array, b: Array) -> tuple[Array, Array]:
     """a^T b, of as many matrices each, and the sum of the rows of `b`."""
-    plain = functools.partial(jnp.matmul, preferred_element_type=jnp.float32)
 
     def cpu(a: Array, b: Array) -> tuple[Array, Array]:
         # A row of ones below a^T makes the sum, and makes XLA write a^T to memory. Otherwise it would hand `a` to the
         # product as it is, to be read column by column: and for that it widens both arrays.
         ones = jnp.ones((*a.shape[:-2], 1, a.shape[-2]), a.dtype)
-        product = plain(jnp.concatenate([a.swapaxes(-1, -2), ones], axis=-2), b)
+        rows = jnp.concatenate([a.swapaxes(-1, -2), ones], axis=-2)
+        product = jnp.matmul(rows, b, preferred_element_type=jnp.float32).astype(b.dtype)
         return product[..., :-1, :], product[..., -1, :]
 
     def default(a: Array, b: Array) -> tuple[Array, Array]:
-        return plain(a.swapaxes(-1, -2), b), b.sum(-2, dtype=jnp.float32)
+        product = jnp.matmul(a.swapaxes(-1, -2), b, preferred_element_type=b.dtype)
+        return product, b.sum(-2, dtype=jnp.float32).astype(b.dtype)
 
-    product, total = jax.lax.platform_dependent(a, b, cpu=cpu, default=default)
-    return product.astype(b.dtype), total.astype(b.dtype)
+    return jax.lax.platform_dependent(a, b, cpu=cpu, default=default)
 
 
 class Linear(nnx.Linear):

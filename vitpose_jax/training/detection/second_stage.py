@@ -34,6 +34,7 @@ from vitpose_jax.finder.preprocess import input_size, resized_size
 from vitpose_jax.finder.second_stage import SecondStageHead, backbone_config, box_offsets, box_shapes, cut_crops
 from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.storage import parameters
+from vitpose_jax.storage.tensors import CONFIG_FILE, WEIGHTS_FILE
 from vitpose_jax.training.detection.augment import ImageAugmentation, LabelledImage
 from vitpose_jax.training.detection.config import BoxDataConfig
 from vitpose_jax.training.detection.data import BoxSource
@@ -48,6 +49,11 @@ MOVE_IOU = 0.35
 # Boxes that lie in a crowd by this fraction are neither right nor wrong.
 IN_CROWD = 0.5
 WARMUP_STEPS = 100
+# Fields of the configuration that are not settings.
+_GIVEN = (
+    *("hidden_size", "num_layers", "num_heads", "layer_norm_eps", "image_mean", "image_std"),
+    *("first_weight", "second_weight", "bias", "rest_weight", "rest_bias"),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +70,7 @@ class SecondStageTrainConfig:
             the backbone come from the pose model, and weights from the calibration.
         boxes: how many of the finder's boxes are examples, in an image.
         near_boxes: how many boxes near each annotated one are examples.
-        most_boxes: examples in all. Each takes 2 bytes for each number of its tokens.
+        most_boxes: examples in all. Each takes 4 bytes for each number of its tokens: all tokens are copied once.
         epochs, batch_size, learning_rate, weight_decay, dropout: of the head.
         held_out: one image of so many is kept for the calibration.
         precision: dtype of the backbone's computation.
@@ -102,6 +108,14 @@ class SecondStageTrainConfig:
     def _problems(self) -> Iterator[str]:
         if not self.data:
             yield "data: expected one dataset or more, got none"
+        if self.seed < 0:
+            yield f"seed: expected 0 or more, got {self.seed}"
+        if not self.output:
+            yield "output: expected a folder, got nothing"
+        own = dataclasses.asdict(SecondStageConfig())
+        for name in _GIVEN:
+            if getattr(self.model, name) != own[name]:
+                yield f"model.{name}: expected none: it comes from the backbone or the calibration"
         for name in ("boxes", "most_boxes", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 yield f"{name}: expected at least 1, got {getattr(self, name)}"
@@ -150,7 +164,10 @@ def fit_second_stage(settings: SecondStageTrainConfig, report: Callable[[str], N
         ValueError: for an `init` that is not a person finder, a `backbone` or data that cannot be read, too few
             examples, or an `output` that holds a model already.
     """
-    if (Path(settings.output) / "config.json").exists():
+    output = Path(settings.output)
+    if output.exists() and (
+        not output.is_dir() or any((output / name).exists() for name in (CONFIG_FILE, WEIGHTS_FILE))
+    ):
         raise ValueError(f"output: expected a folder without a model, got {settings.output}")
     finder = _without_second_stage(settings.init)
     backbone, stage = _load_backbone(settings)
@@ -231,45 +248,47 @@ def collect(
     config, rng = finder.config, np.random.default_rng(settings.seed)
 
     @functools.partial(nnx.jit, static_argnums=3)
-    def find(model: PersonFinder, images: Any, resized: Any, count: int) -> tuple[Array, Array]:
+    def first_boxes(model: PersonFinder, images: Any, resized: Any, count: int) -> tuple[Array, Array]:
         logits, boxes = keep_first_stage(*first_stage(model, images, resized), model.config)
         return logits[:, :count], boxes[:, :count]
 
     @nnx.jit
-    def see(model: Backbone, images: Any, boxes: Any, resized: Any) -> tuple[Array, Array]:
+    def compute_tokens(model: Backbone, images: Any, boxes: Any, resized: Any) -> tuple[Array, Array]:
         crops = jax.lax.collapse(cut_crops(images, boxes, stage), 0, 2)
         return model(crops).tokens.astype(jnp.float16), box_shapes(boxes, resized[:, None])[0]
 
+    # In a random order: if there are more images than `most_boxes` needs, some of all are used.
+    order = [(source, index) for source in sources for index in range(len(source))]
+    order = [order[position] for position in rng.permutation(len(order))]
     parts: list[Examples] = []
-    total, number, images_in_all = 0, 0, sum(map(len, sources))
-    for source in sources:
-        for index in range(len(source)):
-            image, resized, people, crowds = place(source[index], config, rng)
-            found = find(finder, image[None], resized, settings.boxes)
-            logits, boxes = (np.asarray(part)[0] for part in found)
-            boxes, logits = boxes[np.isfinite(logits)], logits[np.isfinite(logits)]
-            near = near_boxes(people, settings.near_boxes, rng)
-            boxes = np.concatenate([boxes, near])
-            logits = np.concatenate([logits, np.full(len(near), np.nan, np.float32)])
-            keep = _fractions(boxes, crowds).max(axis=1, initial=0) < IN_CROWD
-            boxes, logits = boxes[keep], logits[keep]
-            overlaps = _overlaps(boxes, people)
-            number += 1
-            if len(boxes):
-                count = -(-len(boxes) // BOX_STEP) * BOX_STEP
-                padded = np.resize(boxes, (1, count, 4))
-                tokens, shapes = (
-                    np.asarray(part)[: len(boxes)] for part in see(backbone, image[None], padded, resized)
-                )
-                targets = people[overlaps.argmax(axis=1)] if len(people) else boxes
-                offsets = np.asarray(box_offsets(jnp.asarray(boxes), jnp.asarray(targets)))
-                held_out = np.full(len(boxes), number % settings.held_out == 0)
-                parts.append(Examples(tokens, shapes, logits, overlaps.max(axis=1, initial=0), offsets, held_out))
-                total += len(boxes)
-            if number % 100 == 0:
-                report(f"{number} of {images_in_all} images, {total} boxes")
-            if total >= settings.most_boxes:
-                break
+    total, number = 0, 0
+    for source, index in order:
+        image, resized, people, crowds = place_image(source[index], config, rng)
+        first = first_boxes(finder, image[None], resized, settings.boxes)
+        logits, boxes = (np.asarray(part)[0] for part in first)
+        boxes, logits = boxes[np.isfinite(logits)], logits[np.isfinite(logits)]
+        near = near_boxes(people, settings.near_boxes, rng)
+        boxes = np.concatenate([boxes, near])
+        logits = np.concatenate([logits, np.full(len(near), np.nan, np.float32)])
+        keep = _fractions(boxes, crowds).max(axis=1, initial=0) < IN_CROWD
+        boxes, logits = boxes[keep], logits[keep]
+        overlaps = _overlaps(boxes, people)
+        number += 1
+        if len(boxes):
+            count = -(-len(boxes) // BOX_STEP) * BOX_STEP
+            padded = np.resize(boxes, (1, count, 4))
+            computed = compute_tokens(backbone, image[None], padded, resized)
+            tokens, shapes = (np.asarray(part)[: len(boxes)] for part in computed)
+            targets = people[overlaps.argmax(axis=1)] if len(people) else boxes
+            offsets = np.asarray(box_offsets(jnp.asarray(boxes), jnp.asarray(targets)))
+            held_out = np.full(len(boxes), number % settings.held_out == 0)
+            parts.append(Examples(tokens, shapes, logits, overlaps.max(axis=1, initial=0), offsets, held_out))
+            total += len(boxes)
+        if number % 100 == 0:
+            report(f"{number} of {len(order)} images, {total} boxes")
+        if total >= settings.most_boxes:
+            break
+    report(f"{number} of {len(order)} images, {total} boxes")
     examples = Examples(*map(np.concatenate, zip(*parts, strict=True))) if parts else None
     calibrated = 0 if examples is None else int((examples.held_out & np.isfinite(examples.logits)).sum())
     if examples is None or not calibrated or (~examples.held_out).sum() < settings.batch_size:
@@ -280,7 +299,7 @@ def collect(
     return examples
 
 
-def place(
+def place_image(
     labelled: LabelledImage, config: FinderConfig, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """An image in the finder's input, its height and width there (1, 2), and the boxes of people and crowds."""
@@ -360,7 +379,10 @@ def fit_head(
             trained, state, loss = step(trained, state, jax.random.fold_in(key, number), *batch)
             losses.append(loss)
             number += 1
-        report(f"epoch {epoch + 1} of {settings.epochs}: loss {float(np.mean(losses)):.4f}")
+        loss = float(np.mean(losses))
+        report(f"epoch {epoch + 1} of {settings.epochs}: loss {loss:.4f}")
+        if not np.isfinite(loss):
+            raise ValueError(f"learning_rate: the loss is not finite after epoch {epoch + 1}; expected a lower one")
     return nnx.merge(graphdef, trained)
 
 
@@ -372,6 +394,9 @@ def calibrate(stage: SecondStageConfig, head: SecondStageHead, examples: Example
     """How much each stage counts, so that the sum is the logit of a box being a person's: on held-out images.
 
     Two logistic regressions, by Newton's method: on both stages, and on the first alone.
+
+    Raises:
+        ValueError: if a stage does not tell people from the rest in these images.
     """
     held = examples.held_out & np.isfinite(examples.logits)
     run = jax.jit(lambda tokens, shapes: head(tokens, shapes)[0])
@@ -382,6 +407,11 @@ def calibrate(stage: SecondStageConfig, head: SecondStageHead, examples: Example
     first, second = examples.logits[held], np.concatenate(judged)
     is_person = examples.overlaps[held] > PERSON_IOU
     both, alone = (logistic_regression(np.stack(columns, axis=1), is_person) for columns in ([first, second], [first]))
+    if both[1] <= 0 or alone[0] <= 0:
+        raise ValueError(
+            f"data: expected boxes of people to score higher in the held-out images, got weights {both[1]:.2f} of the "
+            f"second stage and {alone[0]:.2f} of the first, from {len(first)} boxes; {is_person.sum()} are of people"
+        )
     return dataclasses.replace(
         stage,
         first_weight=float(both[0]),
