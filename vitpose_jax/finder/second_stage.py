@@ -114,7 +114,7 @@ def cut_crops(
     """
     rows, columns = config.crop_size
     aspect = columns / rows
-    centre, sides = (boxes[..., :2] + boxes[..., 2:]) / 2, jnp.maximum(boxes[..., 2:] - boxes[..., :2], 1)
+    centre, sides = _centre_and_sides(boxes)
     width = jnp.maximum(sides[..., 0], sides[..., 1] * aspect) * config.padding
     region = jnp.stack([width / aspect, width], axis=-1)  # height, width
     start = centre[..., ::-1] - region / 2
@@ -132,7 +132,7 @@ def cut_crops(
 
 def box_shapes(boxes: Float[Array, "*n 4"], resized: Float[Array, "*#n 2"]) -> Float[Array, "*n 3"]:
     """What the head is told about boxes x1, y1, x2, y2 in images of these heights and widths."""
-    sides = jnp.maximum(boxes[..., 2:] - boxes[..., :2], 1)
+    _, sides = _centre_and_sides(boxes)
     width, height = sides[..., 0] / resized[..., 1], sides[..., 1] / resized[..., 0]
     return jnp.log(jnp.stack([height, width, sides[..., 0] / sides[..., 1]], axis=-1))
 
