@@ -126,6 +126,8 @@ SECOND_STAGE = 1e-3
 SHRUNK_CROP = 1.5
 # Weights of a logistic regression on 20,000 random labels: some five standard deviations.
 REGRESSION = 0.1
+# Means of losses that are printed with four digits behind the point.
+PRINTED = 2e-4
 
 # AP after fine-tuning on a few photographs, on others: it must not fall by more.
 FINE_TUNED = 0.01

@@ -16,24 +16,34 @@ from PIL import Image
 from tests.support.boxes import TINY_FINDER, write_boxes
 from tests.support.cli import run
 from tests.support.models import TINY
-from tests.tolerances import BLOCK, BOXES, REGRESSION, SECOND_STAGE, SHRUNK_CROP
+from tests.tolerances import BLOCK, BOXES, PRINTED, REGRESSION, SECOND_STAGE, SHRUNK_CROP
 from vitpose_jax import Detector, VitPose, VitPoseConfig, checkpoint
 from vitpose_jax.bulk.settings import hash_model
 from vitpose_jax.convert.detectors import load_detector, write_finder
 from vitpose_jax.finder.config import FinderConfig, SecondStageConfig
 from vitpose_jax.finder.modeling import PersonFinder
-from vitpose_jax.finder.second_stage import box_offsets, box_shapes, cut_crops, move_boxes
+from vitpose_jax.finder.second_stage import (
+    SecondStage,
+    backbone_config,
+    box_offsets,
+    box_shapes,
+    cut_crops,
+    move_boxes,
+)
 from vitpose_jax.storage import parameters
 from vitpose_jax.training.config import from_dict, read_config
 from vitpose_jax.training.detection.second_stage import (
     Examples,
+    Judge,
     SecondStageTrainConfig,
     calibrate,
-    fit_head,
+    fit_judge,
     fit_second_stage,
     logistic_regression,
+    split,
 )
 from vitpose_jax.training.loop import fit
+from vitpose_jax.vitpose.modeling import Backbone
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -250,50 +260,93 @@ def settings(output, **changes) -> SecondStageTrainConfig:
         "data": [{"annotations": "-", "images": "-"}],
         "model": {"crop_size": [64, 48], "num_boxes": 4, "token_features": 4, "hidden_features": 16},
         "batch_size": 20,
+        "trained_blocks": 1,
     }
     config = from_dict({**values, **changes})
     assert isinstance(config, SecondStageTrainConfig)
     return config
 
 
-def test_the_head_learns_what_a_person_is_and_the_calibration_trusts_it(tmp_path):
+@pytest.fixture(scope="module", params=[0, 1])
+def judge(request) -> Judge:
+    """With a random backbone, of which no block, or the last, is trained."""
+    backbone = Backbone(backbone_config(STAGE), rngs=nnx.Rngs(0))
+    return split(backbone, STAGE, settings("-", trained_blocks=request.param))[1]
+
+
+def test_it_learns_what_a_person_is_and_the_calibration_trusts_it(judge, tmp_path):
     reports: list[str] = []
-    head = fit_head(STAGE, examples(), settings(tmp_path, epochs=10, learning_rate=1e-2, dropout=0.0), reports.append)
-    assert len(reports) == 10
+    changes = {"epochs": 10, "learning_rate": 1e-2, "backbone_learning_rate": 1e-3, "dropout": 0.0}
+    before = parameters.flatten(judge)
+    trained = fit_judge(judge, examples(), settings(tmp_path, **changes), reports.append)
+    assert sum("epoch" in line for line in reports) == 10
+    after = parameters.flatten(trained)
+    assert all((after[name] != leaf).any() for name, leaf in before.items())
     unseen = examples(seed=1)
-    logits, offsets = head(jnp.asarray(unseen.tokens, jnp.float32), jnp.asarray(unseen.shapes))
+    logits, offsets = trained(jnp.asarray(unseen.tokens), jnp.asarray(unseen.shapes))
     assert ((np.asarray(logits) > 0) == (unseen.overlaps > 0.5)).mean() > 0.9
     assert np.abs(np.asarray(offsets)[:, 1] - unseen.offsets[:, 1])[unseen.overlaps > 0.5].mean() < 0.4
-    stage = calibrate(STAGE, head, examples())
+    stage = calibrate(STAGE, trained, examples())
     assert stage.second_weight > 0.5 and stage.second_weight > abs(stage.first_weight)
     assert 0 < stage.rest_weight < 1
 
 
-def test_held_out_boxes_are_not_learnt_and_boxes_near_people_are_not_calibrated(tmp_path):
+def test_held_out_boxes_are_not_learnt_and_boxes_near_people_are_not_calibrated(judge, tmp_path):
     known = examples()
     known.tokens[known.held_out] = np.nan
-    head = fit_head(STAGE, known, settings(tmp_path, epochs=1), lambda line: None)
-    assert all(np.isfinite(leaf).all() for leaf in parameters.flatten(head).values())
+    trained = fit_judge(judge, known, settings(tmp_path, epochs=1), lambda line: None)
+    assert all(np.isfinite(leaf).all() for leaf in parameters.flatten(trained).values())
     near, plain = examples(), examples()
     rows = np.flatnonzero(near.held_out)[::3]
     near.logits[rows], near.overlaps[rows] = np.nan, 1 - near.overlaps[rows]
     keep = np.setdiff1d(np.arange(len(near.logits)), rows)
-    assert calibrate(STAGE, head, near) == calibrate(STAGE, head, Examples(*(array[keep] for array in plain)))
+    assert calibrate(STAGE, trained, near) == calibrate(STAGE, trained, Examples(*(array[keep] for array in plain)))
 
 
-def test_a_calibration_without_people_is_refused(tmp_path):
+def test_boxes_near_people_count_in_the_loss_as_much_as_they_shall(judge, tmp_path):
+    known = examples(80)
+    known.held_out[:], known.logits[:] = False, np.nan
+    changes = {"epochs": 1, "batch_size": 80, "dropout": 0.0}
+    losses = {}
+    for weight in (0.0, 0.5, 0.75):
+        reports: list[str] = []
+        fit_judge(judge, known, settings(tmp_path, near_weight=weight, **changes), reports.append)
+        losses[weight] = float(reports[-1].split()[-1])
+    assert losses[0.5] - losses[0] == pytest.approx(2 / 3 * (losses[0.75] - losses[0]), abs=PRINTED)
+
+
+def test_the_first_blocks_and_the_judge_are_the_second_stage(photograph):
+    model = SecondStage(STAGE, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(3))
+    crops = jnp.asarray(np.random.default_rng(0).normal(size=(2, 64, 48, 3)), jnp.float32)
+    shapes = jnp.zeros((2, 3))
+    for blocks in (0, 1):
+        first, judge = split(model.backbone, STAGE, settings("-", trained_blocks=blocks))
+        judge = parameters.fill(
+            judge,
+            {
+                **parameters.flatten(judge),
+                **{f"head.{name}": leaf for name, leaf in parameters.flatten(model.head).items()},
+            },
+        )
+        hidden = first(crops, output_hidden_states=True).hidden_states[-1]
+        for ours, expected in zip(judge(hidden, shapes), model(crops, shapes), strict=True):
+            np.testing.assert_allclose(ours, expected, rtol=0, atol=BLOCK)
+    with pytest.raises(ValueError, match="trained_blocks: expected fewer than the backbone's 2, got 2"):
+        split(model.backbone, STAGE, settings("-", trained_blocks=2))
+
+
+def test_a_calibration_without_people_is_refused(judge):
     known = examples()
-    head = fit_head(STAGE, known, settings(tmp_path, epochs=1), lambda line: None)
     known.overlaps[known.held_out] = 0
     with pytest.raises(ValueError, match=r"got weights .*; 0 are of people"):
-        calibrate(STAGE, head, known)
+        calibrate(STAGE, judge, known)
 
 
-def test_a_loss_that_is_not_finite_is_one_message(tmp_path):
+def test_a_loss_that_is_not_finite_is_one_message(judge, tmp_path):
     known = examples()
     known.tokens[~known.held_out] = np.nan
     with pytest.raises(ValueError, match="learning_rate: the loss is not finite after epoch 1"):
-        fit_head(STAGE, known, settings(tmp_path), lambda line: None)
+        fit_judge(judge, known, settings(tmp_path), lambda line: None)
 
 
 def test_logistic_regression_finds_the_weights_behind_random_labels():
@@ -323,6 +376,7 @@ def test_a_finder_gets_its_second_stage_from_a_file_of_settings(
     monkeypatch.setattr("vitpose_jax.training.detection.second_stage.calibrate", lambda stage, head, examples: stage)
     lines = [f'output = "{tmp_path / "finder"}"', f'init = "{sources["init"]}"', f'backbone = "{sources["backbone"]}"']
     lines += ['task = "second_stage"', "epochs = 2", "batch_size = 16", "held_out = 3", "int8 = false", "boxes = 8"]
+    lines += ["trained_blocks = 1", "least_score = 0"]
     lines += ["[[data]]", *(f'{name} = "{value}"' for name, value in sources["data"][0].items())]
     lines += ["[model]", "crop_size = [64, 48]", "num_boxes = 4", "token_features = 4", "hidden_features = 16"]
     (tmp_path / "settings.toml").write_text("\n".join(lines))
@@ -333,8 +387,13 @@ def test_a_finder_gets_its_second_stage_from_a_file_of_settings(
     assert (stage.num_boxes, stage.hidden_size, stage.num_layers, stage.num_heads) == (4, 24, 2, 3)
     pose = parameters.flatten(checkpoint.load(sources["backbone"]).backbone)
     ours, first = parameters.flatten(model), parameters.flatten(finder)
-    for name, leaf in {**{f"second_stage.backbone.{name}": leaf for name, leaf in pose.items()}, **first}.items():
+    for name, leaf in first.items():
         np.testing.assert_array_equal(ours[name], leaf)
+    for name, leaf in pose.items():
+        last = name.startswith(("blocks.", "norm."))
+        frozen = leaf[:1] if name.startswith("blocks.") else leaf[: len(leaf) * (not last)]
+        np.testing.assert_array_equal(ours[f"second_stage.backbone.{name}"][: len(frozen)], frozen)
+        assert not last or (ours[f"second_stage.backbone.{name}"] != leaf).any(), name
     assert len(detections(model, photograph)[0])
     # It can be trained again, and a folder with a model is not written over.
     again = settings(tmp_path / "again", **{**sources, "init": str(tmp_path / "finder"), "epochs": 1, "held_out": 3})
@@ -376,6 +435,8 @@ def test_what_does_not_fit_is_one_message(sources, tmp_path, changes, message):
         ({"dropout": 1.0}, "dropout: expected a number from 0 to less than 1, got 1.0"),
         ({"learning_rate": 0.0}, "learning_rate: expected a number between 0 and 1, got 0.0"),
         ({"near_boxes": -1}, "near_boxes: expected at least 0, got -1"),
+        ({"trained_blocks": -1}, "trained_blocks: expected at least 0, got -1"),
+        ({"least_score": 1.0}, "least_score: expected a number from 0 to less than 1, got 1.0"),
         ({"steps": 3}, "steps"),
         ({"seed": -1}, "seed: expected 0 or more, got -1"),
         ({"output": ""}, "output: expected a folder"),

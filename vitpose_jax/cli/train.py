@@ -29,7 +29,7 @@ def train(
 
     if settings.task == "second_stage":
         if resume or distributed:
-            raise ValueError('--resume, --distributed: not with task = "second_stage", which takes minutes')
+            raise ValueError('--resume, --distributed: not with task = "second_stage"')
         from vitpose_jax.training.detection.second_stage import fit_second_stage
 
         print(fit_second_stage(settings, report=say))

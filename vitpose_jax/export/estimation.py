@@ -28,7 +28,7 @@ from vitpose_jax.pipeline.warp import Border
 from vitpose_jax.pretrained import from_pretrained
 from vitpose_jax.vitpose.config import VitPoseConfig
 from vitpose_jax.vitpose.modeling import VitPose
-from vitpose_jax.vitpose.ops import check_dtype, has_bfloat16_products
+from vitpose_jax.vitpose.ops import check_dtype, choose_dtype, has_bfloat16_products
 
 JAX = "jax"
 
@@ -288,7 +288,7 @@ def load_model(
         runtime: "jax", "onnxruntime" or "openvino".
         devices: those of `PoseEstimator`; None with another runtime than JAX.
         dtype: in which the model computes; in another runtime as `RuntimeModel` says.
-        param_dtype: see `vitpose_jax.from_pretrained`; in another runtime float32.
+        param_dtype: see `vitpose_jax.from_pretrained`, but None means `dtype` on CPUs too; in another runtime float32.
         kwargs: for `vitpose_jax.from_pretrained`.
 
     Raises:
@@ -296,6 +296,9 @@ def load_model(
             `param_dtype` that it does not take. What can be checked is checked before the model is read.
     """
     if runtime == JAX:
+        # Programs read the arrays of single blocks, of any dtype; only a scan is slow with stacked bfloat16 on a CPU.
+        dtype = choose_dtype(dtype)
+        param_dtype = dtype if param_dtype is None else param_dtype
         return from_pretrained(source, dtype=dtype, param_dtype=param_dtype, **kwargs)
     if runtime not in RUNTIMES:
         raise ValueError(f"runtime: expected one of {JAX}, {', '.join(RUNTIMES)}, got {runtime!r}")

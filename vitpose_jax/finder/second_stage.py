@@ -5,8 +5,8 @@
       SecondStage     tokens of a ViTPose's backbone -> for each crop a logit, and how its box should move
       move_boxes      the moved boxes
 
-The backbone is that of a pose model, whose tokens know what a person is; only the small head behind it is trained to
-judge boxes (training/detection/second_stage.py). So few pictures are enough.
+The backbone comes from a pose model, whose tokens know what a person is; its last blocks and a small head are trained
+to judge boxes (training/detection/second_stage.py). So few pictures are enough.
 """
 
 from typing import Any
@@ -62,6 +62,7 @@ class SecondStageHead(nnx.Module):
     def __init__(self, config: SecondStageConfig, *, dtype: DTypeLike, param_dtype: DTypeLike, rngs: nnx.Rngs):
         kwargs: Any = {"dtype": dtype, "param_dtype": param_dtype, "rngs": rngs}
         tokens = backbone_config(config).num_patches
+        self.norm = nnx.LayerNorm(config.hidden_size, use_fast_variance=False, dtype=dtype, rngs=rngs)
         self.project = nnx.Linear(config.hidden_size, config.token_features, **kwargs)
         self.hidden = nnx.Linear(tokens * config.token_features + SHAPE_FEATURES, config.hidden_features, **kwargs)
         self.out = nnx.Linear(config.hidden_features, 5, **kwargs)
@@ -83,7 +84,7 @@ class SecondStageHead(nnx.Module):
             key: for the random choice.
         """
         first, second = (None, None) if key is None else jax.random.split(key)
-        x = nnx.gelu(self.project(tokens))
+        x = nnx.gelu(self.project(self.norm(tokens)))
         x = jnp.concatenate([x.reshape(len(x), -1), shapes.astype(x.dtype)], axis=-1)
         x = nnx.gelu(self.hidden(_drop(x, dropout, first)))
         x = self.out(_drop(x, dropout, second)).astype(jnp.float32)

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from vitpose_jax.storage.forks import check_not_forked
+from vitpose_jax.vitpose.unstacked import unstack_blocks
 
 
 class Program:
@@ -15,7 +16,8 @@ class Program:
 
     The module is split and flattened once; bare arrays cross into the program, and the module is merged inside it.
     That dispatches much faster than handing over a module, and a hundred times faster than `nnx.jit`
-    (benchmarks/variants.py). Later changes to the module are not seen.
+    (benchmarks/variants.py). On CPUs the blocks of a backbone are taken apart (vitpose/unstacked.py). Later changes to
+    the module are not seen.
 
     Args:
         modules: an `nnx.Module`, or a tuple of them.
@@ -33,12 +35,16 @@ class Program:
         sharding: jax.sharding.Sharding | None = None,
     ):
         check_not_forked()
-        graphdef, state = nnx.split(modules)
-        leaves, structure = jax.tree.flatten(state)
-        arrays = [leaf for leaf in leaves if isinstance(leaf, jax.Array)]
-        if sharding is None and len({device for array in arrays for device in array.devices()}) > 1:
+        arrays = [leaf for leaf in jax.tree.leaves(nnx.split(modules)[1]) if isinstance(leaf, jax.Array)]
+        devices = {device for array in arrays for device in array.devices()}
+        if sharding is None and len(devices) > 1:
             # Loaded where the caller had set a mesh.
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        devices |= set() if sharding is None else sharding.device_set
+        if all(device.platform == "cpu" for device in devices) and all(array.is_fully_addressable for array in arrays):
+            modules = unstack_blocks(modules)
+        graphdef, state = nnx.split(modules)
+        leaves, structure = jax.tree.flatten(state)
         self._leaves = jax.device_put(leaves, sharding)
         # The caller may have set a mesh of another kind, with axes of the type Explicit.
         self._mesh: Any = sharding.mesh if isinstance(sharding, jax.sharding.NamedSharding) else None

@@ -10,8 +10,9 @@ ViTPose++ adds experts and heads. In each block, the last `part_features` output
 expert of the crop's dataset (`MoeMlp`). Each dataset also has its own decoder, its head.
 
 Arrays are channels last. `Backbone.blocks` is a single `Block`: each of its parameters has a leading axis of length
-depth, and `jax.lax.scan` runs over that axis. This form compiles, dispatches and runs fastest (figures in
-benchmarks/README.md). For large crops, attention can be restricted to windows (windowed_attention.py).
+depth, and `jax.lax.scan` runs over that axis. This form compiles and dispatches fastest; for programs on CPUs each
+block gets arrays of its own (unstacked.py). For large crops, attention can be restricted to windows
+(windowed_attention.py).
 
 The network computes in `dtype` and stores its parameters in `param_dtype`. Softmax, and the statistics and parameters
 of norms, are always float32.
@@ -23,7 +24,8 @@ batch: `nnx.view(model, use_running_average=False, raise_if_not_found=False)` (t
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -264,7 +266,9 @@ class Backbone(nnx.Module):
         self.patch_embed = PatchEmbed(config, **kwargs, rngs=rngs)
         if config.knowledge_token:
             self.knowledge_token = KnowledgeToken(config, **kwargs, rngs=rngs)
-        self.blocks = nnx.vmap(lambda rngs: Block(config, **kwargs, rngs=rngs))(rngs.split(config.num_layers))
+        self.blocks: Block | nnx.List[Block] = nnx.vmap(lambda rngs: Block(config, **kwargs, rngs=rngs))(
+            rngs.split(config.num_layers)
+        )
         self.norm = _layer_norm(config, dtype=dtype, rngs=rngs)
         self.config = config
         self.dtype = dtype
@@ -336,7 +340,7 @@ class Backbone(nnx.Module):
         embedding = self.patch_embed(crops.astype(self.dtype))
         if config.knowledge_token:
             embedding = self.knowledge_token(embedding)
-        tokens, (states, attentions) = jax.lax.scan(step, embedding, layers)
+        tokens, (states, attentions) = _scan(step, embedding, layers)
         if states is None:
             return BackboneOutput(tokens=self.norm(_patch_tokens(tokens, config)))
         states = _patch_tokens(jnp.concatenate([embedding[None], states]), config)
@@ -348,10 +352,8 @@ class Backbone(nnx.Module):
             feature_maps=tuple(self.norm(states[index]).reshape(shape) for index in feature_blocks),
         )
 
-    def _layers(
-        self, depth: int, drop_path: float, key: Key[Array, ""] | None
-    ) -> tuple[Block, tuple[Float[Array, " depth"], Key[Array, "depth 2"]] | None, Int[Array, "depth 2"] | None]:
-        """What the scan runs over: the first `depth` blocks, and for each its `DropPath` and the shift of its windows.
+    def _layers(self, depth: int, drop_path: float, key: Key[Array, ""] | None) -> Any:
+        """What `_scan` runs over: the first `depth` blocks, and for each its `DropPath` and the shift of its windows.
 
         `drop_path` and `key` are as in `__call__`.
         """
@@ -365,8 +367,24 @@ class Backbone(nnx.Module):
             drops = jnp.linspace(0, drop_path, num_layers), jax.random.split(key, (num_layers, 2))
         windows = windowed_attention.make_windows(self.config)
         shifts = None if windows is None else windowed_attention.block_shifts(windows, num_layers)
-        layers = self.blocks, drops, shifts
-        return layers if depth == num_layers else jax.tree.map(lambda leaf: leaf[:depth], layers)
+        if isinstance(self.blocks, Block):
+            layers = self.blocks, drops, shifts
+            return layers if depth == num_layers else jax.tree.map(lambda leaf: leaf[:depth], layers)
+        return [
+            (block, *jax.tree.map(operator.itemgetter(index), (drops, shifts)))
+            for index, block in enumerate(self.blocks[:depth])
+        ]
+
+
+def _scan(step: Callable[[Array, Any], tuple[Array, Any]], tokens: Array, layers: Any) -> tuple[Array, Any]:
+    """`jax.lax.scan` over the leading axis of all arrays, or over a list."""
+    if not isinstance(layers, list):
+        return jax.lax.scan(step, tokens, layers)
+    results = []
+    for layer in layers:
+        tokens, result = step(tokens, layer)
+        results.append(result)
+    return tokens, jax.tree.map(lambda *rows: jnp.stack(rows), *results)
 
 
 def _patch_tokens(tokens: Float[Array, "*n tokens dim"], config: VitPoseConfig) -> Float[Array, "*n patches dim"]:

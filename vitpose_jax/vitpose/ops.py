@@ -175,7 +175,8 @@ def choose_dtype(dtype: DTypeLike | Literal["auto"]) -> DTypeLike:
 def choose_param_dtype(dtype: DTypeLike, param_dtype: DTypeLike | None) -> DTypeLike:
     """The dtype of stored parameters; by default that of the computation, but float32 for bfloat16 on CPUs.
 
-    There XLA would widen all bfloat16 parameters in every call, which takes longer than to round them.
+    There XLA would widen all stacked bfloat16 parameters in every call, which takes longer than to round them. A
+    `PoseEstimator` takes the blocks apart (unstacked.py), and needs no exception.
 
     Raises:
         ValueError: see `check_dtype`.

@@ -1,12 +1,12 @@
 """`fit_second_stage`: gives a finder its second stage, with the backbone of a pose model. `task = "second_stage"`.
 
-    collect     each image: the finder's boxes, and boxes near the annotated ones; the backbone's tokens of their crops,
-                in float16 in memory; the backbone itself is not trained
-    fit         the head, on these tokens: is it a person's box, and how should it move
+    collect     each image: the finder's boxes, and boxes near the annotated ones; the tokens of their crops behind the
+                first blocks of the backbone, which are not trained, in float16 in memory
+    fit         the last blocks and the head, on these tokens: is it a person's box, and how should it move
     calibrate   on images that were held out: how much each stage counts
     write       the finder with its second stage, as a native folder
 
-It takes minutes, so it is not resumed: it begins anew.
+It is not resumed: it begins anew.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from vitpose_jax.storage.tensors import CONFIG_FILE, WEIGHTS_FILE
 from vitpose_jax.training.detection.augment import ImageAugmentation, LabelledImage
 from vitpose_jax.training.detection.config import BoxDataConfig
 from vitpose_jax.training.detection.data import BoxSource
-from vitpose_jax.vitpose.modeling import Backbone
+from vitpose_jax.vitpose.modeling import Backbone, Block
 
 # Crops are made for a multiple of this many boxes of an image, so that there are few programs.
 BOX_STEP = 16
@@ -49,6 +49,7 @@ MOVE_IOU = 0.35
 # Boxes that lie in a crowd by this fraction are neither right nor wrong.
 IN_CROWD = 0.5
 WARMUP_STEPS = 100
+REPORT_STEPS = 100
 # Fields of the configuration that are not settings.
 _GIVEN = (
     *("hidden_size", "num_layers", "num_heads", "layer_norm_eps", "image_mean", "image_std"),
@@ -69,9 +70,15 @@ class SecondStageTrainConfig:
         model: sizes of the crops and of the head, how many boxes are looked at again, and how far they move. Sizes of
             the backbone come from the pose model, and weights from the calibration.
         boxes: how many of the finder's boxes are examples, in an image.
+        least_score: boxes that the finder gives a lower score are no examples.
         near_boxes: how many boxes near each annotated one are examples.
+        near_weight: how much such a box counts in the loss of the scores; one of the finder counts 1.
         most_boxes: examples in all. Each takes 4 bytes for each number of its tokens: all tokens are copied once.
-        epochs, batch_size, learning_rate, weight_decay, dropout: of the head.
+        trained_blocks: how many of the backbone's last blocks are trained; 0 for none. Its last norm is always trained.
+        epochs, batch_size, weight_decay: of the training.
+        learning_rate: of the head.
+        backbone_learning_rate: of the backbone's blocks and norm.
+        dropout: of the head's features.
         held_out: one image of so many is kept for the calibration.
         precision: dtype of the backbone's computation.
         int8: write kernels as int8.
@@ -88,11 +95,15 @@ class SecondStageTrainConfig:
     data: tuple[BoxDataConfig, ...]
     model: SecondStageConfig = dataclasses.field(default_factory=SecondStageConfig)
     boxes: int = 30
+    least_score: float = 0.05
     near_boxes: int = 2
+    near_weight: float = 0.5
     most_boxes: int = 100_000
-    epochs: int = 14
-    batch_size: int = 256
+    trained_blocks: int = 4
+    epochs: int = 4
+    batch_size: int = 128
     learning_rate: float = 1e-3
+    backbone_learning_rate: float = 1e-4
     weight_decay: float = 0.05
     dropout: float = 0.3
     held_out: int = 10
@@ -119,13 +130,15 @@ class SecondStageTrainConfig:
         for name in ("boxes", "most_boxes", "epochs", "batch_size"):
             if getattr(self, name) < 1:
                 yield f"{name}: expected at least 1, got {getattr(self, name)}"
-        if self.near_boxes < 0:
-            yield f"near_boxes: expected at least 0, got {self.near_boxes}"
+        for name in ("near_boxes", "trained_blocks"):
+            if getattr(self, name) < 0:
+                yield f"{name}: expected at least 0, got {getattr(self, name)}"
         if self.held_out < 2:
             yield f"held_out: expected at least 2, got {self.held_out}"
-        if not 0 < self.learning_rate < 1:
-            yield f"learning_rate: expected a number between 0 and 1, got {self.learning_rate}"
-        for name in ("weight_decay", "dropout"):
+        for name in ("learning_rate", "backbone_learning_rate"):
+            if not 0 < getattr(self, name) < 1:
+                yield f"{name}: expected a number between 0 and 1, got {getattr(self, name)}"
+        for name in ("least_score", "near_weight", "weight_decay", "dropout"):
             if not 0 <= getattr(self, name) < 1:
                 yield f"{name}: expected a number from 0 to less than 1, got {getattr(self, name)}"
 
@@ -134,7 +147,7 @@ class Examples(NamedTuple):
     """Boxes and what is known about them.
 
     Attributes:
-        tokens: of the backbone.
+        tokens: behind the first blocks of the backbone.
         shapes: from `box_shapes`.
         logits: of the first stage; NaN for boxes near annotated ones.
         overlaps: the intersection over union with the annotated box that they overlap most.
@@ -172,17 +185,22 @@ def fit_second_stage(settings: SecondStageTrainConfig, report: Callable[[str], N
     finder = _without_second_stage(settings.init)
     backbone, stage = _load_backbone(settings)
     sources = [BoxSource(data.annotations, data.images, category_id=data.category_id) for data in settings.data]
-    examples = collect(finder, backbone, stage, sources, settings, report)
-    head = fit_head(stage, examples, settings, report)
-    stage = calibrate(stage, head, examples)
+    first, judge = split(backbone, stage, settings)
+    examples = collect(finder, first, stage, sources, settings, report)
+    judge = fit_judge(judge, examples, settings, report)
+    stage = calibrate(stage, judge, examples)
     report(
         f"with a second stage {stage.first_weight:.3f} x first {stage.second_weight:+.3f} x second {stage.bias:+.3f}"
     )
     report(f"without {stage.rest_weight:.3f} x first {stage.rest_bias:+.3f}")
     config = finder.config.replace(second_stage=stage)
     tensors = dict(parameters.flatten(finder))
-    tensors |= {f"second_stage.backbone.{name}": leaf for name, leaf in parameters.flatten(backbone).items()}
-    tensors |= {f"second_stage.head.{name}": leaf for name, leaf in parameters.flatten(head).items()}
+    trained = parameters.flatten(judge)
+    for name, leaf in parameters.flatten(backbone).items():
+        last = trained.get(name, leaf[:0])  # of the blocks, the last ones are trained; the norm is trained as a whole
+        whole = np.concatenate([leaf[: len(leaf) - len(last)], last])
+        tensors[f"second_stage.backbone.{name}"] = whole
+    tensors |= {f"second_stage.{name}": leaf for name, leaf in trained.items() if name.startswith("head.")}
     model = parameters.fill(abstract_finder(config), tensors, source="the finder and its second stage")
     return write_finder(model, settings.output, int8=settings.int8)
 
@@ -225,6 +243,51 @@ def _load_backbone(settings: SecondStageTrainConfig) -> tuple[Backbone, SecondSt
     return backbone, stage
 
 
+class Judge(nnx.Module):
+    """What is trained: the last blocks of a backbone, if any, its norm, and the head."""
+
+    def __init__(self, blocks: Block | None, norm: nnx.LayerNorm, head: SecondStageHead):
+        self.blocks, self.norm, self.head = blocks, norm, head
+
+    def __call__(
+        self,
+        tokens: Float[Array, "n tokens dim"],
+        shapes: Float[Array, "n 3"],
+        *,
+        dropout: float = 0.0,
+        key: Array | None = None,
+    ) -> tuple[Float[Array, " n"], Float[Array, "n 4"]]:
+        """As `SecondStageHead`, for tokens behind the blocks that are not trained."""
+        tokens = tokens.astype(self.norm.dtype or jnp.float32)
+        if self.blocks is not None:
+            tokens, _ = jax.lax.scan(lambda tokens, block: (block(tokens)[0], None), tokens, self.blocks)
+        return self.head(self.norm(tokens), shapes, dropout=dropout, key=key)
+
+
+def split(backbone: Backbone, stage: SecondStageConfig, settings: SecondStageTrainConfig) -> tuple[Backbone, Judge]:
+    """The first blocks of a backbone, as a backbone, and the rest with a new head.
+
+    Raises:
+        ValueError: if no block would be left.
+    """
+    first = stage.num_layers - settings.trained_blocks
+    if first < 1:
+        raise ValueError(
+            f"trained_blocks: expected fewer than the backbone's {stage.num_layers}, got {settings.trained_blocks}"
+        )
+    config = backbone.config.replace(num_layers=first, out_indices=(first,))
+    tensors = {
+        name: leaf[:first] if name.startswith("blocks.") else leaf
+        for name, leaf in parameters.flatten(backbone).items()
+    }
+    dtypes: Any = {"dtype": backbone.dtype, "param_dtype": jnp.float32}
+    shorter = nnx.eval_shape(lambda: Backbone(config, **dtypes, rngs=nnx.Rngs(0)))
+    shorter = parameters.fill(shorter, tensors, source=settings.backbone)
+    head = SecondStageHead(stage, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(settings.seed))
+    last = jax.tree.map(lambda leaf: leaf[first:], backbone.blocks) if settings.trained_blocks else None
+    return shorter, Judge(last, backbone.norm, head)
+
+
 def collect(
     finder: PersonFinder,
     backbone: Backbone,
@@ -237,7 +300,7 @@ def collect(
 
     Args:
         finder: without a second stage.
-        backbone: of the second stage.
+        backbone: the first blocks of the second stage's.
         stage, settings: sizes and numbers.
         sources: the datasets.
         report: gets a line now and then.
@@ -246,6 +309,7 @@ def collect(
         ValueError: for an image that cannot be read; if there are no examples for the head or for the calibration.
     """
     config, rng = finder.config, np.random.default_rng(settings.seed)
+    least_logit = -np.inf if settings.least_score == 0 else np.log(settings.least_score / (1 - settings.least_score))
 
     @functools.partial(nnx.jit, static_argnums=3)
     def first_boxes(model: PersonFinder, images: Any, resized: Any, count: int) -> tuple[Array, Array]:
@@ -255,7 +319,8 @@ def collect(
     @nnx.jit
     def compute_tokens(model: Backbone, images: Any, boxes: Any, resized: Any) -> tuple[Array, Array]:
         crops = jax.lax.collapse(cut_crops(images, boxes, stage), 0, 2)
-        return model(crops).tokens.astype(jnp.float16), box_shapes(boxes, resized[:, None])[0]
+        tokens = model(crops, output_hidden_states=True).hidden_states[-1]
+        return tokens.astype(jnp.float16), box_shapes(boxes, resized[:, None])[0]
 
     # In a random order: if there are more images than `most_boxes` needs, some of all are used.
     order = [(source, index) for source in sources for index in range(len(source))]
@@ -266,7 +331,8 @@ def collect(
         image, resized, people, crowds = place_image(source[index], config, rng)
         first = first_boxes(finder, image[None], resized, settings.boxes)
         logits, boxes = (np.asarray(part)[0] for part in first)
-        boxes, logits = boxes[np.isfinite(logits)], logits[np.isfinite(logits)]
+        good = np.isfinite(logits) & (logits >= least_logit)
+        boxes, logits = boxes[good], logits[good]
         near = near_boxes(people, settings.near_boxes, rng)
         boxes = np.concatenate([boxes, near])
         logits = np.concatenate([logits, np.full(len(near), np.nan, np.float32)])
@@ -341,44 +407,60 @@ def _fractions(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
     return both / np.maximum(first, 1e-6)
 
 
-def fit_head(
-    stage: SecondStageConfig, examples: Examples, settings: SecondStageTrainConfig, report: Callable[[str], None]
-) -> SecondStageHead:
-    """The head, trained on the examples that are not held out.
+def fit_judge(
+    judge: Judge, examples: Examples, settings: SecondStageTrainConfig, report: Callable[[str], None]
+) -> Judge:
+    """The last blocks and the head, trained on the examples that are not held out.
 
     The loss is the cross-entropy with a target that rises around an overlap of a half, and the absolute error of the
     offsets, smooth near 0, of boxes that overlap a person.
     """
-    head = SecondStageHead(stage, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(settings.seed))
-    graphdef, trained = nnx.split(head)
+    graphdef, trained = nnx.split(judge)
+    trained = jax.tree.map(jnp.copy, trained)  # each step overwrites it
     index = np.flatnonzero(~examples.held_out)
     steps = settings.epochs * (len(index) // settings.batch_size)
     warmup = min(WARMUP_STEPS, steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0, settings.learning_rate, warmup, max(steps, warmup + 1))
-    optimizer = optax.adamw(schedule, weight_decay=settings.weight_decay)
 
-    def objective(trained: Any, tokens: Array, shapes: Array, overlaps: Array, offsets: Array, key: Array) -> Array:
+    def adamw(rate: float) -> optax.GradientTransformation:
+        schedule = optax.warmup_cosine_decay_schedule(0, rate, warmup, max(steps, warmup + 1))
+        return optax.adamw(schedule, weight_decay=settings.weight_decay)
+
+    def labels(trained: Any) -> Any:
+        names = jax.tree_util.tree_map_with_path(lambda path, _: str(path[0]), trained)
+        return jax.tree.map(lambda name: "head" if "head" in name else "backbone", names)
+
+    optimizer = optax.multi_transform(
+        {"head": adamw(settings.learning_rate), "backbone": adamw(settings.backbone_learning_rate)}, labels
+    )
+
+    def objective(trained: Any, tokens: Array, known: Any, key: Array) -> Array:
+        shapes, overlaps, offsets, weights = known
         logits, moves = nnx.merge(graphdef, trained)(tokens, shapes, dropout=settings.dropout, key=key)
         targets = jax.nn.sigmoid(STEEPNESS * (overlaps - PERSON_IOU))
+        wrong = optax.sigmoid_binary_cross_entropy(logits, targets) * weights
         errors = optax.huber_loss(moves, offsets, delta=0.1).sum(axis=1) / 0.1
-        return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, targets) + errors * (overlaps > MOVE_IOU))
+        return jnp.mean(wrong + errors * (overlaps > MOVE_IOU))
 
-    @jax.jit
-    def step(trained: Any, state: Any, key: Array, *batch: Array) -> tuple[Any, Any, Array]:
-        loss, gradients = jax.value_and_grad(objective)(trained, *batch, key)
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def step(trained: Any, state: Any, tokens: Array, known: Any, key: Array) -> tuple[Any, Any, Array]:
+        loss, gradients = jax.value_and_grad(objective)(trained, tokens, known, key)
         updates, state = optimizer.update(gradients, state, trained)
         return optax.apply_updates(trained, updates), state, loss
 
     state, rng, key = optimizer.init(trained), np.random.default_rng(settings.seed), jax.random.key(settings.seed)
+    weights = np.where(np.isfinite(examples.logits), 1, settings.near_weight).astype(np.float32)
+    known = (examples.shapes, examples.overlaps, examples.offsets, weights)
     number = 0
     for epoch in range(settings.epochs):
         losses, order = [], rng.permutation(index)
         for start in range(0, len(order) - settings.batch_size + 1, settings.batch_size):
             rows = order[start : start + settings.batch_size]
-            batch = (examples.tokens[rows].astype(np.float32), *(array[rows] for array in _known(examples)))
-            trained, state, loss = step(trained, state, jax.random.fold_in(key, number), *batch)
+            batch = tuple(array[rows] for array in known)
+            trained, state, loss = step(trained, state, examples.tokens[rows], batch, jax.random.fold_in(key, number))
             losses.append(loss)
             number += 1
+            if number % REPORT_STEPS == 0:
+                report(f"step {number} of {steps}: loss {float(np.mean(losses[-REPORT_STEPS:])):.4f}")
         loss = float(np.mean(losses))
         report(f"epoch {epoch + 1} of {settings.epochs}: loss {loss:.4f}")
         if not np.isfinite(loss):
@@ -386,11 +468,7 @@ def fit_head(
     return nnx.merge(graphdef, trained)
 
 
-def _known(examples: Examples) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return examples.shapes, examples.overlaps, examples.offsets
-
-
-def calibrate(stage: SecondStageConfig, head: SecondStageHead, examples: Examples) -> SecondStageConfig:
+def calibrate(stage: SecondStageConfig, judge: Judge, examples: Examples) -> SecondStageConfig:
     """How much each stage counts, so that the sum is the logit of a box being a person's: on held-out images.
 
     Two logistic regressions, by Newton's method: on both stages, and on the first alone.
@@ -399,9 +477,9 @@ def calibrate(stage: SecondStageConfig, head: SecondStageHead, examples: Example
         ValueError: if a stage does not tell people from the rest in these images.
     """
     held = examples.held_out & np.isfinite(examples.logits)
-    run = jax.jit(lambda tokens, shapes: head(tokens, shapes)[0])
+    run = nnx.jit(lambda judge, tokens, shapes: judge(tokens, shapes)[0])
     judged = [
-        np.asarray(run(tokens.astype(np.float32), shapes))
+        np.asarray(run(judge, tokens, shapes))
         for tokens, shapes in zip(_pieces(examples.tokens[held]), _pieces(examples.shapes[held]), strict=True)
     ]
     first, second = examples.logits[held], np.concatenate(judged)
