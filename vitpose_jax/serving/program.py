@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 
 from vitpose_jax.storage.forks import check_not_forked
-from vitpose_jax.vitpose.unstacked import unstack_blocks
+from vitpose_jax.vitpose.prepared import prepare_for_cpu
 
 
 class Program:
@@ -16,7 +16,7 @@ class Program:
 
     The module is split and flattened once; bare arrays cross into the program, and the module is merged inside it.
     That dispatches much faster than handing over a module, and a hundred times faster than `nnx.jit`
-    (benchmarks/variants.py). On CPUs the blocks of a backbone are taken apart (vitpose/unstacked.py). Later changes to
+    (benchmarks/variants.py). On CPUs the blocks of a backbone are taken apart (vitpose/prepared.py). Later changes to
     the module are not seen.
 
     Args:
@@ -42,7 +42,7 @@ class Program:
             sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         devices |= set() if sharding is None else sharding.device_set
         if all(device.platform == "cpu" for device in devices) and all(array.is_fully_addressable for array in arrays):
-            modules = unstack_blocks(modules)
+            modules = prepare_for_cpu(modules)
         graphdef, state = nnx.split(modules)
         leaves, structure = jax.tree.flatten(state)
         self._leaves = jax.device_put(leaves, sharding)

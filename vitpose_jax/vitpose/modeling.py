@@ -11,7 +11,7 @@ expert of the crop's dataset (`MoeMlp`). Each dataset also has its own decoder, 
 
 Arrays are channels last. `Backbone.blocks` is a single `Block`: each of its parameters has a leading axis of length
 depth, and `jax.lax.scan` runs over that axis. This form compiles and dispatches fastest; for programs on CPUs each
-block gets arrays of its own (unstacked.py). For large crops, attention can be restricted to windows
+block gets arrays of its own (prepared.py). For large crops, attention can be restricted to windows
 (windowed_attention.py).
 
 The network computes in `dtype` and stores its parameters in `param_dtype`. Softmax, and the statistics and parameters

@@ -96,13 +96,31 @@ def _by_parity(x: Array, kernel: Array, convolve: Callable[[Array, Array], Array
 
     Each output pixel uses only the four kernel taps of its own parity, so nothing is multiplied by an inserted zero.
     """
-    n, height, width, features_in = x.shape
-    features = kernel.shape[-1]
+    return _interleave(convolve(x, parity_kernel(kernel)))
+
+
+def parity_kernel(
+    kernel: Float[Array, "4 4 features_in features"],
+) -> Float[Array, "2 2 features_in 4*features"]:
+    """The kernel of the convolution that computes the parities of a `deconv`."""
+    features_in, features = kernel.shape[2:]
     # Kernel rows 0 and 2 make the even output rows, from input rows i - 1 and i. Kernel rows 1 and 3 make the odd ones,
     # from input rows i and i + 1. The same holds for columns.
     kernel = kernel.reshape(2, 2, 2, 2, features_in, features)
     kernel = kernel.transpose(0, 2, 4, 1, 3, 5)  # (tap row, tap column, in, row parity, column parity, out)
-    parities = convolve(x, kernel.reshape(2, 2, features_in, 4 * features))
+    return kernel.reshape(2, 2, features_in, 4 * features)
+
+
+def deconv_by_parity(
+    x: Float[Array, "n height width features_in"], kernel: Float[Array, "2 2 features_in features_4"]
+) -> Float[Array, "n 2*height 2*width features"]:
+    """`deconv` as CPUs compute it, with a `parity_kernel` that was made before."""
+    return _interleave((_product2x2 if x.dtype == jnp.bfloat16 else _conv2x2)(x, kernel))
+
+
+def _interleave(parities: Array) -> Array:
+    n, height, width, features = parities.shape
+    height, width, features = height - 1, width - 1, features // 4
     parities = parities.reshape(n, height + 1, width + 1, 2, 2, features)
     rows = jnp.stack([parities[:, :-1, :, 0], parities[:, 1:, :, 1]], axis=2)
     pixels = jnp.stack([rows[:, :, :, :-1, 0], rows[:, :, :, 1:, 1]], axis=4)
@@ -176,7 +194,7 @@ def choose_param_dtype(dtype: DTypeLike, param_dtype: DTypeLike | None) -> DType
     """The dtype of stored parameters; by default that of the computation, but float32 for bfloat16 on CPUs.
 
     There XLA would widen all stacked bfloat16 parameters in every call, which takes longer than to round them. A
-    `PoseEstimator` takes the blocks apart (unstacked.py), and needs no exception.
+    `PoseEstimator` takes the blocks apart (prepared.py), and needs no exception.
 
     Raises:
         ValueError: see `check_dtype`.

@@ -1,4 +1,4 @@
-"""Blocks that are stored one by one: the same outputs, from views of the same memory."""
+"""Weights in another form: the same outputs, from views of the same memory."""
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,9 @@ from vitpose_jax import VitPose, VitPoseConfig
 from vitpose_jax.serving.program import Program
 from vitpose_jax.storage import parameters
 from vitpose_jax.vitpose.adapters import Lora
-from vitpose_jax.vitpose.modeling import Block, abstract_vitpose
+from vitpose_jax.vitpose.modeling import Block, Deconv, abstract_vitpose
+from vitpose_jax.vitpose.prepared import ParityDeconv, prepare_for_cpu
 from vitpose_jax.vitpose.quantized import Quantization
-from vitpose_jax.vitpose.unstacked import unstack_blocks
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -34,8 +34,10 @@ def tiny(dtype=jnp.float32, param_dtype=jnp.float32, **fields) -> VitPose:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_outputs_are_the_same(name):
     model = tiny(**CONFIGS[name])
-    apart = unstack_blocks(model)
+    apart = prepare_for_cpu(model)
     assert isinstance(model.backbone.blocks, Block) and len(apart.backbone.blocks) == model.config.num_layers
+    decoders = [next(iter(each.heads.values())) for each in (model, apart)]
+    assert [type(decoder.deconv1) for decoder in decoders] == [Deconv, ParityDeconv]
     crops = random_crops(model.config)
 
     def run(model: VitPose, crops):
@@ -51,7 +53,7 @@ def test_outputs_are_the_same(name):
 
 def test_arrays_are_views_of_the_stacked_ones():
     model = tiny(hidden_size=48)
-    blocks = unstack_blocks(model).backbone.blocks
+    blocks = prepare_for_cpu(model).backbone.blocks
     kernel = nnx.split(model)[1]["backbone"]["blocks"]["mlp"]["fc1"]["kernel"].get_value()
     size = kernel.nbytes // len(kernel)
     for index, block in enumerate(blocks):
@@ -61,7 +63,7 @@ def test_arrays_are_views_of_the_stacked_ones():
 
 def test_kernels_are_rounded_to_the_dtype_of_the_computation():
     model = tiny(jnp.bfloat16)
-    apart = unstack_blocks(model)
+    apart = prepare_for_cpu(model)
     for ours, stacked in zip(
         *(jax.tree.leaves(nnx.split(module)[1]) for module in (apart.backbone.blocks[1], model.backbone.blocks)),
         strict=True,
@@ -87,7 +89,7 @@ def test_quantized_and_adapted_kernels_stay_stacked(options):
     abstract = abstract_vitpose(VitPoseConfig(**TINY), **options)
     zeros = {name: np.zeros(leaf.shape, leaf.dtype) for name, leaf in parameters.flatten(abstract).items()}
     model = parameters.fill(abstract, zeros)
-    assert isinstance(unstack_blocks(model).backbone.blocks, Block)
+    assert isinstance(prepare_for_cpu(model).backbone.blocks, Block)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
