@@ -199,6 +199,14 @@ def test_what_does_not_go_is_one_line_before_the_model_is_read(unchecked, tmp_pa
                 PoseEstimator.from_pretrained(nowhere, runtime=missing[-1])
 
 
+def test_an_evaluation_names_a_missing_runtime_before_it_reads_annotations(tmp_path, capsys, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name))
+    options = ("--annotations", tmp_path / "none.json", "--images", tmp_path, "--ground-truth-boxes")
+    status, _, said = run(capsys, "evaluate", "--dataset", "coco", *options, "--runtime", "openvino")
+    assert status == 1 and "vitpose-jax[openvino]" in said and "none.json" not in said
+
+
 def test_a_network_above_2_gib(folder, monkeypatch):
     monkeypatch.setattr(export.onnx, "LARGEST_FILE", 1000)
     with pytest.raises(ValueError, match=r"at most 2 GiB, got .*; quantize it, or use the runtime"):

@@ -154,6 +154,10 @@ def evaluate(
     from vitpose_jax.evaluation.scoring import check_nms
 
     # Quick checks come before anything is read.
+    if runtime is not Runtime.jax:
+        from vitpose_jax.export.runtimes import check_installed
+
+        check_installed(runtime.value)
     protocol = _find_protocol(dataset, model, revision, strict=not lenient)
     nms = "soft" if soft_nms else "hard"
     check_nms(protocol, nms)
