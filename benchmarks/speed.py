@@ -41,6 +41,8 @@ from peers import Peer, functions, load
 from tables import experts_table, stages_table
 
 from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig, checkpoint, convert, crop_boxes, decode_heatmaps
+from vitpose_jax.serving.program import Program
+from vitpose_jax.vitpose.prepared import prepare_for_cpu
 
 PRESETS = ["base"]
 PEOPLE = [1, 8]
@@ -83,7 +85,7 @@ def forward(
     """Crops to heatmaps; `others` are ours with their network in another runtime."""
     size, model = ours.config.image_size, ours.model
     crops = jax.random.normal(jax.random.key(0), (people, *size, 3), model.backbone.dtype)
-    run = jax.jit(lambda model, crops: model(crops, 0))
+    run = Program(model, lambda model, crops: model(crops, 0))
 
     def make(peer):
         tensor = peer.to_torch(crops)
@@ -94,7 +96,7 @@ def forward(
         return lambda: network(values)
 
     programs = {name: make_other(estimator) for name, estimator in (others or {}).items()}
-    return {OURS: lambda: run(model, crops)} | programs | functions(peers, make)
+    return {OURS: lambda: run(crops)} | programs | functions(peers, make)
 
 
 def crop(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, Callable]:
@@ -141,18 +143,19 @@ def experts(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[st
     model = ours.model
     plain, mixed = model.specialize(), jnp.arange(people, dtype=jnp.int32) % model.config.num_experts
     crops = jax.random.normal(jax.random.key(0), (people, *ours.config.image_size, 3), model.backbone.dtype)
-    features = jax.jit(lambda model, crops, index: model.backbone(crops, index).tokens)
-    one = jax.jit(lambda model, crops: model.backbone(crops, 0).tokens)
+    one, folded = (Program(each, lambda model, crops: model.backbone(crops, 0).tokens) for each in (model, plain))
+    features = Program(model, lambda model, crops, index: model.backbone(crops, index).tokens)
     return {
-        OURS: lambda: one(model, crops),
-        "plain": lambda: one(plain, crops),
-        "mixed experts": lambda: features(model, crops, mixed),
+        OURS: lambda: one(crops),
+        "plain": lambda: folded(crops),
+        "mixed experts": lambda: features(crops, mixed),
     }
 
 
 def memory(ours: PoseEstimator, peers: dict[str, Peer], people: int) -> dict[str, float]:
     """Megabytes that a forward pass needs besides parameters, crops and heatmaps; peers only on CUDA."""
     size, model = ours.config.image_size, ours.model
+    model = prepare_for_cpu(model) if jax.default_backend() == "cpu" else model
     crops = jnp.zeros((people, *size, 3), model.backbone.dtype)
     compiled = jax.jit(lambda model, crops: model(crops, 0)).lower(model, crops).compile()
     peaks = {OURS: compiled.memory_analysis().temp_size_in_bytes}

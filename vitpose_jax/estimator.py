@@ -248,7 +248,7 @@ class PoseEstimator:
             max_batch, border, padding, stretch, devices: see the class.
             detector: a `Detector`, or the source of one: a Hub id or a folder. None for the bundled person finder.
             kwargs: for `vitpose_jax.from_pretrained`: dtype, revision, image_size, skeleton, ... A `param_dtype` of
-                None means `dtype`, on CPUs too.
+                None means `dtype`, on CPUs too; programs of your own with `model` are then slow there in bfloat16.
 
         Raises:
             ValueError: as `vitpose_jax.from_pretrained`; with another runtime than JAX for devices, a dtype that it
