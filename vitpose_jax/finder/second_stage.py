@@ -5,8 +5,8 @@
       SecondStage     tokens of a ViTPose's backbone -> for each crop a logit, and how its box should move
       move_boxes      the moved boxes
 
-The backbone comes from a pose model, whose tokens know what a person is; its last blocks and a small head are trained
-to judge boxes (training/detection/second_stage.py). So few pictures are enough.
+The backbone comes from a pose model, whose tokens know what a person is; a small head behind it is trained to judge
+boxes (training/detection/second_stage.py), its last blocks if wanted. So few pictures are enough.
 """
 
 from typing import Any

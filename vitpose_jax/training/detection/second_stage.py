@@ -99,9 +99,9 @@ class SecondStageTrainConfig:
     near_boxes: int = 2
     near_weight: float = 0.5
     most_boxes: int = 100_000
-    trained_blocks: int = 4
-    epochs: int = 4
-    batch_size: int = 128
+    trained_blocks: int = 0
+    epochs: int = 14
+    batch_size: int = 256
     learning_rate: float = 1e-3
     backbone_learning_rate: float = 1e-4
     weight_decay: float = 0.05
