@@ -15,7 +15,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,7 @@ from vitpose_jax.storage.tensors import CONFIG_FILE, WEIGHTS_FILE
 from vitpose_jax.training.detection.augment import ImageAugmentation, LabelledImage
 from vitpose_jax.training.detection.config import BoxDataConfig
 from vitpose_jax.training.detection.data import BoxSource
+from vitpose_jax.training.optim import arrays_by_name
 from vitpose_jax.vitpose.modeling import Backbone, Block
 
 # Crops are made for a multiple of this many boxes of an image, so that there are few programs.
@@ -194,9 +195,9 @@ def fit_second_stage(settings: SecondStageTrainConfig, report: Callable[[str], N
     )
     report(f"without {stage.rest_weight:.3f} x first {stage.rest_bias:+.3f}")
     config = finder.config.replace(second_stage=stage)
-    tensors = dict(parameters.flatten(finder))
-    trained = parameters.flatten(judge)
-    for name, leaf in parameters.flatten(backbone).items():
+    tensors: dict[str, Any] = dict(arrays_by_name(finder))
+    trained = arrays_by_name(judge)
+    for name, leaf in arrays_by_name(backbone).items():
         last = trained.get(name, leaf[:0])  # of the blocks, the last ones are trained; the norm is trained as a whole
         whole = np.concatenate([leaf[: len(leaf) - len(last)], last])
         tensors[f"second_stage.backbone.{name}"] = whole
@@ -277,8 +278,7 @@ def split(backbone: Backbone, stage: SecondStageConfig, settings: SecondStageTra
         )
     config = backbone.config.replace(num_layers=first, out_indices=(first,))
     tensors = {
-        name: leaf[:first] if name.startswith("blocks.") else leaf
-        for name, leaf in parameters.flatten(backbone).items()
+        name: leaf[:first] if name.startswith("blocks.") else leaf for name, leaf in arrays_by_name(backbone).items()
     }
     dtypes: Any = {"dtype": backbone.dtype, "param_dtype": jnp.float32}
     shorter = nnx.eval_shape(lambda: Backbone(config, **dtypes, rngs=nnx.Rngs(0)))
@@ -319,7 +319,7 @@ def collect(
     @nnx.jit
     def compute_tokens(model: Backbone, images: Any, boxes: Any, resized: Any) -> tuple[Array, Array]:
         crops = jax.lax.collapse(cut_crops(images, boxes, stage), 0, 2)
-        tokens = model(crops, output_hidden_states=True).hidden_states[-1]
+        tokens = cast(Array, model(crops, output_hidden_states=True).hidden_states)[-1]
         return tokens.astype(jnp.float16), box_shapes(boxes, resized[:, None])[0]
 
     # In a random order: if there are more images than `most_boxes` needs, some of all are used.
