@@ -202,7 +202,15 @@ def test_what_does_not_go_is_one_line_before_the_model_is_read(unchecked, tmp_pa
 def test_an_evaluation_names_a_missing_runtime_before_it_reads_annotations(tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name))
-    options = ("--annotations", tmp_path / "none.json", "--images", tmp_path, "--ground-truth-boxes")
+    options = (
+        "--annotations",
+        tmp_path / "none.json",
+        "--images",
+        tmp_path,
+        "--ground-truth-boxes",
+        "--output",
+        tmp_path / "out",
+    )
     status, _, said = run(capsys, "evaluate", "--dataset", "coco", *options, "--runtime", "openvino")
     assert status == 1 and "vitpose-jax[openvino]" in said and "none.json" not in said
 
