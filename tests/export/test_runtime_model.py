@@ -32,7 +32,7 @@ from tests.tolerances import (
 )
 from vitpose_jax import PoseEstimator, Poses, checkpoint, export
 from vitpose_jax.bulk.settings import estimator_settings, hash_model
-from vitpose_jax.bundled import DEMO_IMAGE
+from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_IMAGE
 from vitpose_jax.datasets import read_dataset
 from vitpose_jax.evaluation import evaluate
 from vitpose_jax.export import runtimes
@@ -202,16 +202,9 @@ def test_what_does_not_go_is_one_line_before_the_model_is_read(unchecked, tmp_pa
 def test_an_evaluation_names_a_missing_runtime_before_it_reads_annotations(tmp_path, capsys, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name == "openvino" else find(name))
-    options = (
-        "--annotations",
-        tmp_path / "none.json",
-        "--images",
-        tmp_path,
-        "--ground-truth-boxes",
-        "--output",
-        tmp_path / "out",
-    )
-    status, _, said = run(capsys, "evaluate", "--dataset", "coco", *options, "--runtime", "openvino")
+    data = ("--annotations", tmp_path / "none.json", "--images", tmp_path, "--output", tmp_path / "out")
+    options = ("--dataset", "coco", "--model", DEFAULT_MODEL, "--ground-truth-boxes", "--runtime", "openvino")
+    status, _, said = run(capsys, "evaluate", *options, *data)
     assert status == 1 and "vitpose-jax[openvino]" in said and "none.json" not in said
 
 

@@ -96,7 +96,7 @@ def test_quantized_and_adapted_kernels_stay_stacked(options):
 def test_a_program_reads_the_weights_where_they_are(dtype):
     model = tiny(dtype, dtype)
     crops = random_crops(model.config)
-    program = Program((model, model), lambda models, crops: models[0](crops))
+    program = Program((model, tiny(dtype, dtype)), lambda models, crops: models[0](crops))
     # 24 x 48 is the first kernel of an MLP: no operation has it, or all of them, as its result.
     shapes = [f"[{lead}24,48]" for lead in ("", "1,", "2,")]
     compiled = program._run.lower(program._leaves, crops).compile().as_text()

@@ -57,9 +57,7 @@ def _prepare(module: Any) -> None:
         module.blocks = nnx.List(_split(module.blocks, module.dtype))
     elif isinstance(module, ClassicDecoder):
         for name in ("deconv1", "deconv2"):
-            deconv = getattr(module, name)
-            if isinstance(deconv, Deconv):  # not the same decoder again
-                setattr(module, name, ParityDeconv(deconv))
+            setattr(module, name, ParityDeconv(getattr(module, name)))
 
 
 def _has_plain_kernels(blocks: Block) -> bool:
