@@ -6,7 +6,7 @@
   memory; only kernels that are wider than the computation are rounded, once.
 - The kernels of transposed convolutions are arranged by parity (ops.py).
 
-On GPUs and TPUs the scan copies nothing, and its program is smaller.
+Programs for GPUs and TPUs keep the scan, whose program is smaller.
 """
 
 from typing import Any, TypeVar
