@@ -281,7 +281,7 @@ def split(backbone: Backbone, stage: SecondStageConfig, settings: SecondStageTra
         name: leaf[:first] if name.startswith("blocks.") else leaf for name, leaf in arrays_by_name(backbone).items()
     }
     dtypes: Any = {"dtype": backbone.dtype, "param_dtype": jnp.float32}
-    shorter = nnx.eval_shape(lambda: Backbone(config, **dtypes, rngs=nnx.Rngs(0)))
+    shorter = parameters.abstract(lambda: Backbone(config, **dtypes, rngs=nnx.Rngs(0)))
     shorter = parameters.fill(shorter, tensors, source=settings.backbone)
     head = SecondStageHead(stage, dtype=jnp.float32, param_dtype=jnp.float32, rngs=nnx.Rngs(settings.seed))
     last = jax.tree.map(lambda leaf: leaf[first:], backbone.blocks) if settings.trained_blocks else None
