@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,17 +33,11 @@ from vitpose_jax.finder.second_stage import (
 )
 from vitpose_jax.storage import parameters
 from vitpose_jax.training.config import from_dict, read_config
-from vitpose_jax.training.detection.second_stage import (
-    Examples,
-    Judge,
-    SecondStageTrainConfig,
-    calibrate,
-    fit_judge,
-    fit_second_stage,
-    logistic_regression,
-    split,
-)
 from vitpose_jax.training.loop import fit
+from vitpose_jax.training.second_stage.config import SecondStageTrainConfig
+from vitpose_jax.training.second_stage.examples import Examples
+from vitpose_jax.training.second_stage.fit import fit_second_stage
+from vitpose_jax.training.second_stage.judge import Judge, calibrate, fit_judge, logistic_regression, split
 from vitpose_jax.vitpose.modeling import Backbone
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -373,7 +368,7 @@ def test_a_finder_gets_its_second_stage_from_a_file_of_settings(
     sources, finder, photograph, tmp_path, capsys, monkeypatch
 ):
     # A random finder does not tell people from the rest, which the calibration refuses; it has tests of its own.
-    monkeypatch.setattr("vitpose_jax.training.detection.second_stage.calibrate", lambda stage, head, examples: stage)
+    monkeypatch.setattr("vitpose_jax.training.second_stage.fit.calibrate", lambda stage, head, examples: stage)
     lines = [f'output = "{tmp_path / "finder"}"', f'init = "{sources["init"]}"', f'backbone = "{sources["backbone"]}"']
     lines += ['task = "second_stage"', "epochs = 2", "batch_size = 16", "held_out = 3", "int8 = false", "boxes = 8"]
     lines += ["trained_blocks = 1", "least_score = 0"]
@@ -400,6 +395,21 @@ def test_a_finder_gets_its_second_stage_from_a_file_of_settings(
     fit_second_stage(again, report=lambda line: None)
     with pytest.raises(ValueError, match="output: expected a folder without a model"):
         fit_second_stage(again, report=lambda line: None)
+
+
+def test_images_are_looked_at_a_second_time_mirrored(sources, tmp_path):
+    found = {}
+    for mirrored in (False, True):
+        reports: list[str] = []
+        changes = {**sources, "mirrored": mirrored, "batch_size": 10_000, "held_out": 3}
+        with pytest.raises(ValueError, match="data: expected 10000 boxes") as error:
+            fit_second_stage(settings(tmp_path / "out", **changes), report=reports.append)
+        held_out = int(re.search(r"boxes, (\d+) of them", str(error.value)).group(1))
+        found[mirrored] = (int(reports[-1].split()[-2]), held_out)
+        assert reports[-1].startswith("8 of 8 images")
+    # Random scores: some boxes of the mirrored image are others. The same images are held out.
+    for plain, both in zip(found[False], found[True], strict=True):
+        assert 1.5 * plain < both < 2.5 * plain
 
 
 @pytest.mark.slow

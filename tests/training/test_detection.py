@@ -26,7 +26,7 @@ from vitpose_jax.finder.modeling import PersonFinder
 from vitpose_jax.storage import parameters
 from vitpose_jax.training import loop, setup
 from vitpose_jax.training.config import differing_settings, from_dict, read_config
-from vitpose_jax.training.detection.augment import ImageAugmentation, LabelledImage, augment_image
+from vitpose_jax.training.detection.augment import ImageAugmentation, LabelledImage, augment_image, mirror
 from vitpose_jax.training.detection.data import BoxSource, make_box_loader
 from vitpose_jax.training.optim import layer_scales, parameter_shapes
 from vitpose_jax.training.sharding import parameter_specs
@@ -95,6 +95,19 @@ def test_boxes_stay_on_their_pixels(seed, size, stretched, crowd):
         assert extent is None or (extent[2:] - extent[:2]).min() <= AUGMENTED_BOXES
     # Outside the image there are zeros.
     assert (square.image.max(axis=-1)[square.image.min(axis=-1) == 0] == 0).all()
+
+
+def test_a_mirrored_image_has_its_boxes_on_their_pixels():
+    image = np.full((40, 70, 3), 100, np.uint8)
+    image[5:30, 8:20] = RED
+    box = np.asarray([[8, 5, 20, 30]], np.float32)
+    mirrored = mirror(LabelledImage(image, box, 2 * box, True))
+    np.testing.assert_array_equal(mirrored.people[0], red_extent(mirrored.image))
+    np.testing.assert_array_equal(mirrored.ignored, [[70 - 40, 10, 70 - 16, 60]])
+    assert mirrored.stretched
+    again = mirror(mirrored)
+    np.testing.assert_array_equal(again.image, image)
+    np.testing.assert_array_equal(again.people, box)
 
 
 def test_people_of_whom_little_is_left_are_ignored():

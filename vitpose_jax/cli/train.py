@@ -30,7 +30,7 @@ def train(
     if settings.task == "second_stage":
         if resume or distributed:
             raise ValueError('--resume, --distributed: not with task = "second_stage"')
-        from vitpose_jax.training.detection.second_stage import fit_second_stage
+        from vitpose_jax.training.second_stage.fit import fit_second_stage
 
         print(fit_second_stage(settings, report=say))
         return

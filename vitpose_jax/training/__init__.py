@@ -40,8 +40,6 @@ if TYPE_CHECKING:
     from vitpose_jax.training.detection.data import make_box_loader as make_box_loader
     from vitpose_jax.training.detection.losses import detection_losses as detection_losses
     from vitpose_jax.training.detection.models import trained_finder as trained_finder
-    from vitpose_jax.training.detection.second_stage import SecondStageTrainConfig as SecondStageTrainConfig
-    from vitpose_jax.training.detection.second_stage import fit_second_stage as fit_second_stage
     from vitpose_jax.training.detection.step import make_detection_step as make_detection_step
     from vitpose_jax.training.distill import Teacher as Teacher
     from vitpose_jax.training.distill import make_teacher as make_teacher
@@ -70,6 +68,8 @@ if TYPE_CHECKING:
     from vitpose_jax.training.optim import update_ema as update_ema
     from vitpose_jax.training.people import Person as Person
     from vitpose_jax.training.people import PersonSource as PersonSource
+    from vitpose_jax.training.second_stage.config import SecondStageTrainConfig as SecondStageTrainConfig
+    from vitpose_jax.training.second_stage.fit import fit_second_stage as fit_second_stage
     from vitpose_jax.training.sharding import make_mesh as make_mesh
     from vitpose_jax.training.sharding import put_batch as put_batch
     from vitpose_jax.training.step import TrainState as TrainState
@@ -89,7 +89,6 @@ _HOMES = {
     "detection.data": ("BoxBatch", "BoxSource", "make_box_loader"),
     "detection.losses": ("detection_losses",),
     "detection.models": ("trained_finder",),
-    "detection.second_stage": ("SecondStageTrainConfig", "fit_second_stage"),
     "detection.step": ("make_detection_step",),
     "distill": ("Teacher", "make_teacher", "with_token"),
     "loop": ("DivergenceError", "FitResult", "fit", "trained_model"),
@@ -108,6 +107,8 @@ _HOMES = {
         "update_ema",
     ),
     "people": ("Person", "PersonSource"),
+    "second_stage.config": ("SecondStageTrainConfig",),
+    "second_stage.fit": ("fit_second_stage",),
     "sharding": ("make_mesh", "put_batch"),
     "step": ("TrainState", "init_state", "make_train_step"),
     "targets": ("gaussian_heatmaps",),

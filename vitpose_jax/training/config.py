@@ -19,12 +19,12 @@ from vitpose_jax.storage.text import join, shorten
 from vitpose_jax.training import toml
 from vitpose_jax.training.augment import Augmentation
 from vitpose_jax.training.detection.config import DETECTION_OPTIM, DetectionTrainConfig
-from vitpose_jax.training.detection.second_stage import SecondStageTrainConfig
 from vitpose_jax.training.lora import ADAPTERS, LoraConfig
 from vitpose_jax.training.name_rules import compile_pattern
 from vitpose_jax.training.optim import PRESETS as OPTIM_PRESETS
 from vitpose_jax.training.optim import OptimConfig, parameter_shapes
 from vitpose_jax.training.run_config import RunConfig, interval_problems, not_positive
+from vitpose_jax.training.second_stage.config import SecondStageTrainConfig
 from vitpose_jax.vitpose.config import PRESETS, VitPoseConfig
 
 TASKS = ("pose", "detection", "second_stage")

@@ -37,10 +37,10 @@ from vitpose_jax.storage.tensors import CONFIG_FILE
 from vitpose_jax.training.config import AnyTrainConfig, EvaluationConfig, TrainConfig
 from vitpose_jax.training.detection.config import DetectionTrainConfig
 from vitpose_jax.training.detection.models import trained_finder
-from vitpose_jax.training.detection.second_stage import SecondStageTrainConfig
 from vitpose_jax.training.lora import merge_adapters, save_adapters
 from vitpose_jax.training.optim import parameter_shapes
 from vitpose_jax.training.reports import Log
+from vitpose_jax.training.second_stage.config import SecondStageTrainConfig
 from vitpose_jax.training.setup import CHECKPOINTS, Run, prepare
 from vitpose_jax.training.sharding import put_batch, to_host
 from vitpose_jax.training.step import TrainState

@@ -121,10 +121,15 @@ def augment_image(
     ignored = np.concatenate([np.clip(ignored, low, high), clipped[~counted]])
     ignored = ignored[np.prod(ignored[:, 2:] - ignored[:, :2], axis=1) > 0]
     people = clipped[counted]
-    if rng.random() < augmentation.flip:
-        square = square[:, ::-1]
-        people, ignored = (_mirror(boxes, size) for boxes in (people, ignored))
-    return LabelledImage(np.ascontiguousarray(square), people.astype(np.float32), ignored.astype(np.float32))
+    augmented = LabelledImage(square, people.astype(np.float32), ignored.astype(np.float32))
+    return mirror(augmented) if rng.random() < augmentation.flip else augmented
+
+
+def mirror(labelled: LabelledImage) -> LabelledImage:
+    """The image and its boxes with left and right exchanged."""
+    image = np.ascontiguousarray(labelled.image[:, ::-1])
+    people, ignored = (_mirror_boxes(boxes, image.shape[1]) for boxes in (labelled.people, labelled.ignored))
+    return labelled._replace(image=image, people=people, ignored=ignored)
 
 
 def _random_place(length: int, size: int, rng: np.random.Generator) -> int:
@@ -143,6 +148,6 @@ def _vary_colours(
     return np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
 
 
-def _mirror(boxes: np.ndarray, size: int) -> np.ndarray:
+def _mirror_boxes(boxes: Float32[np.ndarray, "n 4"], width: int) -> Float32[np.ndarray, "n 4"]:
     x1, y1, x2, y2 = boxes.T
-    return np.stack([size - x2, y1, size - x1, y2], axis=-1)
+    return np.stack([width - x2, y1, width - x1, y2], axis=-1)

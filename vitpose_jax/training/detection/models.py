@@ -33,8 +33,8 @@ def create_finder(config: DetectionTrainConfig) -> PersonFinder:
     return parameters.fill(abstract, tensors)
 
 
-def load_init(source: str) -> Tensors:
-    """The parameters of a person finder, float32 by flat name; those of a second stage are left out.
+def load_finder(source: str) -> PersonFinder:
+    """A person finder, float32, without its second stage.
 
     Raises:
         ValueError: if it is not found, damaged, or another detector.
@@ -42,7 +42,15 @@ def load_init(source: str) -> Tensors:
     model = load_detector(resolve_source(source))
     if not isinstance(model, PersonFinder):
         raise ValueError(f"init: expected a person finder, got {source}, which is a {type(model).__name__}")
-    return {name: leaf for name, leaf in arrays_by_name(model).items() if not name.startswith("second_stage.")}
+    if model.config.second_stage is None:
+        return model
+    tensors = {name: leaf for name, leaf in arrays_by_name(model).items() if not name.startswith("second_stage.")}
+    return parameters.fill(abstract_finder(model.config.replace(second_stage=None)), tensors, source=source)
+
+
+def load_init(source: str) -> Tensors:
+    """The parameters of `load_finder`, by flat name."""
+    return arrays_by_name(load_finder(source))
 
 
 def trained_finder(config: DetectionTrainConfig, state: TrainState) -> PersonFinder:

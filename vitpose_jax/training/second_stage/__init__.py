@@ -1,0 +1,1 @@
+"""Training a second stage for a person finder: `task = "second_stage"`."""
