@@ -134,7 +134,7 @@ class Detector:
     Args:
         model: a `PersonFinder` or an `RtDetr`; later changes to it are not seen.
         threshold: minimum score, from 0 to less than 1; objects have a higher one. None for the network's default:
-            0.36 for the person finder, 0.3 for an RT-DETR. Each call can override it.
+            0.4 for the person finder, 0.3 for an RT-DETR. Each call can override it.
         labels: names of the classes to look for; "animals" for COCO's ten, "all" for every class. Each call can
             override them.
         max_detections: the maximum number of objects in an image, the highest-scoring; None for the network's own

@@ -86,6 +86,28 @@ def test_resuming_after_a_kill_is_bit_equal(people, uninterrupted, tmp_path):
     assert_same_arrays(tensors(result.model), tensors(uninterrupted / "last"))
 
 
+def test_a_signal_waits_until_the_checkpoints_are_open(people, tmp_path, monkeypatch):
+    """Orbax works in threads, which print a traceback when the program ends while they begin."""
+    events = []
+
+    class Slow(setup.Checkpoints):
+        def __init__(self, folder):
+            signal.raise_signal(signal.SIGINT)
+            super().__init__(folder)
+            events.append("open")
+
+        def close(self):
+            super().close()
+            events.append("closed")
+
+    monkeypatch.setattr(setup, "Checkpoints", Slow)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        loop.fit(settings(people, tmp_path / "output"))
+    assert events == ["open", "closed"]
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
 def test_control_c_saves_and_resumes_bit_equal(people, uninterrupted, tmp_path, monkeypatch):
     output = tmp_path / "output"
     make = setup.make_train_step

@@ -12,15 +12,10 @@ While the device computes a micro-step, the host reads the next batch and checks
 invalid loss is noticed one micro-step late; its state is never saved.
 """
 
-import contextlib
 import dataclasses
 import logging
 import math
 import pathlib
-import signal
-import threading
-import types
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -43,6 +38,7 @@ from vitpose_jax.training.reports import Log
 from vitpose_jax.training.second_stage.config import SecondStageTrainConfig
 from vitpose_jax.training.setup import CHECKPOINTS, Run, prepare
 from vitpose_jax.training.sharding import put_batch, to_host
+from vitpose_jax.training.signals import caught_signals
 from vitpose_jax.training.step import TrainState
 from vitpose_jax.vitpose.modeling import VitPose, abstract_vitpose
 
@@ -94,7 +90,7 @@ def fit(config: AnyTrainConfig | SecondStageTrainConfig, *, resume: bool = False
     with (
         prepare(config, resume=resume) as run,
         Log(config, run.total_steps, run.accumulate, progress=progress and first, shown=first) as log,
-        _caught_signals() as signals,
+        caught_signals() as signals,
     ):
         log.start(run.micro_step // run.accumulate)
         _train(run, log, signals)
@@ -253,28 +249,6 @@ def evaluate_state(
             raise ValueError(message)
         _log.warning("%s; their people count as missed", message)
     return {name: float(value) for name, value in result.metrics.items()}
-
-
-@contextlib.contextmanager
-def _caught_signals() -> Iterator[list[int]]:
-    """A list of the signals that came. A second Ctrl-C interrupts at once. Other threads catch none."""
-    signals: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield signals
-        return
-
-    def note(number: int, frame: types.FrameType | None) -> None:
-        signals.append(number)
-        signal.signal(number, handlers[number])
-
-    handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in handlers:
-        signal.signal(number, note)
-    try:
-        yield signals
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def _any_process(value: bool) -> bool:

@@ -52,6 +52,7 @@ from vitpose_jax.training.people import PersonSource
 from vitpose_jax.training.reports import METRICS, truncate_metrics
 from vitpose_jax.training.run_config import CheckpointConfig, RunConfig
 from vitpose_jax.training.sharding import make_mesh
+from vitpose_jax.training.signals import delayed_signals
 from vitpose_jax.training.step import TrainState, TrainStep, init_state, make_train_step
 from vitpose_jax.vitpose.modeling import VitPose
 
@@ -115,7 +116,10 @@ def prepare(config: AnyTrainConfig, *, resume: bool) -> Iterator[Run]:
         # `TrainConfig` has either steps or epochs.
         total_steps = config.steps or max(1, round(cast(float, config.epochs) * steps_per_epoch))
         state, train_step = start(config, config.optim_for(total_steps), mesh)
-        with Checkpoints(output / CHECKPOINTS) as checkpoints:
+        with contextlib.ExitStack() as stack:
+            with delayed_signals():
+                checkpoints = stack.enter_context(Checkpoints(output / CHECKPOINTS))
+                restored = None if checkpoints.last is None else checkpoints.restore(state)
             run = Run(
                 config=config,
                 output=output,
@@ -130,11 +134,11 @@ def prepare(config: AnyTrainConfig, *, resume: bool) -> Iterator[Run]:
                 save_every=_steps_between(config.checkpoint, steps_per_epoch, default_epochs=1),
                 state=state,
             )
-            if checkpoints.last is not None:
-                run.state, loader_state, note = checkpoints.restore(state)
+            if restored is not None:
+                run.state, loader_state, note = restored
                 loader.set_state(loader_state)
                 run.micro_step, run.best = int(run.state.micro_step), note["best"]
-            del state
+            del state, restored
             if jax.process_index() == 0:
                 truncate_metrics(output / METRICS, run.micro_step // accumulate)
                 write_whole(output / CONFIG, (json.dumps(config.to_dict(), indent=1) + "\n").encode())
