@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import signal
 
 import hypothesis
 
@@ -93,6 +94,14 @@ def compiled_once(programs):
         jax.config.update(name, value)
         del os.environ[name.upper()]
     compilation_cache.reset_cache()
+
+
+@pytest.fixture
+def ctrl_c():
+    """Ctrl-C acts as at a terminal: a shell makes programs in the background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

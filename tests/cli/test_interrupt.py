@@ -1,5 +1,6 @@
 """Ctrl-C: everything stops at once, no thread hangs, nothing half-written is left."""
 
+import _thread
 import os
 import pathlib
 import signal
@@ -81,3 +82,25 @@ def test_a_signal_that_was_dropped_is_sent_again():
         with pytest.raises(SystemExit) as ending, cli._ending_on_signals():
             function()
         assert ending.value.code == 143
+
+
+def test_a_signal_that_comes_while_one_is_sent_again_is_not_lost(monkeypatch):
+    """A busy machine sends the second signal before Python has left the hook that asked for it."""
+    start, delays = _thread.start_new_thread, iter([0.1])
+
+    def start_slowly(*arguments):
+        start(*arguments)
+        time.sleep(next(delays, 0))
+
+    class Callback:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    def drop() -> None:
+        Callback()
+        time.sleep(10)
+
+    monkeypatch.setattr(_thread, "start_new_thread", start_slowly)
+    with pytest.raises(SystemExit) as ending, cli._ending_on_signals():
+        drop()
+    assert ending.value.code == 143 and next(delays, None) is None

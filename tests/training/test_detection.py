@@ -254,7 +254,7 @@ def test_a_finder_learns_to_find_rectangles(boxes, tmp_path):
         assert len(detections) == 2 and min(overlaps) > LEARNT_IOU, (seed, detections, expected)
 
 
-def test_control_c_saves_and_resumes_bit_equal(boxes, uninterrupted, tmp_path, monkeypatch):
+def test_control_c_saves_and_resumes_bit_equal(boxes, uninterrupted, tmp_path, monkeypatch, ctrl_c):
     output = tmp_path / "output"
     make = setup.make_detection_step
 

@@ -22,6 +22,7 @@ from vitpose_jax.training import config as configs
 from vitpose_jax.training import loop, setup
 from vitpose_jax.training.config import TrainConfig, from_dict, read_config
 from vitpose_jax.training.optim import learning_rate
+from vitpose_jax.training.signals import caught_signals
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -86,7 +87,17 @@ def test_resuming_after_a_kill_is_bit_equal(people, uninterrupted, tmp_path):
     assert_same_arrays(tensors(result.model), tensors(uninterrupted / "last"))
 
 
-def test_a_signal_waits_until_the_checkpoints_are_open(people, tmp_path, monkeypatch):
+def test_a_signal_that_is_ignored_stays_ignored(ctrl_c):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with caught_signals() as signals:
+        signal.raise_signal(signal.SIGINT)
+        assert signals == [] and signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        signal.raise_signal(signal.SIGTERM)
+        assert signals == [signal.SIGTERM]
+    assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+def test_a_signal_waits_until_the_checkpoints_are_open(people, tmp_path, monkeypatch, ctrl_c):
     """Orbax works in threads, which print a traceback when the program ends while they begin."""
     events = []
 
@@ -108,7 +119,7 @@ def test_a_signal_waits_until_the_checkpoints_are_open(people, tmp_path, monkeyp
     assert signal.getsignal(signal.SIGINT) is handler
 
 
-def test_control_c_saves_and_resumes_bit_equal(people, uninterrupted, tmp_path, monkeypatch):
+def test_control_c_saves_and_resumes_bit_equal(people, uninterrupted, tmp_path, monkeypatch, ctrl_c):
     output = tmp_path / "output"
     make = setup.make_train_step
 

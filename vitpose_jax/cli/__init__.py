@@ -1,13 +1,15 @@
 """The command line: parses, calls, prints. Everything that imports jax is imported inside the commands."""
 
+import _thread
 import contextlib
 import os
 import signal
 import sys
 import threading
+import time
 import types
 from collections.abc import Iterator
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -69,31 +71,50 @@ def _ending_on_signals() -> Iterator[None]:
     """A signal to terminate ends the program as Ctrl-C does: what is done is kept. A second one ends it at once.
 
     Python drops an exception that is raised in a callback, and JAX has one for the garbage collector. So the signal of
-    an exception that was dropped is sent again.
+    an exception that was dropped is sent again; once more if it comes while that is being done.
     """
 
     signals: list[int] = []
+    in_hook = False
 
-    def end(number: int, _: object) -> NoReturn:
+    def end(number: int, _: object) -> None:
+        if in_hook:
+            send_later(number)
+            return
         signals.append(number)
         signal.signal(number, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
     def interrupt(number: int, frame: types.FrameType | None) -> None:
+        if in_hook:
+            send_later(number)
+            return
         signals.append(number)
         signal.default_int_handler(number, frame)
 
+    def send_later(number: int) -> None:
+        def send() -> None:
+            time.sleep(0.01)
+            os.kill(os.getpid(), number)
+
+        # Not a `threading.Timer`: it takes locks, which this thread may hold where a signal comes.
+        _thread.start_new_thread(send, ())
+
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
+        nonlocal in_hook
+        in_hook = True
         if isinstance(dropped.exc_value, KeyboardInterrupt):
             number = signal.SIGINT
         elif isinstance(dropped.exc_value, SystemExit):
             number = signal.SIGTERM
             signal.signal(number, end)
         else:
+            in_hook = False
             hook(dropped)
             return
         # Later: this callback would drop it, too.
-        threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+        send_later(number)
+        in_hook = False
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -10,7 +10,10 @@ from typing import Any
 
 @contextlib.contextmanager
 def caught_signals() -> Iterator[list[int]]:
-    """A list of the signals that came. A second Ctrl-C interrupts at once. Other threads catch none."""
+    """A list of the signals that came. A second Ctrl-C interrupts at once. Other threads catch none.
+
+    A signal that this process ignores, as shells make programs in the background ignore Ctrl-C, stays ignored.
+    """
     signals: list[int] = []
     if threading.current_thread() is not threading.main_thread():
         yield signals
@@ -21,6 +24,7 @@ def caught_signals() -> Iterator[list[int]]:
         signal.signal(number, handlers[number])
 
     handlers: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: handler for number, handler in handlers.items() if handler is not signal.SIG_IGN}
     for number in handlers:
         signal.signal(number, note)
     try:
