@@ -218,6 +218,7 @@ def test_detections_of_an_image_equal_transformers(folder, detector):
         assert np.abs(expected - row).max(axis=1).min() < BOXES
 
 
+@pytest.mark.slow
 def test_lists_of_images_of_many_sizes_in_few_programs(folder):
     detector = Detector.from_pretrained(folder, labels="all", threshold=0.2, max_batch=2)
     images = [random_image(seed, 90 + 7 * seed, 200 - 9 * seed) for seed in range(5)]

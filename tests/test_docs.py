@@ -246,6 +246,7 @@ CHECKS: dict[str, Callable[[list[dict], str, pathlib.Path], None]] = {
 BY_THEMSELVES = {"docs/guides/detect.md"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", CHECKS)
 def test_the_python_of_a_page_runs(page, checkout, capsys):
     shared: dict = {}

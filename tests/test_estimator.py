@@ -181,6 +181,7 @@ def test_long_lists_are_split_into_batches(estimator):
         assert_same_poses(everyone[row], estimator(image, boxes[row : row + 1], **ARGMAX))
 
 
+@pytest.mark.slow
 def test_many_sizes_compile_few_programs(light):
     """100 images of different sizes with 0 to 40 boxes each."""
     estimator = PoseEstimator(light)
@@ -352,6 +353,7 @@ def test_an_error_in_a_stream_names_its_item_and_spares_the_others(estimator, tm
         next(estimator.stream(entries, prefetch=0))
 
 
+@pytest.mark.slow
 def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
     """Never more than a few batches are on the device."""
     estimator = PoseEstimator(light, max_batch=64)
@@ -380,6 +382,7 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
     assert_same_poses(poses[9_999], estimator(random_image(0), boxes[9_999:], **ARGMAX))
 
 
+@pytest.mark.slow
 def test_a_batch_shared_out_among_eight_devices():
     """Forced host devices, in a process of its own: their number is fixed when JAX starts."""
     # Compiling without optimisation is quicker: every program is run once.

@@ -3,6 +3,7 @@
 As in `huggingface.py`, every key of config.json is used, must have a certain value, or is ignored for a stated reason.
 """
 
+import functools
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -228,6 +229,7 @@ def _compare(values: Mapping[str, Any], config: DetectorConfig) -> None:
             raise ValueError(f"{key}: expected {expected}, as follows from the other keys, got {shorten(value)}")
 
 
+@functools.lru_cache(maxsize=8)
 def detector_shapes(config: DetectorConfig) -> dict[str, tuple[int, ...]]:
     """The shape of every tensor of an `RtDetr`, by flat name."""
     return parameters.shapes(abstract_detector(config))

@@ -71,6 +71,7 @@ def test_predict_files_reads_a_file_of_boxes(estimator, folder, tmp_path):
     assert [entry["image_id"] for entry in entries] == ["1.png", "1.png"]
 
 
+@pytest.mark.slow
 def test_detect_files_returns_what_it_did(folder, tmp_path):
     hub = tmp_path / "hub"
     hub.mkdir()

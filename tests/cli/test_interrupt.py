@@ -38,6 +38,7 @@ def test_an_interrupted_stream_ends_without_a_traceback():
     assert errors.rstrip().endswith("KeyboardInterrupt")
 
 
+@pytest.mark.slow
 def test_the_command_line_leaves_whole_files(tmp_path):
     checkpoint.save(random_model(VitPoseConfig(**TINY)), tmp_path / "model")
     for number in range(2000):

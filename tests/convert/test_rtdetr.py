@@ -242,6 +242,7 @@ def test_an_empty_folder_and_a_file_raise(tmp_path):
         load_detector(tmp_path / "file.bin")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("size", PUBLISHED)
 def test_shapes_of_all_published_detectors_match(size, version):

@@ -38,6 +38,7 @@ def network(compiled_once, model, tmp_path_factory):
     return export.to_onnx(model, tmp_path_factory.mktemp("exported") / "network.onnx").path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "fields",
     [

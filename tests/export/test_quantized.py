@@ -82,6 +82,7 @@ def test_an_expert(folders, tmp_path):
             np.testing.assert_allclose(heatmaps, reference, rtol=0, atol=HEATMAPS * np.abs(reference).max())
 
 
+@pytest.mark.slow
 def test_sizes(folders, tmp_path):
     """The kernels of the blocks are a quarter and an eighth; the rest of the file is the same, up to its names."""
     sizes = {}

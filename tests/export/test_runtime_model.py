@@ -109,6 +109,7 @@ def test_quantized_kernels_stay_so(folder, runtime, monkeypatch):
     assert integers == [set(), {TensorProto.INT8}, {TensorProto.INT4}]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_several_heads(plus, runtime):
     """Each dataset has its own network, which is made when it is first used; a call may mix them."""

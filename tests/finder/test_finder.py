@@ -148,6 +148,7 @@ def test_bad_configurations_and_files_are_refused(weights, tmp_path):
         load_detector(tmp_path / "broken.safetensors")
 
 
+@pytest.mark.slow
 def test_random_parameters_and_half_precision_give_finite_boxes():
     finder = PersonFinder(CONFIG, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     output = finder(jnp.zeros((1, 64, 64, 3)))

@@ -269,6 +269,7 @@ def judge(request) -> Judge:
     return split(backbone, STAGE, settings("-", trained_blocks=request.param))[1]
 
 
+@pytest.mark.slow
 def test_it_learns_what_a_person_is_and_the_calibration_trusts_it(judge, tmp_path):
     reports: list[str] = []
     changes = {"epochs": 10, "learning_rate": 1e-2, "backbone_learning_rate": 1e-3, "dropout": 0.0}
@@ -364,6 +365,7 @@ def sources(finder, tmp_path_factory) -> dict[str, object]:
     return {"init": str(folder / "finder"), "backbone": str(folder / "pose"), "data": [boxes]}
 
 
+@pytest.mark.slow
 def test_a_finder_gets_its_second_stage_from_a_file_of_settings(
     sources, finder, photograph, tmp_path, capsys, monkeypatch
 ):

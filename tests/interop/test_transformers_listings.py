@@ -75,12 +75,14 @@ def test_detect_and_draw(run):
     assert (frame != np.asarray(values["image"])).any()
 
 
+@pytest.mark.slow
 def test_quantize(run):
     values = run("quantize")
     assert_poses(values)
     assert values["model"].network.quantization == Quantization(kind="int4", group_size=128)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # PyTorch's, in np.array(tensor)
 def test_experts(run):
     values = run("experts")

@@ -239,6 +239,7 @@ def test_without_torch(monkeypatch):
         ours.VitPoseImageProcessor()(np.zeros((8, 8, 3), np.uint8), boxes=[[[0, 0, 4, 4]]], return_tensors="pt")
 
 
+@pytest.mark.slow
 def test_the_detector(detector, photograph):
     reference, folder = detector
     mine = ours.AutoProcessor.from_pretrained(folder)
@@ -276,6 +277,7 @@ def test_a_saved_detector_loads_in_transformers(detector, tmp_path):
         ours.RTDetrForObjectDetection.from_pretrained(DEFAULT_FINDER)
 
 
+@pytest.mark.slow
 def test_a_detector_with_random_weights(detector):
     reference, _ = detector
     config = ours.RTDetrConfig(**json.loads(json.dumps(reference.config.to_dict(), default=str)))

@@ -15,6 +15,7 @@ from vitpose_jax.pipeline.regions import boxes_to_regions
 SIZE = (33, 25)
 
 
+@pytest.mark.slow
 @given(seed=st.integers(0, 2**32 - 1), border=st.sampled_from(module.BORDERS))
 @settings(max_examples=10, deadline=None, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 def test_both_forms_are_equal_in_every_bit(seed, border):

@@ -74,6 +74,7 @@ def settings(folder: pathlib.Path, *names: str, evaluation: dict | None = None, 
     return config
 
 
+@pytest.mark.slow
 def test_sides_in_names_make_flip_pairs(tmp_path, capsys):
     config = settings(tmp_path, "nose", "leftEye", "rightEye", evaluation={})
     assert config.model.skeletons[0].flip_pairs == ((1, 2),)
@@ -154,6 +155,7 @@ def test_a_skeleton_without_pairs_is_not_mirrored_and_says_so(tmp_path, caplog):
             assert not caplog.records
 
 
+@pytest.mark.slow
 def test_only_crops_of_skeletons_with_pairs_are_mirrored():
     skeletons = [COCO, Skeleton(name="x", keypoints=("a", "b", "c")), Skeleton(name="y", keypoints=("a",))]
     count = 8

@@ -87,6 +87,7 @@ def centroids(crops: np.ndarray) -> np.ndarray:
     return np.stack([(values * axis[..., None]).sum(axis=(1, 2)) / total for axis in (columns, rows)], axis=-1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flip", [0.0, 1.0])
 def test_keypoints_move_with_the_pixels(flip):
     arrays, settings = spotted(0)

@@ -296,6 +296,7 @@ def test_eight_devices_train_as_one(boxes, tmp_path):
     np.testing.assert_allclose(list(eight.values()), list(one.values()), rtol=SHARDED_LOSSES)
 
 
+@pytest.mark.slow
 def test_the_result_is_averaged_with_the_network_it_started_from(boxes, tmp_path, capsys):
     config = FinderConfig.from_dict({**FinderConfig().to_dict(), **TINY_FINDER})
     initial = PersonFinder(config, rngs=nnx.Rngs(5))

@@ -126,6 +126,7 @@ def test_statistics_of_trained_heads_change():
     assert not any(name.startswith("backbone.") for name in moved)
 
 
+@pytest.mark.slow
 def test_a_teacher_adds_its_distance_to_the_loss():
     """The token is frozen and its layer learns. The teacher is neither in the state nor a constant of the program."""
     config = VitPoseConfig(**SMALL, knowledge_token=36)
@@ -164,6 +165,7 @@ def test_a_teacher_adds_its_distance_to_the_loss():
     assert values[-1] < 0.8 * values[0]
 
 
+@pytest.mark.slow
 def test_heads_learn_from_the_teachers_heads_of_the_same_name():
     """The teacher has more experts and heads, in another order, and computes in bfloat16."""
     config = VitPoseConfig(**SMALL, experts=("coco", "aic", "ap10k"), part_features=7, skeletons=(COCO, AP10K))
@@ -247,6 +249,7 @@ def test_with_token_takes_a_model_or_a_folder(tmp_path):
         with_token(random_model(VitPoseConfig(**SMALL, knowledge_token=12)), taught)
 
 
+@pytest.mark.slow
 def test_a_teacher_on_a_mesh_of_one_device_gives_the_same_losses():
     config = VitPoseConfig(**SMALL)
     teacher_model = random_model(VitPoseConfig(**TEACHER), seed=1)

@@ -268,6 +268,7 @@ def base(tmp_path_factory) -> str:
     return str(folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", [{}, {"quantize": "int4", "group_size": 4}])
 def test_a_training_writes_a_small_folder_and_resumes(people, base, tmp_path, monkeypatch, rounding):
     changes = {"init": base, "lora": {"rank": 2, **rounding}}
@@ -308,6 +309,7 @@ def test_a_training_writes_a_small_folder_and_resumes(people, base, tmp_path, mo
     assert {name for name in stored if name.startswith("backbone.")} == {name for name in stored if ".lora_" in name}
 
 
+@pytest.mark.slow
 def test_adapters_learn(people, base, tmp_path):
     """The loss on six drawn pictures falls, with the head as it is: adapters alone do it."""
     lora = {"rank": 4, "trained": []}

@@ -170,6 +170,7 @@ def address(tmp_path_factory):
         yield url
 
 
+@pytest.mark.slow
 def test_a_client_of_gradio_gets_what_the_page_shows(address, photograph):
     """In a process of its own: gradio's client leaves sockets open."""
     program = programs.command("use_page", address, photograph)
