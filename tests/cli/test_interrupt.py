@@ -62,16 +62,20 @@ def test_the_command_line_leaves_whole_files(tmp_path):
     assert all(pathlib.Path(path).suffix in (".json", ".jsonl") and os.path.getsize(path) for path in done)
 
 
+class Callback:
+    """Ended by Python, which drops what its end raises."""
+
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def drop_a_signal() -> None:
+    Callback()
+    time.sleep(10)
+
+
 def test_a_signal_that_was_dropped_is_sent_again():
     """Python drops exceptions in callbacks, and JAX turns some into errors of its own."""
-
-    class Callback:
-        def __del__(self):
-            signal.raise_signal(signal.SIGTERM)
-
-    def drop() -> None:
-        Callback()
-        time.sleep(10)
 
     def turn() -> None:
         try:
@@ -79,7 +83,7 @@ def test_a_signal_that_was_dropped_is_sent_again():
         except SystemExit:
             raise ValueError("while checking equality") from None
 
-    for function in (drop, turn):
+    for function in (drop_a_signal, turn):
         with pytest.raises(SystemExit) as ending, cli._ending_on_signals():
             function()
         assert ending.value.code == 143
@@ -93,15 +97,7 @@ def test_a_signal_that_comes_while_one_is_sent_again_is_not_lost(monkeypatch):
         start(*arguments)
         time.sleep(next(delays, 0))
 
-    class Callback:
-        def __del__(self):
-            signal.raise_signal(signal.SIGTERM)
-
-    def drop() -> None:
-        Callback()
-        time.sleep(10)
-
     monkeypatch.setattr(_thread, "start_new_thread", start_slowly)
     with pytest.raises(SystemExit) as ending, cli._ending_on_signals():
-        drop()
+        drop_a_signal()
     assert ending.value.code == 143 and next(delays, None) is None

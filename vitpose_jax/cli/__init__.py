@@ -102,16 +102,14 @@ def _ending_on_signals() -> Iterator[None]:
 
     def send_again(dropped: "sys.UnraisableHookArgs") -> None:
         nonlocal in_hook
-        in_hook = True
-        if isinstance(dropped.exc_value, KeyboardInterrupt):
-            number = signal.SIGINT
-        elif isinstance(dropped.exc_value, SystemExit):
-            number = signal.SIGTERM
-            signal.signal(number, end)
-        else:
-            in_hook = False
+        if not isinstance(dropped.exc_value, KeyboardInterrupt | SystemExit):
             hook(dropped)
             return
+        in_hook = True
+        number = signal.SIGINT
+        if isinstance(dropped.exc_value, SystemExit):
+            number = signal.SIGTERM
+            signal.signal(number, end)
         # Later: this callback would drop it, too.
         send_later(number)
         in_hook = False

@@ -6,7 +6,7 @@
       move_boxes      the moved boxes
 
 The backbone comes from a pose model, whose tokens know what a person is; a small head behind it is trained to judge
-boxes (training/detection/second_stage.py), its last blocks if wanted. So few pictures are enough.
+boxes (training/second_stage/), its last blocks if wanted. So few pictures are enough.
 """
 
 from typing import Any
