@@ -183,7 +183,8 @@ class PoseEstimator:
         fixed = None if isinstance(model, VitPose) else model.fixed_batch()
         if max_batch is None and fixed is None:
             platform = devices[0].platform if devices else jax.default_backend()
-            max_batch = max(MAX_BATCH_CPU if platform == "cpu" else MAX_BATCH, count)
+            on_cpu = platform == "cpu" or (not isinstance(model, VitPose) and model.runtime == "openvino")
+            max_batch = max(MAX_BATCH_CPU if on_cpu else MAX_BATCH, count)
         if fixed is not None:
             if max_batch not in (None, fixed):
                 raise ValueError(f"max_batch: expected the {fixed} that this file takes, got {max_batch}")

@@ -18,6 +18,8 @@ from tests.support.cli import run
 from tests.tolerances import KEYPOINTS
 from vitpose_jax import PoseEstimator
 from vitpose_jax.distributed import predict_dataset
+from vitpose_jax.distributed.inputs import Columns, find_pieces
+from vitpose_jax.distributed.output import Output
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -217,6 +219,25 @@ def test_other_settings_are_refused(predict, images, tmp_path):
     (tmp_path / "out" / "_run" / "settings.jsonl").unlink()
     with pytest.raises(ValueError, match=r"holds results without _run/settings.jsonl"):
         predict(tmp_path / "images")
+
+
+def test_settings_count_from_the_first_worker_on(images, tmp_path):
+    """Two runs that begin together: the second replaces the settings, so the first one must not write."""
+    first, second = Output(str(tmp_path / "out")), Output(str(tmp_path / "out"))
+
+    def find():
+        return find_pieces([tmp_path / "images"], images_per_partition=3, columns=Columns("image", None, None))
+
+    def start(output, settings):
+        return output.start(settings, find, overwrite=False)
+
+    start(first, {"flip_test": False})
+    assert start(second, {"flip_test": True}).partitions == 3
+    with pytest.raises(ValueError, match="flip_test was true, now false"):
+        first.check_model({"model_sha256": "a"})
+    second.check_model({"model_sha256": "a"})
+    with pytest.raises(ValueError, match="flip_test was true, now false"):
+        start(first, {"flip_test": False})
 
 
 def test_a_killed_overwrite_leaves_no_mixture(predict, images, tmp_path, monkeypatch):

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 import onnxruntime
+import pyarrow.parquet as parquet
 import pytest
 from onnx import TensorProto
 
+from tests.support.bulk import write_images
 from tests.support.cli import run
 from tests.support.images import random_image
 from tests.support.models import SMALL_PLUS, smallest_model
@@ -34,6 +36,7 @@ from vitpose_jax import PoseEstimator, Poses, checkpoint, export
 from vitpose_jax.bulk.settings import estimator_settings, hash_model
 from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_IMAGE
 from vitpose_jax.datasets import read_dataset
+from vitpose_jax.estimator import MAX_BATCH, MAX_BATCH_CPU
 from vitpose_jax.evaluation import evaluate
 from vitpose_jax.export import runtimes
 from vitpose_jax.vitpose import ops
@@ -161,6 +164,38 @@ def test_onnxruntime_holds_no_second_copy(folder, monkeypatch):
     assert [session._model_bytes for session in sessions] == [None]
 
 
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize(("given", "threads"), [("1", 1), ("", None)])
+def test_a_worker_takes_the_threads_that_it_was_given(folder, runtime, given, threads, monkeypatch):
+    """Several workers of a machine share its processors; a number that is not given is the runtime's own choice."""
+    PoseEstimator.from_pretrained(folder, runtime=runtime)
+    import openvino  # the package imports it without its telemetry
+
+    core, session, taken = openvino.Core.compile_model, onnxruntime.InferenceSession, []
+
+    def compile_model(*arguments):
+        compiled = core(*arguments)
+        taken.append(arguments[-1]["INFERENCE_NUM_THREADS"] and compiled.get_property("INFERENCE_NUM_THREADS"))
+        return compiled
+
+    def open_session(*arguments, **options):
+        opened = session(*arguments, **options)
+        taken.append(opened.get_session_options().intra_op_num_threads)
+        return opened
+
+    monkeypatch.setenv("NPROC", given)
+    monkeypatch.setattr(openvino.Core, "compile_model", compile_model)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", open_session)
+    PoseEstimator.from_pretrained(folder, runtime=runtime)
+    assert taken == [threads or 0]
+
+
+def test_openvino_gets_the_batches_of_a_cpu_beside_a_gpu(folder, monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert PoseEstimator.from_pretrained(folder).max_batch == MAX_BATCH
+    assert PoseEstimator.from_pretrained(folder, runtime="openvino").max_batch == MAX_BATCH_CPU
+
+
 def test_auto_is_the_dtype_that_the_processor_is_fastest_in(folder, monkeypatch):
     def dtype(runtime):
         return PoseEstimator.from_pretrained(folder, runtime=runtime, dtype="auto").dtype.name
@@ -264,6 +299,26 @@ def test_predict_and_its_settings(capsys, folder, tmp_path):
     assert "runtime" not in json.loads((tmp_path / "jax" / "settings.jsonl").read_text())
     status, _, said = run(capsys, *arguments, tmp_path / "new", "--runtime", "onnxruntime", "--dtype", "bfloat16")
     assert status == 1 and said == "vitpose-jax: error: dtype: onnxruntime expects float32, got bfloat16\n"
+
+
+def test_bulk_and_its_settings(capsys, folder, tmp_path):
+    """A run that cannot begin leaves nothing that the next one would differ from."""
+    write_images(tmp_path / "images", 3)
+    arguments = ("bulk", tmp_path / "images", "--model", folder, "--whole-image", "--concurrency", "0", "--output")
+    quantized = ("--runtime", "openvino", "--quantize", "int8")
+    status, _, said = run(capsys, *arguments, tmp_path / "out", "--runtime", "onnxruntime", "--dtype", "bfloat16")
+    assert status == 1 and said == "vitpose-jax: error: dtype: onnxruntime expects float32, got bfloat16\n"
+    assert run(capsys, *arguments, tmp_path / "out", *quantized)[0] == 0
+    settings = json.loads((tmp_path / "out" / "_run" / "settings.jsonl").read_text())
+    assert (settings["runtime"], settings["quantize"]) == ("openvino", "int8") and "group_size" not in settings
+    table = parquet.read_table(tmp_path / "out").to_pylist()
+    estimator = PoseEstimator.from_pretrained(folder, runtime="openvino", quantize="int8")
+    poses = estimator(table[0]["image"], "image")
+    np.testing.assert_allclose(np.asarray(table[0]["keypoints"]), poses.keypoints[0], rtol=0, atol=KEYPOINTS)
+    status, _, said = run(capsys, *arguments, tmp_path / "out")
+    assert status == 1 and 'runtime was "openvino", now null' in said
+    assert run(capsys, *arguments, tmp_path / "jax")[0] == 0
+    assert "runtime" not in json.loads((tmp_path / "jax" / "_run" / "settings.jsonl").read_text())
 
 
 def test_users_of_jax_import_no_runtime(folder):

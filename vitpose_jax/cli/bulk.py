@@ -14,11 +14,16 @@ from vitpose_jax.cli.common import (
     DTypeOption,
     Expert,
     FlipTest,
+    GroupSize,
     Labels,
     Lenient,
     Model,
+    QuantizeOption,
     Revision,
+    Runtime,
+    RuntimeOption,
     dataset_key,
+    quantize_options,
     say,
 )
 
@@ -52,6 +57,9 @@ def bulk(
     flip_test: FlipTest = False,
     decode: DecodeOption = Decode.udp,
     dtype: DTypeOption = DType.float32,
+    runtime: RuntimeOption = Runtime.jax,
+    quantize: QuantizeOption = None,
+    group_size: GroupSize = None,
     revision: Revision = None,
     lenient: Lenient = False,
     max_batch: Annotated[
@@ -84,6 +92,7 @@ def bulk(
     """Find the keypoints in any number of images, on all machines of a Ray cluster; resumes an earlier run."""
     if boxes_column and detector != DEFAULT_FINDER:
         raise ValueError("expected --boxes-column or --detector, got both")
+    rounding = quantize_options(quantize, group_size)
 
     from vitpose_jax.distributed.predict import predict_dataset
 
@@ -102,6 +111,8 @@ def bulk(
         flip_test=flip_test,
         decode=decode.value,
         dtype=dtype.value,
+        runtime=runtime.value,
+        **rounding,
         revision=revision,
         strict=not lenient,
         max_batch=max_batch,

@@ -31,6 +31,7 @@ class Output:
     def __init__(self, folder: str):
         self.folder = folder
         self._run = join(folder, "_run")
+        self._given: Mapping[str, Any] = {}
         self._settings, self._model, self._manifest = (
             join(self._run, name) for name in ("settings.jsonl", "model.jsonl", "manifest.parquet")
         )
@@ -44,6 +45,8 @@ class Output:
     ) -> Manifest:
         """The manifest of an earlier run with these settings; or of a new one.
 
+        Other settings of a run in which no worker ever loaded its model, so that nothing depends on them, are replaced.
+
         Args:
             settings: by name, ready for JSON.
             find: the partitions of the source, for a new run.
@@ -52,8 +55,12 @@ class Output:
         Raises:
             ValueError: naming the settings that differ, or if there are results without them; as `find`.
         """
+        self._given = settings
         if not overwrite and exists(self._settings):
-            self._check(self._settings, settings)
+            if exists(self._model) or self.done():
+                self._check(self._settings, settings)
+            else:
+                overwrite = bool(self._differences(self._settings, settings))
         elif not overwrite and self.done():
             raise ValueError(
                 f"{self.folder}: holds results without {self._settings.removeprefix(self.folder + '/')}, so their "
@@ -78,8 +85,9 @@ class Output:
         """Check what a worker says about its model against what is recorded; the first one is recorded.
 
         Raises:
-            ValueError: naming what differs.
+            ValueError: naming what differs; also settings that another run replaced since `start`.
         """
+        self._check(self._settings, self._given)
         if exists(self._model):
             self._check(self._model, model)
         else:
@@ -101,12 +109,16 @@ class Output:
         _write_file(join(self.folder, _result(number)), content, temporary=self._run)
 
     def _check(self, name: str, settings: Mapping[str, Any]) -> None:
-        differing = describe_differences(json.loads(read_file(name)), settings)
+        differing = self._differences(name, settings)
         if differing:
             raise ValueError(
                 f"{self.folder}: holds results with other settings: {'; '.join(differing)}; "
                 "overwrite them or choose another folder"
             )
+
+    @staticmethod
+    def _differences(name: str, settings: Mapping[str, Any]) -> list[str]:
+        return describe_differences(json.loads(read_file(name)), settings)
 
     def _write(self, name: str, settings: Mapping[str, Any]) -> None:
         _write_file(name, (json.dumps(settings, sort_keys=True) + "\n").encode(), temporary=self._run)

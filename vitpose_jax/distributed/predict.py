@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -78,6 +78,9 @@ def predict_dataset(
     flip_test: bool = False,
     decode: Decode = "udp",
     dtype: str = "float32",
+    runtime: Literal["jax", "onnxruntime", "openvino"] = "jax",
+    quantize: Literal["int8", "int4"] | None = None,
+    group_size: int | None = None,
     revision: str | None = None,
     strict: bool = True,
     max_batch: int | None = None,
@@ -113,7 +116,8 @@ def predict_dataset(
         id_column: of a Parquet source: what names an image in the results; None for the name of the file and the row.
         boxes_column: of a Parquet source: for each image a list of x y w h in pixels; None: the detector finds them.
         dataset, flip_test, decode: see `PoseEstimator`.
-        dtype, revision, strict: see `from_pretrained`.
+        dtype, quantize, group_size, revision, strict: see `from_pretrained`.
+        runtime: what the network runs in, see `PoseEstimator.from_pretrained`; each worker needs it.
         max_batch: see `PoseEstimator`.
         images_per_partition: at most; what is lost with a machine. An archive is one partition.
         concurrency: the number of workers, each with an estimator. None: one for each GPU of the cluster or, without
@@ -167,6 +171,9 @@ def predict_dataset(
             "dtype": str(dtype),
             "revision": revision,
         }
+        # What is not asked for is not named, so that older results can be resumed.
+        asked = {"runtime": None if runtime == "jax" else runtime, "quantize": quantize, "group_size": group_size}
+        chosen |= {name: value for name, value in asked.items() if value is not None}
         record |= {"model": _named(model), **chosen}
         load = functools.partial(load_estimator, _named(model), **chosen, strict=strict, max_batch=max_batch)
     options = {"dataset": plain(dataset), "flip_test": flip_test, "decode": decode}

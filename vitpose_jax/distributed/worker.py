@@ -141,13 +141,20 @@ def load_estimator(
     revision: str | None,
     strict: bool,
     max_batch: int | None,
+    **options: Any,
 ) -> PoseEstimator:
-    """The estimator of these options, on the devices that this process sees."""
+    """The estimator of these options, on the devices that this process sees.
+
+    Args:
+        model, dtype, revision, strict, max_batch: of `PoseEstimator.from_pretrained`.
+        detector, labels, min_score: of `Detector.from_pretrained`; None for the bundled one, loaded when it is needed.
+        options: more for `PoseEstimator.from_pretrained`: runtime, quantize, group_size.
+    """
     finder = None
     if detector is not None:
         wanted = {"threshold": min_score, "labels": labels or LABELS}
         finder = Detector.from_pretrained(detector, dtype=dtype, strict=strict, **wanted)
-    options: dict[str, Any] = {"dtype": dtype, "revision": revision, "strict": strict}
+    options |= {"dtype": dtype, "revision": revision, "strict": strict}
     return PoseEstimator.from_pretrained(model, max_batch=max_batch, detector=finder, **options)
 
 
@@ -161,7 +168,7 @@ def environment(num_cpus: float | int, num_gpus: float | int) -> dict[str, str]:
     """The environment of a worker's process: no more threads and memory than it was given.
 
     Args:
-        num_cpus: XLA takes as many threads.
+        num_cpus: XLA and the other runtimes take as many threads.
         num_gpus: of the memory of a GPU that several workers share, XLA takes this part.
     """
     threads = str(max(1, int(num_cpus)))

@@ -128,6 +128,12 @@ def check_installed(runtime: str) -> None:
         raise ImportError(f'the runtime {runtime} needs {packages}: pip install "vitpose-jax[{_EXTRAS[runtime]}]"')
 
 
+def num_threads() -> int:
+    """How many threads a runtime takes on the CPU: as many as NPROC says, which XLA goes by; 0 for its own choice."""
+    threads = os.environ.get("NPROC", "")
+    return int(threads) if threads.isdecimal() else 0
+
+
 def _load_onnxruntime(content: pathlib.Path | bytes, name: str, dtype: str) -> OnnxNetwork:
     import onnxruntime
 
@@ -135,6 +141,7 @@ def _load_onnxruntime(content: pathlib.Path | bytes, name: str, dtype: str) -> O
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = num_threads()
     options.add_session_config_entry(ACCURACY_OPTION, ACCURACY_LEVEL)
     # Azure's sends the data away, and is available in every build.
     providers = [name for name in onnxruntime.get_available_providers() if name != "AzureExecutionProvider"]
@@ -168,6 +175,7 @@ def _load_openvino(content: pathlib.Path | bytes, name: str, dtype: str) -> Onnx
     text = model.get_rt_info(path_in_model).astype(str) if model.has_rt_info(path_in_model) else None
     metadata = _read_metadata(text, content, name)
     options = {"INFERENCE_PRECISION_HINT": _PRECISIONS[dtype], "PERFORMANCE_HINT": "LATENCY", **EXACT_PRODUCTS}
+    options["INFERENCE_NUM_THREADS"] = num_threads()
     try:
         compiled = core.compile_model(model, "CPU", options)
     except RuntimeError as error:
