@@ -29,6 +29,7 @@ ORDER = (
     "pixels",
     "images",
     "detections",
+    "overlaps",
     "storage",
     "vitpose",
     "rtdetr",

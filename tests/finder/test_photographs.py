@@ -2,7 +2,6 @@
 
 import json
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -11,7 +10,8 @@ from vitpose_jax import Detector, PoseEstimator
 from vitpose_jax.bundled import DEFAULT_FINDER, DEMO_BOX, DEMO_IMAGE, GROUP_IMAGE, MODELS
 from vitpose_jax.convert.detectors import load_detector
 from vitpose_jax.finder.modeling import PersonFinder
-from vitpose_jax.finder.postprocess import PART_IOU, box_iou
+from vitpose_jax.finder.postprocess import PART_IOU
+from vitpose_jax.overlaps import box_overlaps
 
 # COCO's annotations of the group, x y w h in pixels.
 GROUP = (
@@ -43,8 +43,7 @@ def detector() -> Detector:
 
 def best_overlaps(boxes: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """For each expected box x y w h, the intersection over union of the nearest box."""
-    corners = [np.concatenate([rows[:, :2], rows[:, :2] + rows[:, 2:]], axis=1) for rows in (boxes, expected)]
-    return np.asarray(box_iou(*(jnp.asarray(rows, jnp.float32) for rows in corners))).max(axis=0)
+    return box_overlaps(boxes, expected).max(axis=0)
 
 
 def test_the_default_detector_is_the_bundled_finder(detector):

@@ -6,8 +6,8 @@ import numpy as np
 
 from tests.support.walkers import people
 from vitpose_jax import PoseEstimator, Poses
+from vitpose_jax.overlaps import box_overlaps
 from vitpose_jax.skeletons import COCO
-from vitpose_jax.video.matching import box_overlaps
 from vitpose_jax.video.reader import Frame
 
 SIZE = (240, 480)

@@ -4,8 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.walkers import People, people
+from vitpose_jax.overlaps import box_overlaps
 from vitpose_jax.skeletons import COCO
-from vitpose_jax.video.matching import assign, box_overlaps
+from vitpose_jax.video.matching import assign
 from vitpose_jax.video.tracking import Tracker
 from vitpose_jax.video.tracks import Track, is_person, next_box
 

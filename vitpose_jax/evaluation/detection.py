@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int
 
 from vitpose_jax.datasets.coco import CocoAnnotations, CocoObject, Source, read_annotations, read_results, require
 from vitpose_jax.evaluation.coco_eval import compute_statistics, number_images
+from vitpose_jax.overlaps import box_intersections, ratio
 
 Annotations: TypeAlias = CocoAnnotations | Source
 """Annotations that have been read, an annotation file, or its parsed content."""
@@ -179,12 +180,8 @@ def match_boxes(
     Returns:
         for each box the index of its object, `FALSE` or `IGNORED`.
     """
-    starts = np.maximum(boxes[:, None, :2], objects[:, :2])
-    ends = np.minimum(boxes[:, None, :2] + boxes[:, None, 2:], objects[:, :2] + objects[:, 2:])
-    shared = np.clip(ends - starts, 0, None).prod(axis=-1)
-    areas = boxes[:, 2:].prod(axis=-1)[:, None]
-    total = np.where(crowd, areas, areas + objects[:, 2:].prod(axis=-1) - shared)
-    overlaps = np.divide(shared, total, out=np.zeros_like(shared), where=total > 0)
+    shared, areas, object_areas = box_intersections(boxes, objects)
+    overlaps = ratio(shared, np.where(crowd, areas[:, None], areas[:, None] + object_areas - shared))
     matches = np.full(len(boxes), FALSE)
     free = ~crowd
     for row, overlap in enumerate(overlaps):

@@ -1,17 +1,7 @@
-"""Boxes of two frames: how much they overlap, and which belong together."""
+"""Which people of two frames belong together."""
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-
-
-def box_overlaps(one: Float[np.ndarray, "m 4"], other: Float[np.ndarray, "n 4"]) -> Float[np.ndarray, "m n"]:
-    """The intersection over union of all pairs of boxes, x y w h."""
-    one, other = np.asarray(one, np.float64).reshape(-1, 4), np.asarray(other, np.float64).reshape(-1, 4)
-    low = np.maximum(one[:, None, :2], other[None, :, :2])
-    high = np.minimum(one[:, None, :2] + one[:, None, 2:], other[None, :, :2] + other[None, :, 2:])
-    intersection = (high - low).clip(min=0).prod(axis=-1)
-    union = one[:, 2:].prod(axis=-1)[:, None] + other[:, 2:].prod(axis=-1)[None] - intersection
-    return intersection / np.maximum(union, np.finfo(np.float64).tiny)
 
 
 def assign(

@@ -18,7 +18,8 @@ from jaxtyping import Float, Int
 from numpy.typing import ArrayLike
 
 from vitpose_jax.evaluation.oks import instance_scores, object_keypoint_similarity
-from vitpose_jax.video.matching import assign, box_overlaps
+from vitpose_jax.overlaps import box_overlaps
+from vitpose_jax.video.matching import assign
 from vitpose_jax.video.tracks import FEW, VISIBLE, Track, is_person, next_box
 
 # The time, in seconds, over which a track's speed is averaged, and after which a lost person may be anywhere near.

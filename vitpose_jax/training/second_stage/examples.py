@@ -16,6 +16,7 @@ from vitpose_jax.finder.detect import first_stage, keep_first_stage
 from vitpose_jax.finder.modeling import PersonFinder
 from vitpose_jax.finder.preprocess import input_size, resized_size
 from vitpose_jax.finder.second_stage import box_offsets, box_shapes, cut_crops
+from vitpose_jax.overlaps import box_intersections, box_overlaps, ratio
 from vitpose_jax.training.detection.augment import ImageAugmentation, LabelledImage, mirror
 from vitpose_jax.training.detection.data import BoxSource
 from vitpose_jax.training.second_stage.config import SecondStageTrainConfig
@@ -158,17 +159,16 @@ def near_boxes(people: Float32[np.ndarray, "people 4"], count: int, rng: np.rand
     return np.concatenate([centre - sides / 2, centre + sides / 2], axis=1).astype(np.float32)
 
 
-def _intersections(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    start, end = np.maximum(boxes[:, None, :2], others[:, :2]), np.minimum(boxes[:, None, 2:], others[:, 2:])
-    areas = [np.prod(rows[:, 2:] - rows[:, :2], axis=1) for rows in (boxes, others)]
-    return np.prod(np.clip(end - start, 0, None), axis=2), areas[0][:, None], areas[1]
+def _sides(corners: np.ndarray) -> np.ndarray:
+    """Boxes x1, y1, x2, y2 as x y w h."""
+    return np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], axis=1)
 
 
 def _overlaps(boxes: np.ndarray, people: np.ndarray) -> np.ndarray:
-    both, first, second = _intersections(boxes, people)
-    return (both / np.maximum(first + second - both, 1e-6)).astype(np.float32)
+    return box_overlaps(_sides(boxes), _sides(people)).astype(np.float32)
 
 
 def _fractions(boxes: np.ndarray, crowds: np.ndarray) -> np.ndarray:
-    both, first, _ = _intersections(boxes, crowds)
-    return both / np.maximum(first, 1e-6)
+    """How much of each box lies in each crowd."""
+    shared, areas, _ = box_intersections(_sides(boxes), _sides(crowds))
+    return ratio(shared, np.broadcast_to(areas[:, None], shared.shape))
