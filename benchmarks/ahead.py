@@ -35,7 +35,7 @@ import optax
 from common import arguments, report, vitpose_config
 from flax import nnx
 from jax.experimental import topologies
-from tables import ahead_table
+from speed_tables import ahead_table
 from variants import PARTS
 
 from vitpose_jax import VitPose, VitPoseConfig

@@ -46,7 +46,7 @@ import pyarrow.parquet as parquet
 from common import arguments, report
 from flax import nnx
 from PIL import Image
-from tables import bulk_table
+from scale_tables import bulk_table
 
 from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig
 from vitpose_jax.distributed import BulkSummary, predict_dataset

@@ -13,8 +13,9 @@ import itertools
 import pathlib
 
 import numpy as np
+from accuracy_tables import calibration_table
 from common import report
-from tables import ROOT, calibration_table
+from reports import ROOT
 
 from vitpose_jax import PoseEstimator
 from vitpose_jax.datasets import read_dataset

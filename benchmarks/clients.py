@@ -19,7 +19,7 @@ import time
 import fastapi
 import uvicorn
 from common import arguments, report
-from tables import clients_table
+from speed_tables import clients_table
 
 from vitpose_jax import PoseEstimator
 from vitpose_jax.bundled import DEMO_IMAGE

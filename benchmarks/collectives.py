@@ -29,7 +29,7 @@ import numpy as np
 from ahead import computations, size
 from common import arguments, report, vitpose_config
 from flax import nnx
-from tables import collectives_table
+from scale_tables import collectives_table
 from train_step import random_batch
 
 from vitpose_jax import VitPose

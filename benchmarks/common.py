@@ -21,7 +21,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tables import RESULTS, describe_machine
+from reports import RESULTS, describe_machine
 
 from vitpose_jax import VitPoseConfig
 

@@ -22,7 +22,7 @@ from common import OURS, TINY, arguments, report, timed_rows, vitpose_config
 from flax import nnx
 from peers import Peer, functions, load
 from speed import scene
-from tables import detection_table
+from speed_tables import detection_table
 
 from vitpose_jax import Detector, PoseEstimator, SingleProgramEstimator, VitPose, convert
 from vitpose_jax.convert.detectors import write_detector

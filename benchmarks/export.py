@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from common import OURS, TINY, arguments, report, timed_rows, vitpose_config
 from flax import nnx
-from tables import export_table
+from speed_tables import export_table
 
 from vitpose_jax import VitPose, checkpoint, export, from_pretrained
 from vitpose_jax.bundled import DEFAULT_MODEL

@@ -8,7 +8,7 @@ Draw it again when the drawing or a bundled model changes.
 import argparse
 
 from PIL import Image
-from tables import ROOT
+from reports import ROOT
 
 from vitpose_jax import PoseEstimator, draw_poses
 from vitpose_jax.bundled import DEMO_IMAGES

@@ -11,7 +11,7 @@ import json
 import pathlib
 
 from PIL import Image
-from tables import ROOT
+from reports import ROOT
 
 from vitpose_jax import PoseEstimator, draw_poses
 

@@ -25,8 +25,9 @@ import sys
 import tempfile
 import time
 
+from accuracy_tables import parity_table
 from common import arguments, report
-from tables import ROOT, parity_table
+from reports import ROOT
 
 SEED = 0
 RANDOM_CROPS = 2

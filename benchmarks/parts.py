@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from common import COPY_BYTES, PRODUCT_SIZE, arguments, copy, product, report, time_interleaved, vitpose_config
 from flax import nnx
-from tables import parts_table
+from speed_tables import parts_table
 
 from vitpose_jax import VitPose
 from vitpose_jax.vitpose import products

@@ -10,7 +10,7 @@ import argparse
 import json
 import pathlib
 
-from tables import PROGRAMS, RESULTS, ROOT
+from reports import PROGRAMS, RESULTS, ROOT
 
 SOURCE = RESULTS / "cpu_avx512_people.json"
 TARGET = ROOT / "docs" / "speed.png"

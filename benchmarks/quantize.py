@@ -42,10 +42,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from common import TINY, arguments, report, timed_rows, vitpose_config
-from flax import nnx
-from quantize_worker import SETTINGS, program
-from tables import (
+from accuracy_tables import (
     quantize_accuracy_table,
     quantize_architectures_table,
     quantize_forward_table,
@@ -53,6 +50,9 @@ from tables import (
     quantize_products_table,
     quantize_time_table,
 )
+from common import TINY, arguments, report, timed_rows, vitpose_config
+from flax import nnx
+from quantize_worker import SETTINGS, program
 
 from vitpose_jax import Detector, VitPose, VitPoseConfig, crop_boxes, from_pretrained, load_image
 from vitpose_jax.bundled import DEMO_BOX, DEMO_IMAGE, GROUP_IMAGE

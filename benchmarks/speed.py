@@ -38,7 +38,7 @@ import numpy as np
 from common import COPY_BYTES, OURS, PRODUCT_SIZE, arguments, copy, product, report, timed_rows, vitpose_config
 from flax import nnx
 from peers import Peer, functions, load
-from tables import experts_table, stages_table
+from speed_tables import experts_table, stages_table
 
 from vitpose_jax import PoseEstimator, VitPose, VitPoseConfig, checkpoint, convert, crop_boxes, decode_heatmaps
 from vitpose_jax.serving.program import Program

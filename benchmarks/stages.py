@@ -30,7 +30,7 @@ import numpy as np
 from common import arguments, report, vitpose_config
 from flax import nnx
 from PIL import Image
-from tables import stage_costs_table
+from scale_tables import stage_costs_table
 
 from vitpose_jax import Detector, Poses, VitPose, crop_boxes, decode_heatmaps, from_pretrained, load_image
 from vitpose_jax.bundled import DEFAULT_MODEL, DEMO_IMAGES

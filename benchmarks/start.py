@@ -21,7 +21,7 @@ import tempfile
 
 from common import arguments, report, vitpose_config
 from flax import nnx
-from tables import start_table
+from speed_tables import start_table
 
 from vitpose_jax import VitPose, convert
 

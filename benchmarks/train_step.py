@@ -27,7 +27,7 @@ from common import OURS, PRODUCT_SIZE, TINY, arguments, product, report, timed_r
 from flax import nnx
 from peers import load
 from speed import multiplications
-from tables import train_step_table
+from speed_tables import train_step_table
 
 from vitpose_jax import VitPose, VitPoseConfig, convert
 from vitpose_jax.pipeline.packing import pack_images

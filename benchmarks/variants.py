@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from common import PRODUCT_SIZE, arguments, product, report, timed_rows, vitpose_config
 from flax import nnx
-from tables import variants_table
+from speed_tables import variants_table
 
 from vitpose_jax import VitPose
 from vitpose_jax.pipeline import warp

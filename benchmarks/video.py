@@ -26,7 +26,7 @@ from typing import Any
 import av
 import numpy as np
 from PIL import Image
-from tables import markdown
+from reports import markdown
 
 from vitpose_jax import PoseEstimator, Poses, VitPoseConfig
 from vitpose_jax.skeletons import COCO

@@ -1,6 +1,7 @@
 """The benchmarks: tables in pages equal the result files, and every command that a page gives is one that exists."""
 
-import importlib
+import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -42,27 +43,30 @@ SCRIPTS = (
     "video",
 )
 # What the scripts import from each other, and the processes that start.py and quantize.py start.
-PARTS = ("common", "peers", "quantize_worker", "start_worker")
+PARTS = (
+    "common",
+    "peers",
+    "quantize_worker",
+    "start_worker",
+    "reports",
+    "speed_tables",
+    "scale_tables",
+    "accuracy_tables",
+)
 
 
-# PyTables, which pandas imports, has the name of a script: each is in the place of the other while it is needed.
-_OURS: dict[str, types.ModuleType] = {}
-
-
+@functools.cache
 def load(name: str) -> types.ModuleType:
-    """A script, as `python benchmarks/NAME.py` imports it."""
+    """A script, as `python benchmarks/NAME.py` imports it. Its own name may be a library's: PyTables is `tables`."""
     environment = dict(os.environ)
-    theirs = sys.modules.pop("tables", None)
-    sys.modules.update(_OURS)
+    spec = importlib.util.spec_from_file_location(f"benchmarks_{name}", BENCHMARKS / f"{name}.py")
+    script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     sys.path.insert(0, str(BENCHMARKS))
     try:
-        return importlib.import_module(name)
+        spec.loader.exec_module(script)
+        return script
     finally:
         sys.path.remove(str(BENCHMARKS))
-        if "tables" in sys.modules:
-            _OURS["tables"] = sys.modules.pop("tables")
-        if theirs is not None:
-            sys.modules["tables"] = theirs
         # ahead.py sets variables for the compilers.
         os.environ.clear()
         os.environ.update(environment)
@@ -111,7 +115,7 @@ def test_the_tables_of_all_pages_are_those_of_the_results(tables):
 
 
 def test_every_result_is_shown_and_says_how_it_was_measured(tables):
-    for path in tables.RESULTS.glob("*.json"):
+    for path in load("reports").RESULTS.glob("*.json"):
         document = json.loads(path.read_text())
         options = vars(parse(document["command"]))
         assert document["options"] == {name: options[name] for name in document["options"]}
@@ -152,13 +156,15 @@ def test_wrong_markers_are_errors(tables, page, message):
         tables.fill(page)
 
 
-def test_the_table_of_runtimes_has_a_column_for_each_and_the_path_below(tables):
+def test_the_table_of_runtimes_has_a_column_for_each_and_the_path_below():
+    runtimes_table = load("speed_tables").runtimes_table
+
     def row(stage, program, ms):
         return {"stage": stage, "dtype": "float32", "people": 1, "flip": False, "program": program, "ms": ms}
 
     rows = [row("path", "vitpose-jax", 40.0), row("path", "vitpose-jax-openvino", 30.0)]
     rows += [row("forward", "vitpose-jax", 20.0), row("forward", "eager", 40.0)]
-    header, _, *lines = tables.runtimes_table(rows).splitlines()
+    header, _, *lines = runtimes_table(rows).splitlines()
     assert header == "| stage | dtype | people | vitpose-jax, ms | vitpose-jax on OpenVINO, ms | transformers, ms |"
     assert lines == [
         "| network alone | float32 | 1 | 20 |  | 40 (2.00x) |",
@@ -166,7 +172,7 @@ def test_the_table_of_runtimes_has_a_column_for_each_and_the_path_below(tables):
     ]
     # A run of the network alone, also with rows of other stages, has no such column.
     rows = [row for row in rows if row["stage"] == "forward"] + [row("crop", "vitpose-jax", 1.0)]
-    assert tables.runtimes_table(rows).splitlines()[2:] == ["| float32 | 1 | 20 | 40 (2.00x) |"]
+    assert runtimes_table(rows).splitlines()[2:] == ["| float32 | 1 | 20 | 40 (2.00x) |"]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
