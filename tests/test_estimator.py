@@ -21,13 +21,13 @@ from tests.support.models import PLUS, TINY, random_model
 from tests.support.poses import ARGMAX, assert_same_poses
 from tests.tolerances import FLOAT32, HEATMAPS, KEYPOINTS, REFINED, REFINED_MOST, ROUNDED_PIXELS
 from vitpose_jax import PoseEstimator, VitPoseConfig
-from vitpose_jax import estimator as estimator_module
 from vitpose_jax.pipeline.packing import PIXEL_BUCKETS, PackedImages
 from vitpose_jax.pipeline.postprocess import DECODINGS, decode_heatmaps, flip_back
 from vitpose_jax.pipeline.predict import predict
 from vitpose_jax.pipeline.preprocess import crop_boxes
 from vitpose_jax.serving.batching import batch_sizes
 from vitpose_jax.serving.flow import MAX_JOBS, ItemError
+from vitpose_jax.serving.pose_items import PoseJob
 from vitpose_jax.skeletons import COCO, Skeleton
 
 
@@ -358,7 +358,7 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
     """Never more than a few batches are on the device."""
     estimator = PoseEstimator(light, max_batch=64)
     started = collected = most = 0
-    run, collect = estimator._program, estimator_module._Job.collect
+    run, collect = estimator._program, PoseJob.collect
 
     def counted_run(*arguments, **options):
         nonlocal started, most
@@ -372,7 +372,7 @@ def test_ten_thousand_boxes_in_one_call(light, monkeypatch):
         collected += 1
 
     monkeypatch.setattr(estimator, "_program", counted_run)
-    monkeypatch.setattr(estimator_module._Job, "collect", counted_collect)
+    monkeypatch.setattr(PoseJob, "collect", counted_collect)
     boxes = random_boxes(0, 10_000)
     poses = estimator(random_image(0), boxes, **ARGMAX)
     assert len(poses) == 10_000

@@ -11,7 +11,6 @@
 While the device computes one batch, the host packs and sends the next.
 """
 
-import dataclasses
 import functools
 import os
 import threading
@@ -20,7 +19,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias, cast, overload
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float
 
 from vitpose_jax.bundled import DEFAULT_MODEL
 from vitpose_jax.detector import Detector
@@ -34,9 +32,10 @@ from vitpose_jax.pipeline.warp import Border, check_border
 from vitpose_jax.pixels.arrays import ChannelOrder, check_channel_order, split_batch
 from vitpose_jax.pixels.urls import remote
 from vitpose_jax.poses import Poses
-from vitpose_jax.serving.batching import Batch, Item, batch_sizes, batches, check_power_of_two
+from vitpose_jax.serving.batching import batch_sizes, batches, check_power_of_two
 from vitpose_jax.serving.boxes import BoxFormat, check_box_format, is_detections
 from vitpose_jax.serving.flow import PREFETCH, ItemError, entry_bytes, read_ahead, run, stream
+from vitpose_jax.serving.pose_items import PoseItem, PoseJob
 from vitpose_jax.serving.program import Program
 from vitpose_jax.serving.requests import DatasetKey, DatasetKeys, Request, check_request, is_sequence, plain
 from vitpose_jax.skeletons import ANIMAL_SKELETONS
@@ -59,86 +58,6 @@ class CallOptions(NamedTuple):
 
     flip_test: bool
     decode: Decode
-
-
-@dataclasses.dataclass(eq=False)
-class _PoseItem(Item):
-    """An image on its way through the estimator.
-
-    Attributes:
-        request: without boxes until the detector found them.
-        box_scores: of the detector.
-        keypoints, scores, covariances: filled as batches come back.
-        pending: the number of boxes whose results have not come back.
-    """
-
-    request: Request
-    box_scores: Float[np.ndarray, " n"] | None = None
-    pending: int = dataclasses.field(init=False, default=0)
-    keypoints: Float[np.ndarray, "n K 2"] = dataclasses.field(init=False)
-    scores: Float[np.ndarray, "n K"] = dataclasses.field(init=False)
-    covariances: Float[np.ndarray, "n K 2 2"] = dataclasses.field(init=False)
-
-    def __post_init__(self) -> None:
-        if self.request.boxes is not None:
-            self.set_boxes(self.request.boxes, self.request.box_scores)
-
-    @property
-    def num_boxes(self) -> int:
-        return 1 if self.request.boxes is None else len(self.request.boxes)
-
-    @property
-    def finished(self) -> bool:
-        return self.request.boxes is not None and self.pending == 0
-
-    @property
-    def boxes(self) -> Float[np.ndarray, "n 4"]:
-        """x y w h in pixels of the image; known by now."""
-        return cast(np.ndarray, self.request.boxes)
-
-    def set_boxes(self, boxes: Float[np.ndarray, "n 4"], box_scores: Float[np.ndarray, " n"] | None = None) -> None:
-        """Make room for the results of these boxes."""
-        if self.request.boxes is None:
-            self.request = self.request.with_boxes(boxes)
-        self.box_scores, self.pending = box_scores, len(boxes)
-        self.keypoints = np.zeros((self.pending, self.request.num_keypoints, 2), np.float32)
-        self.scores = np.zeros((self.pending, self.request.num_keypoints), np.float32)
-        self.covariances = np.full((*self.scores.shape, 2, 2), np.nan, np.float32)
-        if self.pending == 0:
-            self.release_pixels()
-
-    def to_poses(self) -> Poses:
-        """The result."""
-        request = self.request
-        return Poses.create(
-            self.keypoints,
-            self.scores,
-            self.boxes,
-            request.skeletons,
-            request.skeleton_index,
-            self.box_scores,
-            self.covariances,
-        )
-
-
-class _Job(NamedTuple):
-    """A batch on the device, and where its results go."""
-
-    items: list[_PoseItem]
-    batch: Batch
-    keypoints: Float[Array, "size K 2"]
-    scores: Float[Array, "size K"]
-    covariances: Float[Array, "size K 2 2"]
-
-    def collect(self) -> None:
-        """Wait for the results and put them into their items."""
-        results = map(np.asarray, (self.keypoints, self.scores, self.covariances))
-        for (image, box), keypoints, scores, covariances in zip(self.batch.rows, *results, strict=False):
-            item = self.items[image]
-            item.keypoints[box, : len(scores)] = keypoints
-            item.scores[box, : len(scores)] = scores
-            item.covariances[box, : len(scores)] = covariances
-            item.pending -= 1
 
 
 class PoseEstimator:
@@ -387,7 +306,7 @@ class PoseEstimator:
         items = read_ahead(lambda pair: self._read(*pair, channel_order), entries, size=entry_bytes)
         start = functools.partial(self._start, options=CallOptions(flip_test, decode))
         finished = run(items, start, max_boxes=self.max_batch, max_images=max(1, len(images)))
-        return [cast(_PoseItem, item).to_poses() for item in finished]
+        return [cast(PoseItem, item).to_poses() for item in finished]
 
     def stream(
         self,
@@ -427,7 +346,7 @@ class PoseEstimator:
         check_channel_order(channel_order)
         check_box_format(box_format)
 
-        def read(entry: tuple) -> _PoseItem:
+        def read(entry: tuple) -> PoseItem:
             image, boxes, *choice = entry
             request = self._check(boxes, choice[0] if choice else dataset, flip_test, box_format)
             return self._read(image, request, channel_order)
@@ -436,7 +355,7 @@ class PoseEstimator:
             read,
             items,
             functools.partial(self._start, options=CallOptions(flip_test, decode)),
-            _PoseItem.to_poses,
+            PoseItem.to_poses,
             prefetch=prefetch,
             errors=errors,
             max_boxes=self.max_batch,
@@ -504,12 +423,12 @@ class PoseEstimator:
             )
         return request
 
-    def _read(self, image: ImageLike, request: Request, channel_order: ChannelOrder) -> _PoseItem:
+    def _read(self, image: ImageLike, request: Request, channel_order: ChannelOrder) -> PoseItem:
         pixels = load_image(image, channel_order=channel_order)
         pixel_bucket(pixels.shape[0] * pixels.shape[1])  # raises for an image larger than any buffer
-        return _PoseItem(pixels, request.for_image(*pixels.shape[:2]))
+        return PoseItem(pixels, request.for_image(*pixels.shape[:2]))
 
-    def _start(self, items: list[_PoseItem], options: CallOptions) -> Iterator[_Job]:
+    def _start(self, items: list[PoseItem], options: CallOptions) -> Iterator[PoseJob]:
         """Send the images of a group to the device once, find missing boxes, and start a batch each time."""
         if not items:
             return
@@ -533,14 +452,14 @@ class PoseEstimator:
                 dataset_index=batch.dataset_index,
                 **options._asdict(),
             )
-            yield _Job(items, batch, *results)
+            yield PoseJob(items, batch, *results)
 
     def _batch_limits(self, flip_test: bool) -> tuple[int, int]:
         """The most and the fewest boxes in a batch; both are the number that an exported file takes, if it is fixed."""
         fixed = None if isinstance(self.model, VitPose) else self.model.fixed_batch(flip_test=flip_test)
         return (self.max_batch, self._min_batch) if fixed is None else (fixed, fixed)
 
-    def _detect(self, images: PackedImages, items: list[_PoseItem]) -> None:
+    def _detect(self, images: PackedImages, items: list[PoseItem]) -> None:
         """Find the boxes of the items that have none."""
         indices = [index for index, item in enumerate(items) if item.request.boxes is None]
         if indices:
